@@ -1,0 +1,257 @@
+"""The command line: one parser, errors in one line with the nearest valid name, exit code 2."""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+from gatito.errors import UserError, nearest
+
+
+class _Parser(ArgumentParser):
+    """Raises `UserError` where jsonargparse would print its usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(_one_line(message, [k for p in _all_parsers(self) for k in _keys(p)]))
+
+
+def tasks(measure: list[str] | None = None, episodes: int = 100, out: str | None = None, json: bool = False) -> None:
+    """List known tasks, or measure their reference returns.
+
+    Args:
+        measure: Task ids (or `all`) whose random and expert returns to measure.
+        episodes: Seeded episodes per policy to measure over.
+        out: File for the measured references.
+        json: Print JSON instead of a table.
+    """
+    from gatito.commands import list_tasks, measure_tasks
+
+    if measure:
+        measure_tasks(measure, episodes, out)
+    else:
+        list_tasks(json)
+
+
+def tokens(source: str, episode: int = 0, timesteps: int = 2, json: bool = False) -> None:
+    """Show how a dataset's episode, or an environment's first timesteps, become tokens.
+
+    Args:
+        source: Task id, store folder, `minari:FOLDER_OR_ID`, `text:...` or `captions:digits`.
+        episode: Episode of the dataset; for a task, the seed.
+        timesteps: Timesteps that the table shows; --json writes the whole episode.
+        json: Print rows as JSON.
+    """
+    from gatito.commands import show_tokens
+
+    show_tokens(source, episode, timesteps, json)
+
+
+def collect(
+    tasks: str,
+    out: str,
+    episodes: int = 100,
+    agent: Literal["expert", "random"] = "expert",
+    labels: Literal["expert", "executed"] = "expert",
+    first_seed: int = 0,
+    processes: int = 2,
+) -> None:
+    """Collect episodes of scripted experts into Minari datasets.
+
+    Args:
+        tasks: Task ids, separated by commas.
+        out: Folder for the datasets, one below it per task.
+        episodes: Episodes per task.
+        agent: Who acts.
+        labels: Which action is recorded where noise was executed.
+        first_seed: Seed of the first episode.
+        processes: Tasks collected at the same time.
+    """
+    from gatito.data.collect import CollectConfig
+    from gatito.data.collect import collect as run
+
+    config = CollectConfig(
+        episodes=episodes, agent=agent, labels=labels, first_seed=first_seed, processes=processes
+    )
+    for path in run(tasks.split(","), Path(out), config):
+        print(path)
+
+
+def evaluate(
+    checkpoint: str,
+    out: str,
+    tasks: str | None = None,
+    episodes: int = 50,
+    prompt: Literal["none", "demo"] = "none",
+    temperature: float = 0.0,
+) -> None:
+    """Score a checkpoint on seeded episodes and write results.json and report.html.
+
+    Args:
+        checkpoint: Checkpoint folder, folder of a run, or hub repository.
+        out: Folder for the results.
+        tasks: Task ids, separated by commas; all that the checkpoint knows by default.
+        episodes: Seeded episodes per task.
+        prompt: Whether each episode begins with a demonstration of the expert.
+        temperature: 0 acts greedily.
+    """
+    from gatito.commands import evaluate_checkpoint
+
+    chosen = tasks.split(",") if tasks else None
+    evaluate_checkpoint(checkpoint, Path(out), chosen, episodes, prompt, temperature)
+
+
+def demo(out: str = "demo", small: bool = False) -> None:
+    """Collect, build, train and evaluate five domains with one set of weights, then write a report.
+
+    Args:
+        out: Folder for everything that the demo writes.
+        small: The same in under 3 minutes.
+    """
+    from gatito.demo import run_demo
+
+    run_demo(Path(out), small=small)
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of `gatito` with all its verbs."""
+    from gatito import __version__
+    from gatito.data.build import MixtureConfig
+    from gatito.train.configs import Recipe
+
+    def verb(function: Any, positional: str | None = None) -> _Parser:
+        parser = _Parser(description=(function.__doc__ or "").split("\n")[0])
+        if positional:
+            parser.add_argument(positional, type=str)
+        parser.add_function_arguments(function, as_positional=False, skip={positional} if positional else None)
+        return parser
+
+    main = _Parser(prog="gatito", description="One transformer for games, robots, images and text.", version=__version__)
+    verbs = main.add_subcommands(dest="verb")
+    verbs.add_subcommand("demo", verb(demo))
+    verbs.add_subcommand("tasks", verb(tasks))
+    verbs.add_subcommand("tokens", verb(tokens, "source"))
+
+    data = _Parser(description="Collect datasets and build tokenized stores.")
+    verbs.add_subcommand("data", data)
+    data_verbs = data.add_subcommands(dest="data_verb")
+    data_verbs.add_subcommand("collect", verb(collect))
+    build = _Parser(description="Tokenize a mixture of datasets into a store.")
+    build.add_argument("--config", action="config", help="YAML file of the mixture")
+    build.add_class_arguments(MixtureConfig, None)
+    build.add_argument("--out", type=str, required=True, help="folder of the store")
+    data_verbs.add_subcommand("build", build)
+
+    train = _Parser(description="Train a recipe on a store.")
+    train.add_argument("--config", action="config", help="name of a recipe in the package, or a YAML file")
+    train.add_class_arguments(Recipe, None)
+    train.add_argument("--data", type=str, required=True, help="store that gatito data build wrote")
+    train.add_argument("--out", type=str, required=True, help="folder of the run")
+    verbs.add_subcommand("train", train)
+
+    verbs.add_subcommand("eval", verb(evaluate, "checkpoint"))
+    return main
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run one command line; raises `UserError` for bad input."""
+    parser = build_parser()
+    values = parser.parse_args(_normalised(arguments))
+    chosen = values[values.verb]
+    if values.verb == "data":
+        _run_data(parser, chosen)
+    elif values.verb == "train":
+        from gatito.train.trainer import train
+
+        recipe = parser.instantiate_classes(values)[values.verb]
+        from gatito.train.configs import Recipe
+
+        built = Recipe(**{f.name: recipe[f.name] for f in fields(Recipe)})
+        path = train(built, Path(chosen.data), Path(chosen.out))
+        print(f"{path}\nnext: gatito eval {chosen.out} --out {chosen.out}/eval")
+    else:
+        functions = {"demo": demo, "tasks": tasks, "tokens": tokens, "eval": evaluate}
+        functions[values.verb](**chosen.as_dict())
+
+
+def _run_data(parser: ArgumentParser, chosen: Namespace) -> None:
+    values = chosen[chosen.data_verb]
+    if chosen.data_verb == "collect":
+        collect(**values.as_dict())
+        return
+    from gatito.commands import describe_store
+    from gatito.data.build import DatasetConfig, MixtureConfig
+    from gatito.data.build import build as run_build
+
+    raw = values.as_dict()
+    datasets = [d if isinstance(d, DatasetConfig) else DatasetConfig(**d) for d in raw.pop("datasets")]
+    out = raw.pop("out")
+    raw.pop("config", None)
+    describe_store(run_build(MixtureConfig(datasets=datasets, **raw), Path(out)))
+
+
+def main() -> None:
+    """Entry point of the `gatito` command."""
+    try:
+        run(sys.argv[1:])
+    except UserError as error:
+        print(f"gatito: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("gatito: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _normalised(arguments: Sequence[str]) -> list[str]:
+    """Options may be written with dashes or underscores; `--config NAME` names a recipe of the package."""
+    from gatito.recipes import recipe_path
+
+    result: list[str] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            argument = "--" + name[2:].replace("-", "_") + equals + value
+        if result and result[-1] == "--config":
+            argument = recipe_path(argument)
+        elif argument.startswith("--config="):
+            argument = "--config=" + recipe_path(argument.removeprefix("--config="))
+        result.append(argument)
+    return result
+
+
+def _all_parsers(parser: ArgumentParser) -> list[ArgumentParser]:
+    found = [parser]
+    for action in parser._actions:
+        choices = getattr(action, "_name_parser_map", None)
+        if choices:
+            found.extend(p for child in choices.values() for p in _all_parsers(child))
+    return found
+
+
+def _keys(parser: ArgumentParser) -> list[str]:
+    names = [option for action in parser._actions for option in action.option_strings]
+    verbs = [name for action in parser._actions for name in (getattr(action, "_name_parser_map", None) or {})]
+    return [*names, *verbs]
+
+
+def _one_line(message: str, valid: list[str]) -> str:
+    """The gist of a jsonargparse message, with the nearest valid option, key or verb."""
+    text = " ".join(message.split())
+    match = re.search(r"[Uu]nrecognized arguments: (\S+)", text)
+    if match:
+        return nearest(match.group(1).partition("=")[0], valid, "option")
+    match = re.search(r"[Kk]ey '([^']+)' is not expected", text) or re.search(r"does not accept.*?key '([^']+)'", text)
+    if match:
+        return nearest(match.group(1), [v.removeprefix("--") for v in valid], "key")
+    match = re.search(r"invalid choice: '([^']+)' \(choose from (.*)\)", text)
+    if match:
+        return nearest(match.group(1), re.findall(r"'([^']+)'", match.group(2)), "verb or choice")
+    return text
+
+
+if __name__ == "__main__":
+    main()

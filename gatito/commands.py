@@ -1,0 +1,160 @@
+"""What the verbs print."""
+
+import json
+import time
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from gatito.data.collect import collect_episode
+from gatito.data.domains import digits, texts
+from gatito.data.explain import token_rows
+from gatito.data.minari_episodes import episode_from_buffer, open_minari
+from gatito.data.build import open_layout
+from gatito.data.store import Store, open_store
+from gatito.data.tasks import get_task, references, registry
+from gatito.errors import UserError, nearest
+from gatito.eval.agent import load_checkpoint
+from gatito.eval.report import Report, write_report
+from gatito.eval.results import Results, print_results, write_results
+from gatito.eval.rollout import evaluate, measure_references
+from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
+
+
+def list_tasks(as_json: bool) -> None:
+    """Print the known tasks with domain, extra and reference returns."""
+    known = references()
+    rows = []
+    for task, spec in sorted(registry().items()):
+        measured = known.get(task)
+        rows.append(
+            {
+                "id": task,
+                "domain": spec.domain,
+                "extra": ", ".join(sorted(set(spec.modules.values()))),
+                "installed": spec.missing_extra() is None,
+                "random": measured.random if measured else None,
+                "expert": measured.expert if measured else None,
+            }
+        )
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    print(f"{'task':38} {'domain':10} {'needs':18} {'random':>9} {'expert':>9}")
+    for row in rows:
+        random, expert = (f"{row[k]:9.2f}" if row[k] is not None else f"{'?':>9}" for k in ("random", "expert"))
+        missing = "" if row["installed"] else "  (not installed)"
+        print(f"{row['id']:38} {row['domain']:10} gatito[{row['extra']}]{'':{max(0, 10 - len(str(row['extra'])))}} {random} {expert}{missing}")
+
+
+def measure_tasks(tasks: list[str], episodes: int, out: str | None) -> None:
+    """Measure reference returns and write them to a file, or print them."""
+    chosen = sorted(registry()) if tasks == ["all"] else tasks
+    for task in chosen:
+        get_task(task)
+    text = json.dumps({"episodes": episodes, "tasks": measure_references(chosen, episodes)}, indent=1)
+    if out:
+        Path(out).write_text(text + "\n")
+    else:
+        print(text)
+
+
+def tokens_of(source: str, episode: int) -> tuple[TokenSequence, Vocabulary, TextTokenizer, Layout | None]:
+    """Tokens of an episode of a task, store, Minari dataset, text or caption source."""
+    scheme, _, location = source.partition(":")
+    if (Path(source) / "mixture.json").is_file():
+        store = open_store(Path(source), verify=False)
+        dataset = next(iter(store))
+        layout = Layout.from_json(dataset.metadata["layout"], store.text) if dataset.kind == "control" else None
+        return dataset.episode(_index(episode, dataset.num_episodes, source)), store.vocabulary, store.text, layout
+    text = TextTokenizer.load()
+    vocabulary = Vocabulary(text_size=text.size)
+    if scheme == "minari" or (Path(source) / "data" / "metadata.json").is_file():
+        opened = open_minari(location if scheme == "minari" else source)
+        layout = open_layout(opened, vocabulary, text)
+        data = opened.episode(episode)
+        where = f"{opened.path}, episode {episode}"
+        sequence = layout.episode_tokens(data.observations, data.actions, targets=data.targets, where=where)
+        return sequence, vocabulary, text, layout
+    if scheme == "text":
+        documents = texts.documents(location)
+        return text_tokens(documents[_index(episode, len(documents), source)], text), vocabulary, text, None
+    if scheme == "captions":
+        if location != "digits":
+            raise UserError(nearest(location, ["digits"], "caption dataset"))
+        pairs = digits.training_pairs()
+        return pair_tokens(*pairs[_index(episode, len(pairs), source)], vocabulary, text), vocabulary, text, None
+    return _task_tokens(source, episode, vocabulary, text)
+
+
+def _task_tokens(
+    task: str, seed: int, vocabulary: Vocabulary, text: TextTokenizer
+) -> tuple[TokenSequence, Vocabulary, TextTokenizer, Layout | None]:
+    spec = get_task(task)
+    env = spec.make()
+    layout = Layout.from_spaces(
+        env.observation_space, env.action_space, vocabulary=vocabulary, text=text, overrides=spec.overrides
+    )
+    data = episode_from_buffer(collect_episode(spec, env, seed), task, "expert")
+    env.close()
+    return layout.episode_tokens(data.observations, data.actions, where=task), vocabulary, text, layout
+
+
+def _index(episode: int, count: int, source: str) -> int:
+    if not 0 <= episode < count:
+        raise UserError(f"{source} has no episode {episode}; it has {count}, 0 to {count - 1}")
+    return episode
+
+
+def show_tokens(source: str, episode: int, timesteps: int, as_json: bool) -> None:
+    """Print rows of tokens."""
+    sequence, vocabulary, text, layout = tokens_of(source, episode)
+    rows = token_rows(sequence, vocabulary, text, layout)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    shown = min(timesteps if layout else max(timesteps, 40), sequence.num_timesteps)
+    print(f"{sequence}; {shown} timesteps:")
+    for row in rows[: int(sequence.timestep_starts[shown])]:
+        target = "target" if row["loss_mask"] else ""
+        token = "-" if row["id"] is None else row["id"]
+        print(f"{token!s:>6}  {row['modality']:11} {row['local_position']:>4}  {target:6}  {row['meaning']}")
+
+
+def describe_store(store: Store) -> None:
+    """Print what a store holds."""
+    total = sum(d.weight for d in store)
+    print(f"{'dataset':44} {'episodes':>9} {'timesteps':>10} {'tokens':>11} {'targets':>8} {'share':>6}")
+    for d in store:
+        m = d.metadata
+        share = f"{d.weight / total:6.1%}"
+        print(f"{d.name[-44:]:44} {d.num_episodes:>9} {d.num_timesteps:>10} {m['tokens']:>11} {m['targets']:>8} {share}")
+        if m.get("filtered_episodes") or m.get("clipped_observations") or m.get("clipped_actions"):
+            print(
+                f"    filtered {m['filtered_episodes']} episodes; clipped {m['clipped_observations']} observation "
+                f"values and {m['clipped_actions']} action values to their bounds"
+            )
+    print(store.folder)
+
+
+def evaluate_checkpoint(
+    checkpoint: str,
+    out: Path,
+    tasks: list[str] | None,
+    episodes: int,
+    prompt: Literal["none", "demo"],
+    temperature: float,
+) -> None:
+    """Score a checkpoint and write `results.json` and `report.html`."""
+    began = time.monotonic()
+    model, processor = load_checkpoint(checkpoint)
+    chosen = tasks or sorted(set(processor.layouts) & set(registry()))
+    rows = evaluate(model, processor, chosen, episodes=episodes, prompt=prompt, temperature=temperature)
+    results = Results(tasks=rows, captions=None, seconds={"evaluate": time.monotonic() - began})
+    out.mkdir(parents=True, exist_ok=True)
+    write_results(results, out / "results.json")
+    write_report(Report(title=f"gatito: {checkpoint}", results=results), out / "report.html")
+    print_results(results)
+    tqdm.write(f"{out / 'results.json'}\n{out / 'report.html'}")
+

@@ -1,0 +1,174 @@
+"""Demonstrations from scripted experts into Minari datasets.
+
+Demonstrations are diversified by executing a share of random actions while the expert's action is recorded as
+the label (DART, Laskey et al. 2017): the expert shows how to come back, the noise itself is not imitated.
+"""
+
+import contextlib
+import dataclasses
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from minari.data_collector import EpisodeBuffer
+from tqdm import tqdm
+
+from gatito.data.episode import stack
+from gatito.data.minari_episodes import EXPLORATORY, MinariWriter
+from gatito.data.tasks import EVALUATION_SEEDS, ExpertFailed, Policy, TaskSpec, get_task
+from gatito.errors import UserError
+
+CHUNK = 100
+"""Episodes held in memory before they are written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """What `gatito data collect` collects."""
+
+    episodes: int = 100
+    """Episodes per task."""
+    agent: Literal["expert", "random"] = "expert"
+    """Who acts."""
+    labels: Literal["expert", "executed"] = "expert"
+    """Which action is recorded where noise was executed; executed noise later leaves the loss mask."""
+    first_seed: int = 0
+    """Seed of the first episode; the next ones count up."""
+    processes: int = 2
+    """Tasks collected at the same time."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise UserError(f"episodes is {self.episodes}, allowed 1 and more")
+        if not 0 <= self.first_seed <= EVALUATION_SEEDS - self.episodes:
+            raise UserError(
+                f"first_seed {self.first_seed} with {self.episodes} episodes leaves [0, {EVALUATION_SEEDS}); "
+                "seeds from there on are kept for evaluation"
+            )
+
+
+def random_policy(env: gym.Env[Any, Any], seed: int) -> Policy:
+    """The policy that samples the action space, seeded."""
+    env.action_space.seed(seed)
+    return lambda _: env.action_space.sample()
+
+
+def collect_episode(
+    spec: TaskSpec,
+    env: gym.Env[Any, Any],
+    seed: int,
+    *,
+    agent: Literal["expert", "random"] = "expert",
+    noise: float = 0.0,
+    labels: Literal["expert", "executed"] = "expert",
+) -> EpisodeBuffer:
+    """Play one seeded episode and return it with its T + 1 observations.
+
+    Raises `ExpertFailed` where the expert gives up, `UserError` where the simulator returns NaN.
+    """
+    observation, _ = env.reset(seed=seed)
+    policy = spec.expert(env) if agent == "expert" else random_policy(env, seed)
+    env.action_space.seed(seed)
+    rng = np.random.default_rng([seed, 0xDA27])
+    observations, actions, rewards, ends, exploratory = [observation], [], [], [], []
+    while not ends or not any(ends[-1]):
+        action = policy(observation)
+        explore = bool(rng.random() < noise)
+        executed = env.action_space.sample() if explore else action
+        observation, reward, terminated, truncated, _ = env.step(executed)
+        observations.append(observation)
+        actions.append(executed if labels == "executed" else action)
+        rewards.append(float(reward))
+        ends.append((bool(terminated), bool(truncated)))
+        exploratory.append(explore)
+    if not np.isfinite(rewards).all():
+        raise UserError(f"task {spec.id!r}, seed {seed}, timestep {int(np.argmin(np.isfinite(rewards)))}: NaN reward")
+    return EpisodeBuffer(
+        seed=seed,
+        observations=stack(env.observation_space, observations),
+        actions=stack(env.action_space, actions),
+        rewards=rewards,
+        terminations=[terminated for terminated, _ in ends],
+        truncations=[truncated for _, truncated in ends],
+        infos={EXPLORATORY: np.array([*exploratory, False])[:, None]},
+    )
+
+
+def episodes_of(spec: TaskSpec, config: CollectConfig) -> Iterator[EpisodeBuffer]:
+    """Yield the asked number of episodes; seeds on which the expert gives up are passed over."""
+    env = spec.make()
+    noise = spec.noise if config.agent == "expert" else 0.0
+    seed, failures, found = config.first_seed, 0, 0
+    while found < config.episodes:
+        try:
+            yield collect_episode(spec, env, seed, agent=config.agent, noise=noise, labels=config.labels)
+            found += 1
+        except ExpertFailed as error:
+            failures += 1
+            if failures > 10 + config.episodes // 2:
+                raise UserError(f"task {spec.id!r}: the expert failed {failures} times, last: {error}") from None
+        seed += 1
+    env.close()
+
+
+def collect_task(task: str, root: Path, config: CollectConfig, tick: Callable[[], object] = lambda: None) -> Path:
+    """Collect one task into `root/TASK/AGENT-v0`; nothing is left behind unless all of it succeeded."""
+    spec = get_task(task)
+    writer = MinariWriter(
+        root,
+        f"{task}/{config.agent}-v0",
+        spec.make(),
+        {
+            "algorithm_name": config.agent,
+            "gatito_task": task,
+            "gatito_actions": config.labels,
+            "description": f"{config.agent} episodes of {task}; {spec.noise:.0%} random actions executed"
+            if config.agent == "expert"
+            else f"random episodes of {task}",
+        },
+    )
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(writer.discard)
+        chunk: list[EpisodeBuffer] = []
+        for buffer in episodes_of(spec, config):
+            chunk.append(buffer)
+            tick()
+            if len(chunk) == CHUNK:
+                writer.write(chunk)
+                chunk = []
+        writer.write(chunk)
+        cleanup.pop_all()
+    return writer.publish()
+
+
+def collect(tasks: Sequence[str], root: Path, config: CollectConfig, counts: dict[str, int] | None = None) -> list[Path]:
+    """Collect several tasks, `config.processes` at a time, with one progress bar over all episodes.
+
+    `counts` overrides the number of episodes of some tasks. Same seeds, same episodes, whatever the processes.
+    """
+    configs = {t: dataclasses.replace(config, episodes=(counts or {}).get(t, config.episodes)) for t in tasks}
+    for task in tasks:
+        get_task(task)
+        if (root / task / f"{config.agent}-v0").exists():
+            raise UserError(f"{root / task / f'{config.agent}-v0'} exists; choose another --out or remove it")
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(config.processes, mp_context=context) as pool,
+        tqdm(total=sum(c.episodes for c in configs.values()), desc="collect", unit="episode") as bar,
+    ):
+        ticks = manager.Queue()
+        futures = [pool.submit(_collect_in_worker, task, root, configs[task], ticks) for task in tasks]
+        while not all(future.done() for future in futures) or not ticks.empty():
+            with contextlib.suppress(Exception):
+                bar.update(ticks.get(timeout=0.2))
+        return [future.result() for future in futures]
+
+
+def _collect_in_worker(task: str, root: Path, config: CollectConfig, ticks: Any) -> Path:
+    return collect_task(task, root, config, lambda: ticks.put(1))

@@ -1,0 +1,36 @@
+"""Captions of real images: scikit-learn's 1 797 handwritten digits, 8x8 with 17 grey levels."""
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatito.errors import UserError
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+HELD_OUT = 360
+"""The last images are kept for evaluation and never trained on."""
+
+
+@cache
+def _all_pairs() -> tuple[tuple[NDArray[np.uint8], str], ...]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UserError("captions:digits needs scikit-learn: pip install 'gatito[demo]'") from None
+    digits = load_digits()
+    images = np.repeat(np.repeat(digits.images, 2, axis=1), 2, axis=2)  # (N, 16, 16), one patch each
+    pixels = np.round(images / 16 * 255).astype(np.uint8)[..., None]
+    return tuple(
+        (image, f"the digit {NAMES[label]}") for image, label in zip(pixels, digits.target, strict=True)
+    )
+
+
+def training_pairs() -> tuple[tuple[NDArray[np.uint8], str], ...]:
+    """(image (16, 16, 1), caption) of all but the held-out images."""
+    return _all_pairs()[:-HELD_OUT]
+
+
+def held_out_pairs() -> tuple[tuple[NDArray[np.uint8], str], ...]:
+    """(image (16, 16, 1), caption) of the held-out images."""
+    return _all_pairs()[-HELD_OUT:]

@@ -1,0 +1,181 @@
+"""The 50 Meta-World manipulation tasks (Yu et al. 2019), scored by success, with their scripted policies."""
+
+import os
+import subprocess
+import sys
+from functools import cache, partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from numpy.typing import NDArray
+
+from gatito.data.tasks import Policy, TaskSpec
+
+NAMES = (
+    "assembly basketball bin-picking box-close button-press-topdown button-press-topdown-wall button-press "
+    "button-press-wall coffee-button coffee-pull coffee-push dial-turn disassemble door-close door-lock "
+    "door-open door-unlock drawer-close drawer-open faucet-close faucet-open hammer hand-insert "
+    "handle-press-side handle-press handle-pull-side handle-pull lever-pull peg-insert-side "
+    "peg-unplug-side pick-out-of-hole pick-place pick-place-wall plate-slide-back-side plate-slide-back "
+    "plate-slide-side plate-slide push-back push push-wall reach reach-wall shelf-place soccer stick-pull "
+    "stick-push sweep-into sweep window-close window-open"
+).split()
+
+IMAGE_SIZE = 200
+"""Width and height of a rendered frame, pixels."""
+
+FRAGILE = ("handle-pull-side", "shelf-place")
+"""Tasks whose policy never recovers from some slips (success falls to 0.8): collected without noise."""
+
+_PIXELS_PER_METRE = 120
+_PROBE = (
+    "import mujoco; model = mujoco.MjModel.from_xml_string('<mujoco/>'); data = mujoco.MjData(model);"
+    "renderer = mujoco.Renderer(model, 8, 8); renderer.update_scene(data); renderer.render()"
+)
+
+
+class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
+    """One task, whose goal and object positions are drawn from the seed of `reset`.
+
+    The observation (39,) is hand position, gripper opening, object positions and rotations, the same of the
+    timestep before, and the goal position; metres. The reward is 1 at the first success, which ends the
+    episode, and 0 before; Meta-World's own is `info["dense_reward"]`.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
+
+    def __init__(self, task: str, render_mode: str | None = None) -> None:
+        """Build the task, such as `reach`. Frames are drawings of the state where OpenGL does not work."""
+        backend = None
+        if render_mode or "MUJOCO_GL" in os.environ:  # with a backend that is not there, import mujoco fails
+            backend = _opengl_backend()
+            os.environ["MUJOCO_GL"] = backend or "disable"
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+        self.spec = EnvSpec(
+            id=f"gatito/metaworld-{task}-v3",
+            entry_point="gatito.data.domains.metaworld:MetaWorld",
+            kwargs={"task": task},
+        )
+        self.render_mode = render_mode
+        self.renders_state = render_mode is not None and backend is None
+        """Whether frames are drawings of the state."""
+        simulator: Any = ALL_V3_ENVIRONMENTS[f"{task}-v3"]
+        self._simulator = simulator(
+            render_mode=render_mode if backend else None,
+            camera_name="corner2",
+            width=IMAGE_SIZE,
+            height=IMAGE_SIZE,
+        )
+        # Meta-World clips observations to its own space, where the goal's part is zero by default; unbounded keeps
+        # the goal. Ours is a metre around the table: linear bins of 2 mm, where mu-law ones would be 12 mm wide.
+        self._simulator.__dict__["sawyer_observation_space"] = gym.spaces.Box(-np.inf, np.inf, (39,), np.float64)
+        self.observation_space = gym.spaces.Box(-1.0, 1.0, (39,), np.float64)
+        self._simulator._partially_observable = False
+        self._simulator._freeze_rand_vec = False
+        self._simulator.seeded_rand_vec = True
+        self._simulator._set_task_called = True
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
+        self._observation = np.zeros(39)
+
+    def reset(
+        self, *, seed: int | None = None, options: Any = None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        """Start the episode of this seed; without one, of a seed drawn from the last."""
+        super().reset(seed=seed)
+        self._simulator.seed(int(self.np_random.integers(1 << 31)))
+        observation, info = self._simulator.reset()
+        self._observation = np.clip(observation, -1.0, 1.0)
+        return self._observation, info
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+        """Move the hand by up to 1 cm per axis and drive the gripper."""
+        observation, dense_reward, _, truncated, info = self._simulator.step(action)
+        self._observation = np.clip(observation, -1.0, 1.0)
+        success = bool(info["success"] > 0)
+        info["dense_reward"] = float(dense_reward)
+        return self._observation, float(success), success, truncated and not success, info
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """Return a frame (200, 200, 3), or None without a render mode."""
+        if self.render_mode is None:
+            return None
+        if not self.renders_state:
+            try:
+                frame: NDArray[np.uint8] = self._simulator.render()
+                return np.ascontiguousarray(frame[::-1, ::-1])  # this camera hangs upside down
+            except Exception:  # whatever a broken driver raises
+                self.renders_state = True
+        return draw_state(self._observation)
+
+    def close(self) -> None:
+        """Free the renderer."""
+        self._simulator.close()
+
+
+def draw_state(observation: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Draw hand, objects and goal (200, 200, 3): seen from above in the upper half, from the front below."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "white")
+    canvas = ImageDraw.Draw(image)
+    canvas.line((0, IMAGE_SIZE // 2, IMAGE_SIZE, IMAGE_SIZE // 2), "gray")
+    points = {"green": observation[36:39], "orange": observation[11:14], "red": observation[4:7]}
+    points["blue"] = observation[:3]
+    for colour, (x, y, z) in points.items():
+        if not (x or y or z):
+            continue  # a task with one object leaves the second at zero
+        for height in (y - 0.3, z + 0.05 - IMAGE_SIZE / 2 / _PIXELS_PER_METRE):
+            column = IMAGE_SIZE / 2 + x * _PIXELS_PER_METRE
+            row = IMAGE_SIZE / 2 - height * _PIXELS_PER_METRE
+            canvas.ellipse((column - 4, row - 4, column + 4, row + 4), colour)
+    return np.asarray(image)
+
+
+def expert(task: str, env: gym.Env[Any, Any]) -> Policy:
+    """Return Meta-World's scripted policy of the task, clipped to the action space."""
+    from metaworld.policies import ENV_POLICY_MAP
+
+    policy_class: Any = ENV_POLICY_MAP[f"{task}-v3"]
+    policy = policy_class()
+
+    def act(observation: NDArray[np.float64]) -> NDArray[np.float32]:
+        return np.clip(policy.get_action(observation), -1.0, 1.0).astype(np.float32)
+
+    return act
+
+
+def tasks() -> list[TaskSpec]:
+    """Return the 50 tasks."""
+    return [
+        TaskSpec(
+            id=f"metaworld/{name}",
+            make=partial(MetaWorld, name),
+            expert=partial(expert, name),
+            noise=0.0 if name in FRAGILE else 0.1,
+            modules={"metaworld": "metaworld"},
+            success=True,
+        )
+        for name in NAMES
+    ]
+
+
+@cache
+def _opengl_backend() -> str | None:
+    """Return the first MuJoCo backend that renders, tried in a process of its own: it may crash."""
+    wanted = os.environ.get("MUJOCO_GL")
+    for backend in [wanted] if wanted else ["egl", "osmesa", "glfw"]:
+        probe = [sys.executable, "-c", _PROBE]
+        try:
+            done = subprocess.run(
+                probe, env={**os.environ, "MUJOCO_GL": backend}, capture_output=True, timeout=60
+            )
+        except subprocess.TimeoutExpired:
+            continue
+        if done.returncode == 0:
+            return backend
+    return None

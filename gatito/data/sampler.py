@@ -1,0 +1,118 @@
+"""The mixture sampler: row i of the stream is a pure function of (seed, i).
+
+So the stream depends on no world size, worker count or interruption, and a prompt is drawn afresh each time.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatito.data.packing import Batch, pack
+from gatito.data.store import Store, TokenDataset
+from gatito.errors import UserError
+from gatito.tokenizers import TokenSequence
+from gatito.tokenizers.sequence import concatenate
+
+GOLDEN_RATIO = 0.6180339887498949
+PAIRS_PER_SEQUENCE = 5
+"""Image and text pairs in a vision-language sequence (Reed et al. 2022, section 2.3)."""
+
+
+def prompt_budget(context: int) -> int:
+    """Tokens that a prompt may have: half the context, in training and acting alike."""
+    return context // 2
+
+
+def prompt_timesteps(starts: NDArray[np.int64], first: int, budget: int) -> int:
+    """Return the end of the longest run of whole timesteps from `first` that fits `budget` tokens."""
+    return int(np.searchsorted(starts, starts[first] + budget, side="right")) - 1
+
+
+def goal_timesteps(starts: NDArray[np.int64], budget: int) -> int:
+    """Return the first timestep of the longest run of whole timesteps at the end that fits `budget` tokens."""
+    return int(np.searchsorted(starts, starts[-1] - budget, side="left"))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sampler:
+    """Draws packed rows of `context` tokens from a store."""
+
+    store: Store
+    """Datasets and weights."""
+    context: int
+    """L, tokens in a row."""
+    seed: int
+    """Of the stream."""
+    prompt_share: float = 0.25
+    """Share of the sequences that begin with a prompt (Reed et al. 2022, section 2.3)."""
+
+    def __post_init__(self) -> None:
+        for dataset in self.store:
+            if dataset.longest_timestep > self.context:
+                raise UserError(
+                    f"dataset {dataset.name!r} has a timestep of {dataset.longest_timestep} tokens, the context is "
+                    f"{self.context}; raise --train.context or resize its images"
+                )
+
+    @cached_property
+    def _edges(self) -> NDArray[np.float64]:
+        weights = np.array([dataset.weight for dataset in self.store])
+        return np.cumsum(weights / weights.sum())
+
+    @cached_property
+    def _phase(self) -> float:
+        return float(np.random.default_rng([self.seed, 0]).random())
+
+    def dataset(self, index: int) -> TokenDataset:
+        """The dataset of row `index`: by a golden-ratio sequence, so that every stretch has the weights."""
+        u = (self._phase + index * GOLDEN_RATIO) % 1.0
+        return self.store.datasets[min(int(np.searchsorted(self._edges, u, side="right")), len(self._edges) - 1)]
+
+    def row(self, index: int) -> list[TokenSequence]:
+        """Sequences of row `index`, `context` tokens together; the last one is cut."""
+        return self._row(index)[0]
+
+    def batch(self, first: int, size: int) -> Batch:
+        """Rows [first, first + size) as a batch."""
+        rows = [self._row(index) for index in range(first, first + size)]
+        return pack([row for row, _ in rows], rngs=[rng for _, rng in rows], length=self.context)
+
+    def _row(self, index: int) -> tuple[list[TokenSequence], np.random.Generator]:
+        rng = np.random.default_rng([self.seed, 1, index])
+        dataset, segments, room = self.dataset(index), [], self.context
+        while room > 0:
+            sequence = self._sequence(dataset, room, rng)
+            segments.append(sequence)
+            room -= len(sequence)
+        return segments, rng
+
+    def _sequence(self, dataset: TokenDataset, room: int, rng: np.random.Generator) -> TokenSequence:
+        if dataset.kind == "pairs":
+            picks = rng.integers(dataset.num_episodes, size=PAIRS_PER_SEQUENCE)
+            joined = concatenate([dataset.episode(int(pick)) for pick in picks])
+            return joined.head(room, dataset.vocabulary.patch) if len(joined) > room else joined
+        first = int(rng.integers(dataset.num_timesteps))
+        episode = int(np.searchsorted(dataset.episode_timesteps, first, side="right")) - 1
+        parts = []
+        if dataset.kind == "control" and rng.random() < self.prompt_share:
+            parts = self._prompt(dataset, episode, prompt_budget(room), rng)
+            room -= sum(len(part) for part in parts)
+        last = int(dataset.episode_timesteps[episode + 1])
+        return concatenate([*parts, dataset.sequence(first, last, max_tokens=room)])
+
+    def _prompt(
+        self, dataset: TokenDataset, episode: int, budget: int, rng: np.random.Generator
+    ) -> list[TokenSequence]:
+        """Whole timesteps of another episode of the same source agent: half from its end, half uniform."""
+        others = dataset.episodes_by_agent[int(dataset.episode_agents[episode])]
+        others = others[others != episode]
+        if not len(others):
+            return []
+        other = int(others[rng.integers(len(others))])
+        begin, end = (int(t) for t in dataset.episode_timesteps[other : other + 2])
+        starts = dataset.timestep_tokens[begin : end + 1]
+        first = goal_timesteps(starts, budget) if rng.random() < 0.5 else int(rng.integers(end - begin))
+        last = prompt_timesteps(starts, first, budget)
+        return [dataset.sequence(begin + first, begin + last)] if last > first else []

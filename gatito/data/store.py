@@ -1,0 +1,248 @@
+"""The tokenized store: one folder per dataset of flat arrays, memory-mapped, hashed, published by rename.
+
+    dataset.json            kind, task, source agents, counts, layout, SHA-256 of every file below
+    ids, loss_mask, local_positions         (N,) one entry per token
+    patches, patch_intervals                (P, 16, 16, 3) uint8 pixels and (P, 4), in token order
+    timestep_tokens, timestep_patches       (T + 1,) offsets of each timestep's tokens and patches
+    episode_timesteps                       (E + 1,) offsets of each episode's timesteps
+    episode_agents                          (E,) index into `agents`
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatito.errors import UserError
+from gatito.tokenizers import TextTokenizer, TokenSequence, Vocabulary
+from gatito.tokenizers.patches import PATCH
+
+SCHEMA = 1
+ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "ids": ("", ()),
+    "loss_mask": ("bool", ()),
+    "local_positions": ("uint16", ()),
+    "patches": ("uint8", (PATCH, PATCH, 3)),
+    "patch_intervals": ("uint8", (4,)),
+    "timestep_tokens": ("int64", ()),
+    "timestep_patches": ("int64", ()),
+    "episode_timesteps": ("int64", ()),
+    "episode_agents": ("uint16", ()),
+}
+"""File stem to dtype and shape of an entry; ids are uint16 where the vocabulary fits, else uint32."""
+
+
+def _dtype(name: str, vocabulary: Vocabulary) -> str:
+    return ARRAYS[name][0] or ("uint16" if vocabulary.size <= 1 << 16 else "uint32")
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class StoreWriter:
+    """Appends sequences of one dataset to its files; memory stays flat."""
+
+    def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
+        """Create the folder; it must not exist."""
+        folder.mkdir(parents=True)
+        self.folder, self.vocabulary = folder, vocabulary
+        self._files: dict[str, BinaryIO] = {name: (folder / f"{name}.bin").open("wb") for name in ARRAYS}
+        self._agents: list[str] = []
+        self._tokens = self._patches = self._timesteps = self._episodes = self._targets = 0
+        for name in ("timestep_tokens", "timestep_patches", "episode_timesteps"):
+            self._append(name, np.zeros(1))
+
+    def write(self, sequence: TokenSequence, agent: str) -> None:
+        """Append one episode, document or pair."""
+        if agent not in self._agents:
+            self._agents.append(agent)
+        for name in ("ids", "loss_mask", "local_positions", "patches", "patch_intervals"):
+            self._append(name, getattr(sequence, name))
+        before = np.concatenate([[0], np.cumsum(sequence.ids == self.vocabulary.patch)])
+        starts = sequence.timestep_starts[1:]
+        self._append("timestep_tokens", starts + self._tokens)
+        self._append("timestep_patches", before[starts] + self._patches)
+        self._timesteps += sequence.num_timesteps
+        self._append("episode_timesteps", np.array([self._timesteps]))
+        self._append("episode_agents", np.array([self._agents.index(agent)]))
+        self._tokens += len(sequence)
+        self._patches += len(sequence.patches)
+        self._targets += int(sequence.loss_mask.sum())
+        self._episodes += 1
+
+    def close(self, metadata: dict[str, Any]) -> None:
+        """Flush, hash and describe the files; `metadata` holds kind, task, layout and the like."""
+        for file in self._files.values():
+            file.close()
+        if self._episodes == 0:
+            raise UserError(f"dataset {metadata.get('name')!r} has no episodes left to train on")
+        values = {
+            "schema": SCHEMA,
+            **metadata,
+            "agents": self._agents,
+            "episodes": self._episodes,
+            "timesteps": self._timesteps,
+            "tokens": self._tokens,
+            "patches": self._patches,
+            "targets": self._targets,
+            "sha256": {name: sha256_of(self.folder / f"{name}.bin") for name in ARRAYS},
+        }
+        (self.folder / "dataset.json").write_text(json.dumps(values, indent=1))
+
+    def _append(self, name: str, values: NDArray[Any]) -> None:
+        self._files[name].write(np.ascontiguousarray(values, _dtype(name, self.vocabulary)).tobytes())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenDataset:
+    """One dataset of a store, memory-mapped."""
+
+    folder: Path
+    """Where its files are."""
+    vocabulary: Vocabulary
+    """Id ranges."""
+    metadata: dict[str, Any]
+    """The contents of `dataset.json`."""
+
+    def __getattr__(self, name: str) -> NDArray[Any]:
+        if name not in ARRAYS:
+            raise AttributeError(name)
+        path, dtype = self.folder / f"{name}.bin", _dtype(name, self.vocabulary)
+        shape = (-1, *ARRAYS[name][1])
+        values = np.zeros(0, dtype) if path.stat().st_size == 0 else np.memmap(path, dtype, "r")
+        array = np.asarray(values).reshape(shape)
+        self.__dict__[name] = array
+        return array
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset in its mixture."""
+        return str(self.metadata["name"])
+
+    @property
+    def kind(self) -> str:
+        """`control`, `text` or `pairs`."""
+        return str(self.metadata["kind"])
+
+    @property
+    def weight(self) -> float:
+        """Share of the rows of a batch, before the weights are normalised."""
+        return float(self.metadata["weight"])
+
+    @property
+    def num_timesteps(self) -> int:
+        """Timesteps in all episodes."""
+        return int(self.metadata["timesteps"])
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes, documents or pairs."""
+        return int(self.metadata["episodes"])
+
+    @cached_property
+    def episodes_by_agent(self) -> dict[int, NDArray[np.int64]]:
+        """Episode indices of each source agent."""
+        agents = self.episode_agents
+        return {int(agent): np.flatnonzero(agents == agent) for agent in np.unique(agents)}
+
+    @cached_property
+    def longest_timestep(self) -> int:
+        """Tokens of the longest timestep."""
+        return int(np.diff(self.timestep_tokens).max())
+
+    def sequence(self, first: int, last: int, max_tokens: int | None = None) -> TokenSequence:
+        """Timesteps [first, last) of the whole dataset, cut after `max_tokens` where given."""
+        starts = self.timestep_tokens[first : last + 1]
+        if max_tokens is not None and starts[-1] - starts[0] > max_tokens:
+            starts = starts[: int(np.searchsorted(starts, starts[0] + max_tokens)) + 1]
+        patch_starts = self.timestep_patches[first : first + len(starts)]
+        a, b, p, q = int(starts[0]), int(starts[-1]), int(patch_starts[0]), int(patch_starts[-1])
+        whole = TokenSequence(
+            ids=self.ids[a:b].astype(np.int32),
+            loss_mask=self.loss_mask[a:b],
+            local_positions=self.local_positions[a:b].astype(np.int32),
+            patches=self.patches[p:q],
+            patch_intervals=self.patch_intervals[p:q],
+            timestep_starts=starts - a,
+        )
+        if max_tokens is not None and len(whole) > max_tokens:
+            return whole.head(max_tokens, self.vocabulary.patch)
+        return whole
+
+    def episode(self, index: int) -> TokenSequence:
+        """All timesteps of one episode."""
+        return self.sequence(int(self.episode_timesteps[index]), int(self.episode_timesteps[index + 1]))
+
+    def verify(self) -> None:
+        """Compare every file with its hash; raises `UserError` naming the file that changed."""
+        for name, expected in self.metadata["sha256"].items():
+            path = self.folder / f"{name}.bin"
+            if not path.is_file():
+                raise UserError(f"{path} is missing; build the store again")
+            if sha256_of(path) != expected:
+                raise UserError(f"{path} does not match its SHA-256; the file is damaged, build the store again")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Store:
+    """A built mixture: its datasets, vocabulary and text model."""
+
+    folder: Path
+    """Where `mixture.json` is."""
+    vocabulary: Vocabulary
+    """Id ranges shared by all datasets."""
+    text: TextTokenizer
+    """The text model shared by all datasets."""
+    datasets: tuple[TokenDataset, ...]
+    """In the order of the mixture."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash over all hashes: two stores are the same data where it is equal."""
+        parts = [json.dumps(d.metadata, sort_keys=True) for d in self.datasets]
+        return hashlib.sha256("".join([self.text.sha256, *parts]).encode()).hexdigest()
+
+    def layouts(self) -> dict[str, dict[str, Any]]:
+        """Layout (JSON values) of every control task."""
+        return {d.metadata["task"]: d.metadata["layout"] for d in self.datasets if d.kind == "control"}
+
+    def __iter__(self) -> Iterator[TokenDataset]:
+        return iter(self.datasets)
+
+
+def open_store(folder: Path, *, verify: bool = True) -> Store:
+    """Open a folder that `gatito data build` wrote; raises `UserError` where it is damaged or none."""
+    path = folder / "mixture.json"
+    if not path.is_file():
+        raise UserError(f"no tokenized store at {folder}: {path} is missing; run gatito data build")
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); build the store again") from None
+    if values.get("schema") != SCHEMA:
+        raise UserError(f"{path}: schema {values.get('schema')}, this gatito reads {SCHEMA}; build the store again")
+    vocabulary = Vocabulary(**values["vocabulary"])
+    datasets = []
+    for name in values["datasets"]:
+        described = folder / name / "dataset.json"
+        if not described.is_file():
+            raise UserError(f"{described} is missing; build the store again")
+        dataset = TokenDataset(
+            folder=folder / name, vocabulary=vocabulary, metadata=json.loads(described.read_text())
+        )
+        if verify:
+            dataset.verify()
+        datasets.append(dataset)
+    text = TextTokenizer.load(folder / "tokenizer.model")
+    if text.sha256 != values["text_sha256"]:
+        raise UserError(f"{folder / 'tokenizer.model'} does not match its SHA-256; build the store again")
+    return Store(folder=folder, vocabulary=vocabulary, text=text, datasets=tuple(datasets))

@@ -1,0 +1,120 @@
+"""The registry of control tasks: environment, scripted expert, reference returns.
+
+A package of yours adds tasks through the entry point group `gatito.tasks`: the entry point is a function
+without arguments that returns a list of `TaskSpec`. Files never name code; only installed packages do.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.resources import files
+from typing import Any
+
+import gymnasium as gym
+
+from gatito.errors import UserError, nearest
+
+Policy = Callable[[Any], Any]
+"""Maps one observation to one action; asked once per timestep, in order."""
+
+EVALUATION_SEEDS = 1 << 30
+"""Episode seeds below are for collecting, from here on for references, prompts and evaluation."""
+
+PROMPT_SEEDS = EVALUATION_SEEDS + (1 << 29)
+"""Seeds of the demonstrations that an expert gives as prompts at evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Mean return of the random policy and of the scripted expert, 100 seeded episodes each."""
+
+    random: float
+    expert: float
+
+    def score(self, episode_return: float) -> float:
+        """Normalise a return: 0 is the random policy, 1 the expert (Reed et al. 2022, section 4)."""
+        return (episode_return - self.random) / (self.expert - self.random)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """One control task."""
+
+    id: str
+    """`domain/name` in lower case, as the user types it."""
+    make: Callable[..., gym.Env[Any, Any]]
+    """Builds the environment; takes `render_mode`. Its spaces are serializable."""
+    expert: Callable[[gym.Env[Any, Any]], Policy]
+    """Builds the expert for an environment that has just been reset; asked anew each episode."""
+    noise: float = 0.0
+    """Share of random actions executed while collecting; the expert's action stays the label."""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """Modules that must be importable, each with the extra that installs it."""
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    """Field path to field kind, where the space alone would be read differently."""
+    success: bool = False
+    """Whether the return is a success (0 or 1)."""
+
+    @property
+    def domain(self) -> str:
+        """The part of the id before the slash."""
+        return self.id.split("/")[0]
+
+    def missing_extra(self) -> str | None:
+        """Return the sentence that tells what to install, or None where all is there."""
+        for module, extra in self.modules.items():
+            if importlib.util.find_spec(module) is None:
+                return f"task {self.id!r} needs {module}: pip install 'gatito[{extra}]'"
+        return None
+
+
+class ExpertFailed(RuntimeError):
+    """The expert gave up on an episode or thought too long; the collector leaves the episode out."""
+
+
+@cache
+def registry() -> dict[str, TaskSpec]:
+    """Return every known task by id: our own first, then those of installed packages."""
+    from gatito.data.domains import babyai, classic, metaworld
+
+    specs = [*classic.tasks(), *babyai.tasks(), *metaworld.tasks()]
+    for entry in entry_points(group="gatito.tasks"):
+        specs.extend(entry.load()())
+    tasks: dict[str, TaskSpec] = {}
+    for spec in specs:
+        if spec.id in tasks:
+            raise UserError(f"task {spec.id!r} is registered twice; rename one of them")
+        tasks[spec.id] = spec
+    return tasks
+
+
+def get_task(task_id: str) -> TaskSpec:
+    """Return the task, or raise `UserError` with the nearest name or the missing extra."""
+    tasks = registry()
+    if task_id not in tasks:
+        raise UserError(nearest(task_id, tasks, "task"))
+    missing = tasks[task_id].missing_extra()
+    if missing:
+        raise UserError(missing)
+    return tasks[task_id]
+
+
+@cache
+def references() -> dict[str, Reference]:
+    """Return the measured references by task id (`gatito tasks --measure` rewrites the file)."""
+    text = files("gatito.data").joinpath("references.json").read_text()
+    return {task: Reference(**values) for task, values in json.loads(text)["tasks"].items()}
+
+
+def reference(task_id: str) -> Reference:
+    """Return the references of one task, or raise `UserError` where none was measured."""
+    known = references()
+    if task_id not in known:
+        raise UserError(
+            f"task {task_id!r} has no reference returns; measure them: "
+            f"gatito tasks --measure {task_id} --out references.json"
+        )
+    return known[task_id]

@@ -1,0 +1,188 @@
+"""`gatito demo`: five domains from expert to score, with one set of weights."""
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from gatito.commands import describe_store, tokens_of
+from gatito.data.build import DatasetConfig, MixtureConfig, build
+from gatito.data.collect import CollectConfig, collect
+from gatito.data.explain import token_rows
+from gatito.errors import UserError
+from gatito.eval.agent import load_checkpoint
+from gatito.eval.language import caption_images, caption_score, continue_texts
+from gatito.eval.report import Report, write_report
+from gatito.eval.results import Results, print_results, write_results
+from gatito.eval.rollout import evaluate
+from gatito.eval.videos import record_episode
+from gatito.recipes import recipe_path
+from gatito.train.configs import ModelConfig, Recipe, TrainConfig
+from gatito.train.trainer import train
+
+SHOWN = ("classic/cartpole", "box2d/lunar-lander", "metaworld/plate-slide", "babyai/go-to-local-s5n2")
+"""Tasks whose tokens and videos the report shows, one per domain."""
+BEGINNINGS = ("The assert statement", "A class definition", "If the expression", "The with statement is used to")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoTask:
+    """One task of the demo."""
+
+    episodes: int
+    """Demonstrations to collect."""
+    weight: float
+    """Share of the training rows, relative to the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much the demo does."""
+
+    share: float
+    """Of the demonstrations."""
+    episodes: int
+    """Evaluation episodes per task, unprompted."""
+    prompted_episodes: int
+    """Evaluation episodes per task with a demonstration as prompt."""
+    images: int | None
+    """Held-out images to caption; None is all."""
+    minutes: int
+    """Expected wall time on two cores, for the first line."""
+
+
+TASKS = {
+    "classic/cartpole": DemoTask(episodes=60, weight=0.6),
+    "classic/mountain-car": DemoTask(episodes=150, weight=0.5),
+    "classic/acrobot": DemoTask(episodes=150, weight=0.8),
+    "classic/pendulum": DemoTask(episodes=150, weight=1.0),
+    "box2d/lunar-lander": DemoTask(episodes=150, weight=1.5),
+    "metaworld/door-unlock": DemoTask(episodes=150, weight=1.0),
+    "metaworld/handle-press-side": DemoTask(episodes=150, weight=1.0),
+    "metaworld/plate-slide": DemoTask(episodes=150, weight=1.0),
+    "metaworld/button-press-topdown-wall": DemoTask(episodes=150, weight=1.0),
+    "babyai/go-to-obj": DemoTask(episodes=800, weight=1.8),
+    "babyai/go-to-red-ball-no-dists": DemoTask(episodes=800, weight=1.8),
+    "babyai/go-to-local-s5n2": DemoTask(episodes=1200, weight=1.8),
+}
+CAPTIONS_WEIGHT, TEXT_WEIGHT = 0.5, 0.4
+FULL = Size(share=1.0, episodes=50, prompted_episodes=20, images=None, minutes=14)
+SMALL = Size(share=0.05, episodes=4, prompted_episodes=2, images=40, minutes=3)
+
+
+class Stages:
+    """Wall time by stage, said as each begins."""
+
+    def __init__(self) -> None:
+        """Nothing has run yet."""
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, what: str) -> Iterator[None]:
+        """Time a stage."""
+        tqdm.write(f"\n[{sum(self.seconds.values()) / 60:4.1f} min] {what}")
+        began = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - began
+
+
+def demo_recipe(small: bool) -> Recipe:
+    """The recipe `demo` of the package, cut down for --small."""
+    values = yaml.safe_load(Path(recipe_path("demo")).read_text())
+    recipe = Recipe(model=ModelConfig(**values["model"]), train=TrainConfig(**values["train"]))
+    if small:
+        cut = dataclasses.replace(recipe.train, steps=40, warmup=10, minutes=0.75)
+        return dataclasses.replace(recipe, train=cut)
+    return recipe
+
+
+def run_demo(out: Path, *, small: bool = False) -> Results:
+    """Run all stages into `out`, which must not hold an earlier demo."""
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; remove it or choose another --out")
+    size, stages = (SMALL if small else FULL), Stages()
+    datasets, run = out / "datasets", out / "run"
+    counts = {task: max(4, round(t.episodes * size.share)) for task, t in TASKS.items()}
+    print(f"gatito demo: {len(TASKS)} control tasks, captions and text; about {size.minutes} minutes on two cores")
+    with stages.stage("collect", f"1/5 collect {sum(counts.values())} demonstrations from scripted experts"):
+        collect(list(TASKS), datasets, CollectConfig(), counts)
+    with stages.stage("build", "2/5 filter and tokenize into one store"):
+        mixture = MixtureConfig(
+            datasets=[
+                *(DatasetConfig(source=f"minari:{datasets / t / 'expert-v0'}", weight=c.weight) for t, c in TASKS.items()),
+                DatasetConfig(source="captions:digits", weight=CAPTIONS_WEIGHT),
+                DatasetConfig(source="text:python-docs", weight=TEXT_WEIGHT),
+            ]
+        )
+        describe_store(build(mixture, out / "store"))
+    recipe = demo_recipe(small)
+    with stages.stage("train", f"3/5 train one set of weights, at most {recipe.train.minutes} minutes"):
+        checkpoint = train(recipe, out / "store", run)
+    with stages.stage("evaluate", "4/5 evaluate, without and with a demonstration as prompt"):
+        model, processor = load_checkpoint(checkpoint)
+        rows = [
+            *evaluate(model, processor, list(TASKS), episodes=size.episodes, prompt="none"),
+            *evaluate(model, processor, list(TASKS), episodes=size.prompted_episodes, prompt="demo"),
+        ]
+        captions = caption_images(model, processor, size.images)
+        written = continue_texts(model, processor, list(BEGINNINGS))
+    with stages.stage("report", "5/5 record videos and write the report"):
+        videos = [record_episode(model, processor, task) for task in SHOWN]
+        timesteps = {}
+        for source in (*SHOWN, "captions:digits", "text:python-docs"):
+            sequence, vocabulary, text, layout = tokens_of(source, 0)
+            last = 1 if layout or source.startswith("captions") else 40
+            timesteps[source] = token_rows(sequence.timesteps(0, last, vocabulary.patch), vocabulary, text, layout)
+    results = Results(tasks=rows, captions=caption_score(captions), seconds=stages.seconds)
+    write_results(results, out / "results.json")
+    following = next_commands(out)
+    report = Report(
+        title="gatito demo",
+        results=results,
+        metrics=run / "metrics.jsonl",
+        timesteps=timesteps,
+        videos=videos,
+        captions=captions,
+        texts=written,
+        facts=facts(model, run / "metrics.jsonl"),
+        next_commands=following,
+    )
+    write_report(report, out / "report.html")
+    print_results(results)
+    print("minutes: " + ", ".join(f"{k} {v / 60:.1f}" for k, v in stages.seconds.items()))
+    print(f"wrote {out / 'report.html'} and {out / 'results.json'}\nnext:")
+    for command in following:
+        print(f"  {command}")
+    return results
+
+
+def facts(model: torch.nn.Module, metrics: Path) -> dict[str, str]:
+    """What was trained, on what."""
+    parameters = sum(p.numel() for p in model.parameters())
+    table = model.get_input_embeddings().weight.numel()  # type: ignore[operator]
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return {
+        "parameters": f"{parameters / 1e6:.2f} M, {(parameters - table) / 1e6:.2f} M without the token table",
+        "steps": str(lines[-1]["step"]),
+        "training tokens per second": f"{sum(line['tokens_per_s'] for line in lines) / len(lines):.0f}",
+        "machine": f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}",
+    }
+
+
+def next_commands(out: Path) -> list[str]:
+    """Commands that go on from here, as typed."""
+    run, store = out / "run", out / "store"
+    return [
+        f"gatito eval {run} --tasks {SHOWN[0]} --episodes 50 --prompt demo --out {out / 'eval'}",
+        f"gatito tokens {out / 'datasets' / SHOWN[2] / 'expert-v0'} --episode 0",
+        f"gatito train --config demo --data {store} --train.steps 10000 --train.minutes 120 --out runs/longer",
+        f"gatito data collect --tasks babyai/pickup-loc --episodes 500 --out {out / 'more'}",
+    ]

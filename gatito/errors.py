@@ -1,0 +1,16 @@
+"""The one exception that a user can cause, and the sentence that names the nearest valid name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input: the command line prints its one sentence and exits with code 2."""
+
+
+def nearest(name: str, valid: Iterable[str], what: str) -> str:
+    """Return the sentence for an unknown `name`, with the nearest of the `valid` names."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
+    hint = f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(names) or 'none'}"
+    return f"unknown {what} {name!r}; {hint}"

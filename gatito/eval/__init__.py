@@ -1,0 +1,1 @@
+"""Acting and scoring: environment -> observation -> tokens -> model (cached) -> action tokens -> action."""

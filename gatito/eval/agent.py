@@ -1,0 +1,86 @@
+"""The agent in a Gymnasium loop.
+
+    agent = gatito.load_agent("demo/run")
+    agent.reset(task="classic/cartpole")
+    observation, _ = env.reset(seed=0)
+    action = agent.act(observation)
+"""
+
+from pathlib import Path
+from typing import Any
+
+from gatito.data.episode import Episode
+from gatito.data.sampler import prompt_budget, prompt_timesteps
+from gatito.errors import UserError
+from gatito.eval.actor import Actor
+from gatito.model import GatitoForCausalLM, GatitoProcessor
+from gatito.tokenizers import Layout, TokenSequence
+from gatito.train.checkpoint import resolve_checkpoint
+
+
+def load_checkpoint(path: str | Path) -> tuple[GatitoForCausalLM, GatitoProcessor]:
+    """Load model and processor from a checkpoint folder, the folder of a run, or a hub repository `owner/name`."""
+    is_hub = not Path(path).exists() and str(path).count("/") == 1 and not str(path).startswith((".", "/"))
+    source = str(path) if is_hub else str(resolve_checkpoint(path))
+    try:
+        return GatitoForCausalLM.from_pretrained(source).eval(), GatitoProcessor.from_pretrained(source)
+    except OSError as error:
+        raise UserError(f"cannot load checkpoint {path}: {str(error).splitlines()[0]}") from None
+
+
+def prompt_from(demonstration: Episode, layout: Layout, context: int) -> TokenSequence | None:
+    """The first whole timesteps of a demonstration that fit half the context (Reed et al. 2022, section 2.4).
+
+    None where not even the first fits.
+    """
+    where = f"demonstration {demonstration.id} of {demonstration.task}"
+    sequence = layout.episode_tokens(demonstration.observations, demonstration.actions, where=where)
+    last = prompt_timesteps(sequence.timestep_starts, 0, prompt_budget(context))
+    return sequence.timesteps(0, last, layout.vocabulary.patch) if last else None
+
+
+class Agent:
+    """One session: `reset` it for a task, then `act` on each observation."""
+
+    def __init__(self, model: GatitoForCausalLM, processor: GatitoProcessor, *, temperature: float = 0.0) -> None:
+        """`temperature` 0 acts greedily."""
+        self.model, self.processor, self.temperature = model, processor, temperature
+        self._actor: Actor | None = None
+        self._task: str | None = None
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, temperature: float = 0.0) -> "Agent":
+        """Load from a checkpoint folder, the folder of a run, or a hub repository."""
+        return cls(*load_checkpoint(path), temperature=temperature)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks that the checkpoint knows."""
+        return sorted(self.processor.layouts)
+
+    def reset(self, task: str, demonstration: Episode | None = None, seed: int = 0) -> None:
+        """Begin an episode of a task, with or without a demonstration of the same task as prompt.
+
+        Raises `UserError` for an unknown task and for a demonstration of another one.
+        """
+        layout = self.processor.layout(task)
+        prompt = None
+        if demonstration is not None:
+            if demonstration.task != task:
+                raise UserError(f"a demonstration of {demonstration.task!r} cannot prompt {task!r}; give one of {task!r}")
+            prompt = prompt_from(demonstration, layout, int(self.model.config.context))
+        if self._task != task:
+            self._actor, self._task = Actor(self.model, layout, temperature=self.temperature), task
+        assert self._actor is not None
+        self._actor.reset(0, prompt, seed)
+
+    def act(self, observation: Any) -> Any:
+        """The action for an observation of the task's space."""
+        if self._actor is None:
+            raise UserError("reset the agent for a task before it acts: agent.reset(task=...)")
+        return self._actor.act({0: observation})[0]
+
+
+def load_agent(path: str | Path, *, temperature: float = 0.0) -> Agent:
+    """Load an agent from a checkpoint folder, the folder of a run, or a hub repository."""
+    return Agent.from_pretrained(path, temperature=temperature)

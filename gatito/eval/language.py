@@ -1,0 +1,80 @@
+"""Captions of held-out images and continuations of text."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gatito.data.domains import digits
+from gatito.eval.statistics import wilson_interval
+from gatito.model import GatitoForCausalLM, GatitoProcessor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """What the model wrote under one held-out image."""
+
+    image: np.ndarray
+    """(H, W, C) uint8."""
+    expected: str
+    """The true caption."""
+    written: str
+    """The model's."""
+
+
+def caption_images(
+    model: GatitoForCausalLM, processor: GatitoProcessor, count: int | None = None, batch: int = 90
+) -> list[Caption]:
+    """Greedy captions of the held-out digits, all 360 unless `count` says fewer."""
+    pairs = digits.held_out_pairs()[:count]
+    captions: list[Caption] = []
+    for first in range(0, len(pairs), batch):
+        chunk = pairs[first : first + batch]
+        inputs = processor(images=[image for image, _ in chunk])
+        with torch.inference_mode():
+            ids = model.generate(**inputs, max_new_tokens=10, do_sample=False)
+        written = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
+        captions.extend(
+            Caption(image=image, expected=expected, written=text)
+            for (image, expected), text in zip(chunk, written, strict=True)
+        )
+    return captions
+
+
+def caption_score(captions: list[Caption]) -> dict[str, float | int]:
+    """Share of exact captions with its 95 % interval, beside always answering the commonest one."""
+    exact = sum(c.written == c.expected for c in captions)
+    expected = [c.expected for c in captions]
+    low, high = wilson_interval(exact, len(captions))
+    return {
+        "images": len(captions),
+        "exact": exact / len(captions),
+        "ci_low": low,
+        "ci_high": high,
+        "commonest_answer": max(expected.count(text) for text in set(expected)) / len(captions),
+    }
+
+
+def continue_texts(
+    model: GatitoForCausalLM, processor: GatitoProcessor, beginnings: list[str], new_tokens: int = 40, seed: int = 0
+) -> list[str]:
+    """Sampled continuations, each with its beginning."""
+    torch.manual_seed(seed)
+    inputs = processor(beginnings)
+    with torch.inference_mode():
+        ids = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=True, temperature=0.7, top_p=0.9)
+    return processor.batch_decode(ids)
+
+
+def bits_per_byte(model: GatitoForCausalLM, processor: GatitoProcessor, text: str) -> float:
+    """Bits that the model needs per UTF-8 byte of a text, in windows of the context."""
+    ids = processor.text.encode(text)
+    context = int(model.config.context)
+    nats = 0.0
+    with torch.inference_mode():
+        for first in range(0, len(ids) - 1, context):
+            window = torch.tensor([ids[first : first + context + 1]])
+            logits = model(window[:, :-1]).logits[..., : processor.text.size]
+            nats += float(torch.nn.functional.cross_entropy(logits[0], window[0, 1:], reduction="sum"))
+    return nats / math.log(2) / len(text.encode())

@@ -1,0 +1,223 @@
+"""Seeded episodes of a policy, scored between the random policy (0) and the expert (1)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from tqdm import tqdm
+
+from gatito.data.collect import collect_episode
+from gatito.data.minari_episodes import episode_from_buffer
+from gatito.data.tasks import EVALUATION_SEEDS, PROMPT_SEEDS, ExpertFailed, TaskSpec, get_task, reference
+from gatito.eval.actor import Actor
+from gatito.eval.agent import prompt_from
+from gatito.eval.statistics import bootstrap_interval, wilson_interval
+from gatito.errors import UserError
+from gatito.model import GatitoForCausalLM, GatitoProcessor
+from gatito.tokenizers import Layout, TokenSequence
+
+Prompt = Literal["none", "demo"]
+NUM_SESSIONS = 25
+"""Environments stepped as one batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """Scores of one task, a row of `results.json`."""
+
+    id: str
+    """Task id."""
+    domain: str
+    """Part of the id before the slash."""
+    prompt: str
+    """`none` or `demo`."""
+    episodes: int
+    """Seeded episodes."""
+    mean_return: float
+    """Mean return (of success tasks: the success rate)."""
+    score: float
+    """(return - random) / (expert - random)."""
+    ci_low: float
+    """Lower end of the score's 95 % interval: bootstrap, for success tasks Wilson."""
+    ci_high: float
+    """Upper end."""
+    random: float
+    """Mean return of the random policy."""
+    expert: float
+    """Mean return of the scripted expert."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as written to `results.json`."""
+        values = asdict(self)
+        return {("return" if key == "mean_return" else key): value for key, value in values.items()}
+
+
+def demonstrations(spec: TaskSpec, layout: Layout, context: int, count: int) -> list[TokenSequence]:
+    """Prompts out of `count` seeded expert episodes that are neither trained nor evaluated on."""
+    env = spec.make()
+    prompts: list[TokenSequence] = []
+    seed = PROMPT_SEEDS
+    while len(prompts) < count and seed < PROMPT_SEEDS + 10 * count:
+        try:
+            episode = episode_from_buffer(collect_episode(spec, env, seed), spec.id, "expert")
+            prompt = prompt_from(episode, layout, context)
+            if prompt is not None:
+                prompts.append(prompt)
+        except ExpertFailed:
+            pass
+        seed += 1
+    env.close()
+    if len(prompts) < count:
+        raise UserError(f"task {spec.id!r}: no demonstration whose first timestep fits half the context of {context}")
+    return prompts
+
+
+def play(
+    spec: TaskSpec,
+    actor: Actor,
+    seeds: Sequence[int],
+    prompts: Sequence[TokenSequence] | None = None,
+    on_episode: Callable[[], object] = lambda: None,
+) -> np.ndarray:
+    """Play one episode per seed and return the returns (N,); sessions take the next seed as they finish."""
+    count = min(len(actor.sessions), len(seeds))
+    envs: list[gym.Env[Any, Any]] = [spec.make() for _ in range(count)]
+    returns = np.zeros(len(seeds))
+    waiting: Iterator[int] = iter(range(len(seeds)))
+    playing: dict[int, int] = {}
+    observations: dict[int, Any] = {}
+
+    def begin(session: int) -> None:
+        episode = next(waiting, None)
+        if episode is None:
+            return
+        playing[session] = episode
+        actor.reset(session, prompts[episode % len(prompts)] if prompts else None, seed=seeds[episode])
+        observations[session] = envs[session].reset(seed=seeds[episode])[0]
+
+    for session in range(count):
+        begin(session)
+    while playing:
+        actions = actor.act(observations)
+        for session, action in actions.items():
+            observation, reward, terminated, truncated, _ = envs[session].step(action)
+            returns[playing[session]] += float(reward)
+            observations[session] = observation
+            if terminated or truncated:
+                del playing[session], observations[session]
+                on_episode()
+                begin(session)
+    for env in envs:
+        env.close()
+    return returns
+
+
+def evaluate_task(
+    model: GatitoForCausalLM,
+    processor: GatitoProcessor,
+    task: str,
+    *,
+    episodes: int = 50,
+    prompt: Prompt = "none",
+    temperature: float = 0.0,
+    on_episode: Callable[[], object] = lambda: None,
+) -> TaskResult:
+    """Score a checkpoint on one task. Same checkpoint, task, episodes and prompt: same result."""
+    spec, layout, known = get_task(task), processor.layout(task), reference(task)
+    env = spec.make()
+    fresh = Layout.from_spaces(
+        env.observation_space,
+        env.action_space,
+        vocabulary=layout.vocabulary,
+        text=layout.text,
+        overrides=spec.overrides,
+    )
+    env.close()
+    if fresh.sha256 != layout.sha256:
+        raise UserError(
+            f"task {task!r}: the environment's layout {fresh.sha256[:12]} is not the checkpoint's {layout.sha256[:12]}; "
+            "the spaces have changed since the data was built, train again"
+        )
+    context = int(model.config.context)
+    prompts = demonstrations(spec, layout, context, min(episodes, 20)) if prompt == "demo" else None
+    actor = Actor(model, layout, min(NUM_SESSIONS, episodes), temperature=temperature)
+    seeds = [EVALUATION_SEEDS + i for i in range(episodes)]
+    returns = play(spec, actor, seeds, prompts, on_episode)
+    scores = (returns - known.random) / (known.expert - known.random)
+    if spec.success:
+        rate_low, rate_high = wilson_interval(int(returns.sum()), episodes)
+        low, high = known.score(rate_low), known.score(rate_high)
+    else:
+        low, high = bootstrap_interval(scores)
+    return TaskResult(
+        id=task,
+        domain=spec.domain,
+        prompt=prompt,
+        episodes=episodes,
+        mean_return=float(returns.mean()),
+        score=float(scores.mean()),
+        ci_low=low,
+        ci_high=high,
+        random=known.random,
+        expert=known.expert,
+    )
+
+
+def evaluate(
+    model: GatitoForCausalLM,
+    processor: GatitoProcessor,
+    tasks: Sequence[str],
+    *,
+    episodes: int = 50,
+    prompt: Prompt = "none",
+    temperature: float = 0.0,
+) -> list[TaskResult]:
+    """Score a checkpoint on several tasks, with one progress bar over all episodes."""
+    if episodes < 1:
+        raise UserError(f"--episodes is {episodes}, allowed 1 and more")
+    for task in tasks:
+        get_task(task)
+        processor.layout(task)
+        reference(task)
+    results = []
+    with tqdm(total=len(tasks) * episodes, desc=f"evaluate, prompt {prompt}", unit="episode") as bar:
+        for task in tasks:
+            result = evaluate_task(
+                model,
+                processor,
+                task,
+                episodes=episodes,
+                prompt=prompt,
+                temperature=temperature,
+                on_episode=bar.update,
+            )
+            results.append(result)
+    return results
+
+
+def mean_score(results: Sequence[TaskResult]) -> float:
+    """Mean score over tasks."""
+    return float(np.mean([result.score for result in results])) if results else float("nan")
+
+
+def measure_references(tasks: Sequence[str], episodes: int = 100) -> dict[str, dict[str, float]]:
+    """Mean returns of the random policy and of the expert over seeded episodes, by task."""
+    measured = {}
+    for task in tqdm(tasks, desc="measure", unit="task"):
+        spec = get_task(task)
+        env = spec.make()
+        means = {}
+        for agent in ("random", "expert"):
+            returns = []
+            for i in range(episodes):
+                try:
+                    buffer = collect_episode(spec, env, EVALUATION_SEEDS + i, agent=agent)  # type: ignore[arg-type]
+                    returns.append(sum(buffer.rewards))
+                except ExpertFailed:
+                    returns.append(0.0)
+            means[agent] = float(np.mean(returns))
+        env.close()
+        measured[task] = means
+    return measured

@@ -1,0 +1,112 @@
+"""What belongs to a checkpoint beside its weights: text model, patcher, and the layout of every task."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from transformers import BatchFeature, ProcessorMixin
+
+from gatito.data.packing import pack
+from gatito.errors import UserError, nearest
+from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, text_tokens
+from gatito.tokenizers.documents import image_tokens
+from gatito.tokenizers.sequence import concatenate
+
+TOKENIZER_FILE, LAYOUTS_FILE, CONFIG_FILE = "tokenizer.model", "layouts.json", "processor_config.json"
+
+
+class GatitoProcessor(ProcessorMixin):
+    """Turns text and images into model inputs, and holds the layout of every task that was trained on."""
+
+    attributes: list[str] = []  # noqa: RUF012
+
+    def __init__(self, vocabulary: Vocabulary, text: TextTokenizer, layouts: Mapping[str, Layout]) -> None:
+        """`layouts` maps task ids to layouts."""
+        self.vocabulary, self.text, self.layouts = vocabulary, text, dict(layouts)
+        self.chat_template = None
+
+    def __call__(
+        self, text: str | Sequence[str] | None = None, images: Sequence[np.ndarray] | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        """One prompt of text, or of one image each followed by its text, per row; rows are padded on the left.
+
+        Images are (H, W, C) uint8. Returns tensors as `GatitoForCausalLM.generate` takes them.
+        """
+        texts = [text] if isinstance(text, str) else list(text or [""] * len(images or []))
+        if images is not None and len(images) != len(texts):
+            raise UserError(f"{len(images)} images for {len(texts)} texts; give one each")
+        rows = []
+        for i, words in enumerate(texts):
+            parts = [] if images is None else [image_tokens(np.asarray(images[i]), self.vocabulary)]
+            ids = self.text.encode(words)
+            if ids:
+                parts.append(text_tokens(words, self.text).head(len(ids), self.vocabulary.patch))
+            if not parts:
+                raise UserError("an empty prompt: give a text or an image")
+            rows.append(concatenate(parts))
+        return BatchFeature(_left_padded(rows))
+
+    def batch_decode(self, ids: torch.Tensor, **kwargs: Any) -> list[str]:
+        """Text of each row, up to its end token."""
+        return [self.decode(row) for row in ids]
+
+    def decode(self, ids: torch.Tensor | Sequence[int], **kwargs: Any) -> str:
+        """Text of ids up to the end token; ids that are no text are left out."""
+        values = [int(i) for i in ids]
+        if self.text.end in values:
+            values = values[: values.index(self.text.end)]
+        return self.text.decode([i for i in values if i < self.text.size])
+
+    def layout(self, task: str) -> Layout:
+        """The layout of a task, or `UserError` with the nearest one that the checkpoint knows."""
+        if task not in self.layouts:
+            raise UserError(f"this checkpoint was not trained on it: {nearest(task, self.layouts, 'task')}")
+        return self.layouts[task]
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Write the text model, the layouts and the id ranges into a checkpoint folder."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / TOKENIZER_FILE).write_bytes(self.text.model)
+        layouts = {task: layout.to_json() for task, layout in self.layouts.items()}
+        (folder / LAYOUTS_FILE).write_text(json.dumps(layouts))
+        config = {"processor_class": "GatitoProcessor", "vocabulary": self.vocabulary.to_json()}
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1))
+        return [str(folder / name) for name in (TOKENIZER_FILE, LAYOUTS_FILE, CONFIG_FILE)]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "GatitoProcessor":
+        """Read from a checkpoint folder, or from a repository on the hub."""
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            patterns = [TOKENIZER_FILE, LAYOUTS_FILE, CONFIG_FILE]
+            folder = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=patterns))
+        for name in (TOKENIZER_FILE, LAYOUTS_FILE, CONFIG_FILE):
+            if not (folder / name).is_file():
+                raise UserError(f"{folder}: {name} is missing; this is no complete gatito checkpoint")
+        text = TextTokenizer.load(folder / TOKENIZER_FILE)
+        layouts = json.loads((folder / LAYOUTS_FILE).read_text())
+        vocabulary = Vocabulary(**json.loads((folder / CONFIG_FILE).read_text())["vocabulary"])
+        return cls(vocabulary, text, {task: Layout.from_json(values, text) for task, values in layouts.items()})
+
+
+def _left_padded(rows: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
+    """Pack rows of unequal length with the padding on the left, as `generate` wants them."""
+    batch = pack([[row] for row in rows])
+    B, L = batch.input_ids.shape
+    lengths = torch.tensor([len(row) for row in rows])
+    source = torch.arange(L) - (L - lengths)[:, None]  # (B, L), negative for padding
+    mask = source >= 0
+    take = source.clamp(min=0)
+    return {
+        "input_ids": torch.where(mask, batch.input_ids.gather(1, take), 0),
+        "attention_mask": mask.long(),
+        "local_positions": batch.local_positions.gather(1, take),
+        "patches": batch.patches,
+        "patch_indices": batch.patch_indices,
+        "patch_positions": batch.patch_positions,
+    }

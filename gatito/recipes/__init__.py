@@ -1,0 +1,22 @@
+"""Named runs: YAML files of `Recipe`, and mixtures."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from gatito.errors import UserError, nearest
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in files("gatito.recipes").iterdir() if p.name.endswith(".yaml"))
+
+
+def recipe_path(name: str) -> str:
+    """The file of a recipe: the name of one in the package, or the path itself."""
+    if name.endswith((".yaml", ".yml")) or Path(name).is_file():
+        if not Path(name).is_file():
+            raise UserError(f"no recipe file {name}; recipes in the package: {', '.join(recipe_names())}")
+        return name
+    if name not in recipe_names():
+        raise UserError(nearest(name, recipe_names(), "recipe"))
+    return str(files("gatito.recipes").joinpath(f"{name}.yaml"))

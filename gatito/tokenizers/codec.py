@@ -1,0 +1,113 @@
+"""Values of one field to token ids and back. `encode` and `decode` undo each other to half a bin."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gatito.errors import UserError
+from gatito.tokenizers.fields import Field
+from gatito.tokenizers.scalars import from_bins, mu_law, mu_law_inverse, to_bins
+from gatito.tokenizers.vocabulary import Vocabulary
+
+CLIP_TOLERANCE = 1e-3
+"""How far an action may lie outside its declared bounds: simulators and float files overshoot."""
+
+
+def as_array(field: Field, values: ArrayLike, where: str) -> NDArray[np.generic]:
+    """Return values (T, *shape), or raise `UserError` naming what is wrong: dtype, shape, NaN or Inf."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iufb":
+        raise UserError(f"{where}: dtype {array.dtype}, expected {field.dtype}; convert it to numbers")
+    if array.shape[1:] != field.shape:
+        raise UserError(f"{where}: shape {array.shape[1:]}, expected {field.shape}")
+    if array.dtype.kind == "f":
+        bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        if bad.any():
+            t = int(np.flatnonzero(bad)[0])
+            raise UserError(f"{where}, timestep {t}: NaN or Inf in {array[t].ravel()[:8]}; repair or drop the episode")
+        if field.kind != "continuous" and (array != np.floor(array)).any():
+            raise UserError(f"{where}: fractions where the space is {field.kind}; expected {field.dtype}")
+    if field.kind == "image" and array.dtype != np.uint8:
+        raise UserError(f"{where}: dtype {array.dtype}, expected uint8 pixels")
+    return array
+
+
+def encode(field: Field, values: ArrayLike, vocabulary: Vocabulary, where: str) -> NDArray[np.int64]:
+    """Return ids (T, size) of continuous or discrete values (T, *shape), row-major.
+
+    Continuous values outside their bounds are clipped by the bins; discrete ones outside raise `UserError`.
+    """
+    array = as_array(field, values, where)
+    flat = array.reshape(len(array), -1)
+    if field.kind == "discrete":
+        shifted = flat.astype(np.int64) - np.array(field.start)
+        bad = (shifted < 0) | (shifted >= np.array(field.num_values))
+        if bad.any():
+            t, i = (int(k[0]) for k in np.nonzero(bad))
+            allowed = f"[{field.start[i]}, {field.start[i] + field.num_values[i] - 1}]"
+            raise UserError(f"{where}, timestep {t}, element {i}: value {flat[t, i]}, allowed {allowed}")
+        return shifted + vocabulary.discrete_start
+    x = flat.astype(np.float64)
+    companded = np.array(field.mu_law)
+    if field.scaled and not companded.all():
+        x = np.where(companded, x, _to_unit(field, x))
+    if companded.any():
+        x = np.where(companded, mu_law(x), x)
+    return to_bins(x, vocabulary.num_bins) + vocabulary.continuous_start
+
+
+def decode(field: Field, ids: NDArray[np.integer], vocabulary: Vocabulary) -> NDArray[np.generic]:
+    """Return values (T, *shape) of ids (T, size): bin centres, in the field's dtype and within its bounds."""
+    shape = (len(ids), *field.shape)
+    if field.kind == "discrete":
+        values = np.asarray(ids, np.int64) - vocabulary.discrete_start + np.array(field.start)
+        return values.astype(field.dtype).reshape(shape)
+    centres = from_bins(np.asarray(ids) - vocabulary.continuous_start, vocabulary.num_bins)
+    companded = np.array(field.mu_law)
+    x = np.where(companded, mu_law_inverse(centres), centres)
+    if field.scaled and not companded.all():
+        x = np.where(companded, x, _from_unit(field, centres))
+    if np.dtype(field.dtype).kind in "iu":
+        x = _nearest_integer(field, x, ids, vocabulary)
+    low, high = _bounds(field)
+    return np.clip(x, low, high).astype(field.dtype).reshape(shape)
+
+
+def out_of_bounds(field: Field, values: ArrayLike) -> NDArray[np.float64]:
+    """Return (T, size): how far continuous values lie outside their declared bounds, 0 inside."""
+    x = np.asarray(values, np.float64).reshape(len(np.asarray(values)), -1)
+    low, high = _bounds(field)
+    return np.maximum(np.maximum(low - x, x - high), 0.0)
+
+
+def _bounds(field: Field) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    low = np.array([-np.inf if v is None else v for v in field.low])
+    return low, np.array([np.inf if v is None else v for v in field.high])
+
+
+def _span(field: Field) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the edges that are mapped to -1 and 1; those of an integer value v are v - 1/2 and v + 1/2."""
+    half = 0.5 if np.dtype(field.dtype).kind in "iu" else 0.0
+    low = np.array([-1.0 if v is None else v - half for v in field.low])
+    high = np.array([1.0 if v is None else v + half for v in field.high])
+    return low, np.where(high > low, high, low + 1.0)
+
+
+def _to_unit(field: Field, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    low, high = _span(field)
+    return (x - low) / (high - low) * 2.0 - 1.0
+
+
+def _from_unit(field: Field, unit: NDArray[np.float64]) -> NDArray[np.float64]:
+    low, high = _span(field)
+    return low + (unit + 1.0) / 2.0 * (high - low)
+
+
+def _nearest_integer(
+    field: Field, x: NDArray[np.float64], ids: NDArray[np.integer], vocabulary: Vocabulary
+) -> NDArray[np.float64]:
+    """Round to the integer that falls in the same bin, where rounding to the nearest would leave it."""
+    best = np.rint(x)
+    for other in (np.floor(x), np.ceil(x)):
+        stays = encode(field, best.reshape(-1, *field.shape), vocabulary, field.name) == ids
+        best = np.where(stays, best, other)
+    return best

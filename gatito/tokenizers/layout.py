@@ -1,0 +1,280 @@
+"""The order of tokens in a timestep, said here and nowhere else.
+
+    observation fields in lexicographic key order | separator | action fields in lexicographic key order
+      local positions 0, 1, 2, ...                    next      one shared position, and the targets
+
+Training calls `episode_tokens`; acting calls `observation_tokens`, then `action_tokens` and
+`action_from_tokens`; all four go through `_tokens`. (Reed et al. 2022, sections 2.1 and 2.2.)
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from gatito.errors import UserError
+from gatito.tokenizers.codec import as_array, decode, encode
+from gatito.tokenizers.fields import Field, Path, build_tree, fields_of, value_at
+from gatito.tokenizers.patches import PATCH, patch_intervals, to_patches
+from gatito.tokenizers.sequence import TokenSequence
+from gatito.tokenizers.text import TextTokenizer
+from gatito.tokenizers.vocabulary import ACTION_POSITION, NUM_LOCAL_POSITIONS, Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How one pair of observation and action spaces becomes tokens."""
+
+    vocabulary: Vocabulary
+    """Id ranges."""
+    text: TextTokenizer
+    """Turns text inside observations, such as a mission, into ids."""
+    observations: tuple[Field, ...]
+    """Leaves of the observation space, in the order of their tokens."""
+    actions: tuple[Field, ...]
+    """Leaves of the action space, in the order of their tokens."""
+
+    @classmethod
+    def from_spaces(
+        cls,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        *,
+        vocabulary: Vocabulary,
+        text: TextTokenizer,
+        overrides: Mapping[str, str] | None = None,
+    ) -> "Layout":
+        """Derive the layout; raises `UserError` for spaces that cannot be serialized."""
+        layout = cls(
+            vocabulary=vocabulary,
+            text=text,
+            observations=fields_of(observation_space, "observation", overrides),
+            actions=fields_of(action_space, "action"),
+        )
+        fixed = sum(field.num_tokens or 0 for field in layout.observations) + 1
+        if fixed > NUM_LOCAL_POSITIONS:
+            raise UserError(
+                f"an observation of {observation_space} has {fixed} tokens, allowed {NUM_LOCAL_POSITIONS}; "
+                "resize its images or drop fields"
+            )
+        return layout
+
+    @property
+    def num_action_tokens(self) -> int:
+        """Action tokens per timestep."""
+        return sum(field.size for field in self.actions)
+
+    @cached_property
+    def legal_ids(self) -> tuple[tuple[int, int], ...]:
+        """[start, stop) ids that each action token may have, in order."""
+        ranges = []
+        for field in self.actions:
+            if field.kind == "discrete":
+                first = self.vocabulary.discrete_start
+                ranges.extend((first, first + n) for n in field.num_values)
+            else:
+                ranges.extend([self.vocabulary.groups["continuous"]] * field.size)
+        return tuple(ranges)
+
+    def episode_tokens(
+        self, observations: Any, actions: Any, *, targets: NDArray[np.bool_] | None = None, where: str = "episode"
+    ) -> TokenSequence:
+        """Tokens of T timesteps: nested observations and actions with a leading T axis.
+
+        `targets` (T,) leaves the actions of some timesteps out of the loss. `where` names the episode in errors.
+        """
+        return self._tokens(observations, actions, targets, where)
+
+    def observation_tokens(self, observation: Any, where: str = "observation") -> TokenSequence:
+        """Tokens of one observation and the separator: what the model sees before it acts."""
+        try:
+            leaves = {f.path: [value_at(observation, f.path)] for f in self.observations}
+        except (KeyError, IndexError, TypeError):
+            raise UserError(self._mismatch(observation, self.observations, where)) from None
+        return self._tokens(build_tree(leaves), None, None, where)
+
+    def action_tokens(self, ids: Sequence[int] | NDArray[np.integer]) -> TokenSequence:
+        """A sequence of the given action ids, to be appended to `observation_tokens` while acting."""
+        n = len(ids)
+        return TokenSequence(
+            ids=np.asarray(ids, np.int32),
+            loss_mask=np.ones(n, np.bool_),
+            local_positions=np.full(n, ACTION_POSITION, np.int32),
+            patches=np.zeros((0, PATCH, PATCH, 3), np.uint8),
+            patch_intervals=np.zeros((0, 4), np.uint8),
+            timestep_starts=np.zeros(1, np.int64),
+        )
+
+    def action_ids(self, actions: Any, where: str = "episode") -> NDArray[np.int64]:
+        """Ids (T, A) of nested actions with a leading T axis; `actions_from_ids` undoes it."""
+        columns = []
+        for field in self.actions:
+            values = self._values(actions, field, self.actions, where)
+            columns.append(encode(field, values, self.vocabulary, f"{where}, action {field.name}".rstrip()))
+        return np.concatenate(columns, axis=1)
+
+    def actions_from_ids(self, ids: NDArray[np.integer]) -> Any:
+        """Nested actions with a leading T axis of ids (T, A), bin centres within the bounds."""
+        leaves: dict[Path, Any] = {}
+        start = 0
+        for field in self.actions:
+            leaves[field.path] = decode(field, ids[:, start : start + field.size], self.vocabulary)
+            start += field.size
+        return build_tree(leaves)
+
+    def action_from_tokens(self, ids: Sequence[int] | NDArray[np.integer]) -> Any:
+        """The action for the environment, from the ids of one timestep's action tokens."""
+        row = np.asarray(ids)[None]
+        for j, (start, stop) in enumerate(self.legal_ids):
+            if not start <= row[0, j] < stop:
+                raise UserError(f"action token {j} is {row[0, j]}, legal are [{start}, {stop})")
+        actions = self.actions_from_ids(row)
+        leaves = {f.path: value_at(actions, f.path)[0] for f in self.actions}
+        return build_tree(leaves)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the layout as JSON values; the text model by its hash."""
+        fields = {"observations": self.observations, "actions": self.actions}
+        return {
+            "vocabulary": self.vocabulary.to_json(),
+            "text_sha256": self.text.sha256,
+            **{key: [dataclasses.asdict(field) for field in value] for key, value in fields.items()},
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], text: TextTokenizer) -> "Layout":
+        """Undo `to_json`; raises `UserError` where the text model is another."""
+        if values["text_sha256"] != text.sha256:
+            raise UserError(
+                f"the layout was made with text model {values['text_sha256'][:12]}, this one is {text.sha256[:12]}"
+            )
+        groups = {
+            key: tuple(
+                Field(**{k: tuple(v) if isinstance(v, list) else v for k, v in field.items()})
+                for field in values[key]
+            )
+            for key in ("observations", "actions")
+        }
+        return cls(vocabulary=Vocabulary(**values["vocabulary"]), text=text, **groups)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the layout, compared wherever data meets a checkpoint."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def _tokens(
+        self, observations: Any, actions: Any, targets: NDArray[np.bool_] | None, where: str
+    ) -> TokenSequence:
+        """Lay out T timesteps; without `actions` each ends with its separator."""
+        columns = [self._column(field, observations, where) for field in self.observations]
+        T = len(columns[0].lengths)
+        columns.append(_Column.of(np.full((T, 1), self.vocabulary.separator)))
+        num_observed = sum(column.lengths for column in columns)  # (T,)
+        self._check_lengths(columns, num_observed, where)
+        if actions is not None:
+            columns.append(_Column.of(self.action_ids(actions, where)))
+            if len(columns[-1].lengths) != T:
+                raise UserError(f"{where}: {len(columns[-1].lengths)} actions for {T} observations; drop the last one")
+        counts = sum(column.lengths for column in columns)  # (T,)
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        ids = np.empty(starts[-1], np.int32)
+        first = starts[:-1].copy()
+        for column in columns:
+            for rows, block in column.blocks:
+                ids[first[rows][:, None] + np.arange(block.shape[1])] = block
+            first += column.lengths
+        local = np.arange(len(ids)) - np.repeat(starts[:-1], counts)
+        is_action = local >= np.repeat(num_observed, counts)
+        logged = np.ones(T, np.bool_) if targets is None else np.asarray(targets, np.bool_)
+        patches, intervals = self._patches(observations, T, where)
+        return TokenSequence(
+            ids=ids,
+            loss_mask=is_action & np.repeat(logged, counts),
+            local_positions=np.where(is_action, ACTION_POSITION, local).astype(np.int32),
+            patches=patches,
+            patch_intervals=intervals,
+            timestep_starts=starts.astype(np.int64),
+        )
+
+    def _column(self, field: Field, observations: Any, where: str) -> "_Column":
+        at = f"{where}, observation {field.name}".rstrip()
+        values = self._values(observations, field, self.observations, where)
+        if field.kind == "text":
+            return _Column.of_texts(values, self.text, at)
+        if field.kind == "image":
+            num_patches = field.num_tokens or 0
+            return _Column.of(np.full((len(values), num_patches), self.vocabulary.patch))
+        return _Column.of(encode(field, values, self.vocabulary, at))
+
+    def _patches(self, observations: Any, T: int, where: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Patches (P, 16, 16, 3) and intervals (P, 4) of all image fields, in the order of their tokens."""
+        pixels, intervals = [np.zeros((T, 0, PATCH, PATCH, 3), np.uint8)], [np.zeros((0, 4), np.uint8)]
+        for field in self.observations:
+            if field.kind == "image":
+                at = f"{where}, observation {field.name}".rstrip()
+                images = as_array(field, value_at(observations, field.path), at)
+                pixels.append(to_patches(images.astype(np.uint8, copy=False)))
+                intervals.append(patch_intervals(*field.shape[:2]))
+        cut = np.concatenate(pixels, axis=1)  # (T, P / T, 16, 16, 3)
+        return cut.reshape(-1, PATCH, PATCH, 3), np.tile(np.concatenate(intervals), (T, 1))
+
+    def _values(self, tree: Any, field: Field, fields: tuple[Field, ...], where: str) -> Any:
+        try:
+            return value_at(tree, field.path)
+        except (KeyError, IndexError, TypeError):
+            raise UserError(self._mismatch(tree, fields, where)) from None
+
+    @staticmethod
+    def _mismatch(tree: Any, fields: tuple[Field, ...], where: str) -> str:
+        expected = ", ".join(f.name or f"an array {f.shape} of {f.dtype}" for f in fields)
+        got = sorted(tree) if isinstance(tree, dict) else type(tree).__name__
+        return f"{where}: does not match its space; expected fields {expected}, got {got}"
+
+    @staticmethod
+    def _check_lengths(columns: list["_Column"], num_observed: NDArray[np.int64], where: str) -> None:
+        lengths = {len(column.lengths) for column in columns}
+        if len(lengths) > 1:
+            raise UserError(f"{where}: its fields have {sorted(lengths)} timesteps; they must agree")
+        if lengths == {0}:
+            raise UserError(f"{where}: no timesteps; drop the episode")
+        if num_observed.max() > NUM_LOCAL_POSITIONS:
+            t = int(num_observed.argmax())
+            raise UserError(
+                f"{where}, timestep {t}: {num_observed[t]} observation tokens, allowed {NUM_LOCAL_POSITIONS}; "
+                "shorten its text or resize its images"
+            )
+
+
+@dataclass(frozen=True)
+class _Column:
+    """The ids of one field over T timesteps, as blocks of timesteps that have the same number of them."""
+
+    lengths: NDArray[np.int64]
+    blocks: list[tuple[NDArray[np.int64], NDArray[np.integer]]]
+
+    @classmethod
+    def of(cls, ids: NDArray[np.integer]) -> "_Column":
+        T, n = ids.shape
+        return cls(np.full(T, n, np.int64), [(np.arange(T), ids)])
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str], tokenizer: TextTokenizer, where: str) -> "_Column":
+        """Each distinct text is tokenized once: a mission stays the same for a whole episode."""
+        lengths, blocks = np.zeros(len(texts), np.int64), []
+        rows_of: dict[str, list[int]] = {}
+        for t, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(f"{where}, timestep {t}: {type(text).__name__}, expected text")
+            rows_of.setdefault(str(text), []).append(t)
+        for text, rows in rows_of.items():
+            ids = np.array(tokenizer.encode(text), np.int64)
+            lengths[rows] = len(ids)
+            blocks.append((np.array(rows), np.tile(ids, (len(rows), 1))))
+        return cls(lengths, blocks)

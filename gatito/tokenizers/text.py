@@ -1,0 +1,62 @@
+"""Text to ids by a SentencePiece model: by default the 32 000 pieces that `mistral-common` ships."""
+
+import hashlib
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+
+import sentencepiece
+
+from gatito.errors import UserError
+
+
+class TextTokenizer:
+    """A SentencePiece model, kept with its bytes so that data and checkpoints carry it along."""
+
+    def __init__(self, model: bytes) -> None:
+        """Load from the bytes of a `.model` file; raises `UserError` where they are none."""
+        self.model = model
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise UserError(f"not a SentencePiece model ({len(model)} bytes): {error}") from None
+        if self.end < 0:
+            raise UserError("the SentencePiece model has no end-of-sequence piece; train it with eos_id >= 0")
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> "TextTokenizer":
+        """Read a `.model` file; without a path, the default one out of the `mistral-common` package."""
+        if path is None:
+            return cls(files("mistral_common").joinpath("data/tokenizer.model.v1").read_bytes())
+        try:
+            return cls(Path(path).read_bytes())
+        except OSError as error:
+            raise UserError(f"cannot read the SentencePiece model {path}: {error.strerror}") from None
+
+    @property
+    def size(self) -> int:
+        """Number of pieces."""
+        return int(self._processor.get_piece_size())
+
+    @property
+    def end(self) -> int:
+        """Id of the end-of-sequence piece."""
+        return int(self._processor.eos_id())
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the model file, compared wherever data meets a checkpoint."""
+        return hashlib.sha256(self.model).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without begin or end."""
+        return list(self._processor.encode(text))
+
+    def decode(self, ids: list[int]) -> str:
+        """Undo `encode`; ids of control pieces, such as the end, leave no text."""
+        return str(self._processor.decode(ids))
+
+    def piece(self, token_id: int) -> str:
+        """Return the piece as SentencePiece writes it, for display."""
+        return str(self._processor.id_to_piece(token_id))

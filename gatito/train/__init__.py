@@ -1,0 +1,1 @@
+"""Training: a loop on Accelerate, and checkpoints that are Hugging Face directories."""

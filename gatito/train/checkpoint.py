@@ -1,0 +1,154 @@
+"""Checkpoints: a Hugging Face directory, plus `training/` for what resuming needs. No pickle.
+
+    config.json, generation_config.json, model.safetensors     transformers
+    processor_config.json, tokenizer.model, layouts.json       the processor
+    README.md                                                   model card
+    training/optimizer.safetensors, training/state.json         to resume
+    training/manifest.json                                      SHA-256 of every file above
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gatito.data.store import sha256_of
+from gatito.errors import UserError
+from gatito.model import GatitoForCausalLM, GatitoProcessor
+
+FOLDER, SCHEMA = "checkpoints", 1
+MANIFEST = "training/manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """What resuming needs beside the weights."""
+
+    step: int
+    """Optimizer steps done."""
+    settings: dict[str, Any]
+    """Seed, batch, context, data hash and the like, compared on resuming."""
+    optimizer: dict[str, Tensor]
+    """AdamW's moments and step count by parameter name, and the state of torch's generator."""
+
+
+def save_checkpoint(
+    out: Path, model: GatitoForCausalLM, processor: GatitoProcessor, state: TrainingState, card: str, keep: int
+) -> Path:
+    """Write `out/checkpoints/step-N` atomically, then remove all but the newest `keep`."""
+    parent = out / FOLDER
+    target = parent / f"step-{state.step:08d}"
+    temporary = parent / f".{target.name}.{os.getpid()}"
+    try:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card)
+        (temporary / "training").mkdir()
+        save_file(state.optimizer, temporary / "training/optimizer.safetensors")
+        values = {"schema": SCHEMA, "step": state.step, "settings": state.settings}
+        (temporary / "training/state.json").write_text(json.dumps(values, indent=1))
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        hashes = {str(p.relative_to(temporary)): sha256_of(p) for p in files}
+        (temporary / MANIFEST).write_text(json.dumps(hashes, indent=1))
+        for path in [*files, temporary / MANIFEST]:
+            _fsync(path)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _fsync(parent)
+    except OSError as error:
+        raise UserError(f"cannot save {target}: {error}; earlier checkpoints are intact") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in list_checkpoints(out)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def list_checkpoints(out: Path) -> list[Path]:
+    """Finished checkpoints below a run's folder, oldest first."""
+    folder = out / FOLDER
+    return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", p.name)) if folder.is_dir() else []
+
+
+def find_problem(checkpoint: Path) -> str | None:
+    """Say what is wrong with a checkpoint's files, or None where all match their hashes."""
+    manifest = checkpoint / MANIFEST
+    if not manifest.is_file():
+        return f"{manifest} is missing"
+    try:
+        hashes = json.loads(manifest.read_text())
+    except ValueError:
+        return f"{manifest} is damaged"
+    for name, expected in hashes.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if sha256_of(path) != expected:
+            return f"{path} does not match its SHA-256"
+    return None
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint folder: the path itself, or the newest checkpoint of a run. Checks its hashes."""
+    folder = Path(path)
+    found = folder if (folder / "config.json").is_file() else (list_checkpoints(folder) or [None])[-1]
+    if found is None:
+        raise UserError(f"no checkpoint at {path}: neither config.json nor {FOLDER}/step-* in it; run gatito train")
+    if (found / MANIFEST).is_file():
+        problem = find_problem(found)
+        if problem:
+            raise UserError(f"checkpoint refused: {problem}; use another one or train again")
+    return found
+
+
+def load_newest(out: Path) -> tuple[Path, TrainingState] | None:
+    """The newest checkpoint whose files match their hashes; damaged ones are passed over and said so."""
+    for checkpoint in reversed(list_checkpoints(out)):
+        problem = find_problem(checkpoint)
+        if problem:
+            print(f"skipping a damaged checkpoint: {problem}")
+            continue
+        values = json.loads((checkpoint / "training/state.json").read_text())
+        if values["schema"] > SCHEMA:
+            raise UserError(f"{checkpoint}: schema {values['schema']}, this gatito reads up to {SCHEMA}; upgrade gatito")
+        optimizer = load_file(checkpoint / "training/optimizer.safetensors")
+        return checkpoint, TrainingState(step=values["step"], settings=values["settings"], optimizer=optimizer)
+    return None
+
+
+def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state by parameter name, with the state of torch's generator; `restore_optimizer` undoes it."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {"generator": torch.get_rng_state()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}/{names[parameter]}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
+    return tensors
+
+
+def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Undo `optimizer_tensors`."""
+    torch.set_rng_state(tensors["generator"])
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        kind, _, name = key.partition("/")
+        if name:
+            device = "cpu" if kind == "step" else parameters[name].device
+            optimizer.state[parameters[name]][kind] = value.to(device)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

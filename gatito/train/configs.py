@@ -1,0 +1,118 @@
+"""What a training run is made of; recipes are YAML files of these."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gatito.errors import UserError
+from gatito.model import GatitoConfig
+from gatito.tokenizers import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of the network; the vocabulary comes from the data."""
+
+    width: int = 128
+    """Residual stream."""
+    layers: int = 4
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads."""
+    head_dim: int = 32
+    """Size of a key, query or value."""
+    feed_forward: int = 344
+    """GEGLU hidden width; parameter-matched is 2/3 of a plain feed-forward of four times the width."""
+    patch_channels: int = 32
+    """Channels of the patch embedding, a multiple of 32."""
+    rotary: bool = True
+    """Rotary positions beside the paper's local ones."""
+    drop_path: float = 0.0
+    """Stochastic depth per sub-layer (paper's pretraining: 0.1, as remembered)."""
+    loss_over: Literal["group", "full"] = "group"
+    """Ids that the cross-entropy compares a target with: those of its group, or the whole vocabulary."""
+
+    def build(self, vocabulary: Vocabulary, context: int, end_id: int) -> GatitoConfig:
+        """The transformers configuration of this shape."""
+        return GatitoConfig(
+            hidden_size=self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            head_dim=self.head_dim,
+            intermediate_size=self.feed_forward,
+            patch_channels=self.patch_channels,
+            rotary=self.rotary,
+            drop_path=self.drop_path,
+            loss_over=self.loss_over,
+            context=context,
+            eos_token_id=end_id,
+            **vocabulary.to_json(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The optimisation."""
+
+    steps: int = 1000
+    """Optimizer steps."""
+    minutes: float | None = None
+    """Ends the run, schedule included, at this time where the steps would take longer."""
+    batch: int = 16
+    """Rows per optimizer step, over all processes and accumulation steps."""
+    context: int = 256
+    """Tokens per row (L)."""
+    accumulation: int = 1
+    """Micro-batches per optimizer step."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    final_lr: float = 0.1
+    """Learning rate at the end of the cosine, as a share of the peak."""
+    weight_decay: float = 0.1
+    """Of matrices; not of embeddings, norms and biases."""
+    beta1: float = 0.9
+    """AdamW."""
+    beta2: float = 0.95
+    """AdamW."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    prompt_share: float = 0.25
+    """Share of the control sequences that begin with a prompt."""
+    precision: Literal["no", "bf16"] = "no"
+    """Mixed precision; bf16 pays on GPUs, not on most CPUs."""
+    seed: int = 0
+    """Of weights, stream and stochastic depth."""
+    workers: int = 0
+    """Processes that prepare batches; 0 prepares them in the loop."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl."""
+    save_every: int = 1000
+    """Steps between checkpoints; the last step always saves."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+    resume: Literal["never", "auto"] = "never"
+    """`auto` continues from the newest complete checkpoint in --out, or starts where there is none."""
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Where Accelerate also sends the metrics."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "context", "accumulation", "log_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--train.{name} is {getattr(self, name)}, allowed 1 and more")
+        if self.batch % self.accumulation:
+            raise UserError(f"--train.batch {self.batch} does not divide by --train.accumulation {self.accumulation}")
+        if not 0 <= self.prompt_share <= 1:
+            raise UserError(f"--train.prompt_share is {self.prompt_share}, allowed 0 to 1")
+        if not self.lr > 0:
+            raise UserError(f"--train.lr is {self.lr}, allowed > 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A named run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Shape of the network."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The optimisation."""

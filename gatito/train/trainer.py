@@ -1,0 +1,305 @@
+"""The training loop, on Accelerate."""
+
+import json
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from gatito.data.packing import Batch
+from gatito.data.sampler import Sampler
+from gatito.data.store import Store, open_store
+from gatito.errors import UserError
+from gatito.model import GatitoForCausalLM, GatitoProcessor
+from gatito.tokenizers import Layout
+from gatito.train.checkpoint import (
+    TrainingState,
+    list_checkpoints,
+    load_newest,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from gatito.train.configs import Recipe, TrainConfig
+
+MAX_SKIPPED = 3
+"""Steps in a row with a loss or gradient that is not finite, before the run aborts."""
+
+
+class MicroBatches(Dataset[Batch]):
+    """Micro-batch k of one process: rows of the stream that no other process or step has."""
+
+    def __init__(self, sampler: Sampler, config: TrainConfig, process: int, processes: int) -> None:
+        """Process `process` of `processes` takes its share of each step's rows."""
+        self.sampler, self.config, self.process = sampler, config, process
+        self.size = config.batch // config.accumulation // processes
+
+    def __len__(self) -> int:
+        return self.config.steps * self.config.accumulation
+
+    def __getitem__(self, k: int) -> Batch:
+        step, micro = divmod(k, self.config.accumulation)
+        rows_per_micro = self.config.batch // self.config.accumulation
+        first = step * self.config.batch + micro * rows_per_micro + self.process * self.size
+        return self.sampler.batch(first, self.size)
+
+
+def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
+    """Linear warm-up, then a cosine from the peak to `final_lr` of it; `progress` is in [0, 1]."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+    return config.lr * (config.final_lr + (1.0 - config.final_lr) * cosine)
+
+
+def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Fused AdamW; matrices decay, embeddings, norms and biases do not."""
+    decay, rest = [], []
+    for name, parameter in model.named_parameters():
+        is_table = "embedding" in name and "patches" not in name
+        (decay if parameter.ndim >= 2 and not is_table else rest).append(parameter)
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=1e-8, fused=True)
+
+
+def processor_of(store: Store) -> GatitoProcessor:
+    """The processor of a checkpoint trained on a store."""
+    layouts = {task: Layout.from_json(values, store.text) for task, values in store.layouts().items()}
+    return GatitoProcessor(store.vocabulary, store.text, layouts)
+
+
+def train(recipe: Recipe, data: Path, out: Path, *, desc: str = "train") -> Path:
+    """Train a recipe on a store and return the last checkpoint.
+
+    Raises `UserError` for data that is damaged or does not fit, for an `out` that holds another run, and for a
+    loss that stays not finite.
+    """
+    config = recipe.train
+    store = open_store(data)
+    sampler = Sampler(store=store, context=config.context, seed=config.seed, prompt_share=config.prompt_share)
+    newest = _newest(config, out)
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir=str(out),
+        step_scheduler_with_optimizer=False,
+    )
+    if config.batch % (config.accumulation * accelerator.num_processes):
+        raise UserError(
+            f"--train.batch {config.batch} does not divide by {accelerator.num_processes} processes "
+            f"x {config.accumulation} accumulation steps"
+        )
+    settings = _settings(recipe, store)
+    if newest:
+        _same_settings(newest[1].settings, settings, newest[0])
+    set_seed(config.seed)
+    plain = (
+        GatitoForCausalLM.from_pretrained(newest[0])
+        if newest
+        else GatitoForCausalLM(recipe.model.build(store.vocabulary, config.context, store.text.end))
+    )
+    optimizer = build_optimizer(plain, config)
+    model, prepared = accelerator.prepare(plain, optimizer)
+    plain = accelerator.unwrap_model(model)
+    if newest:
+        restore_optimizer(plain, optimizer, newest[1].optimizer)
+    loop = _Loop(recipe, store, sampler, accelerator, model, plain, prepared, out, settings)
+    return loop.run(newest[1].step if newest else 0, desc)
+
+
+class _Loop:
+    """The state of one run."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        store: Store,
+        sampler: Sampler,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        plain: GatitoForCausalLM,
+        optimizer: Any,
+        out: Path,
+        settings: dict[str, Any],
+    ) -> None:
+        self.config, self.recipe, self.store, self.sampler = recipe.train, recipe, store, sampler
+        self.accelerator, self.model, self.plain, self.optimizer = accelerator, model, plain, optimizer
+        self.out, self.settings = out, settings
+        self.processor = processor_of(store)
+        self.seconds_loading = 0.0
+
+    def run(self, first_step: int, desc: str) -> Path:
+        config, accelerator = self.config, self.accelerator
+        self.out.mkdir(parents=True, exist_ok=True)
+        if config.tracker != "none":
+            accelerator.init_trackers("gatito", config={k: str(v) for k, v in self.settings.items()})
+        dataset = MicroBatches(self.sampler, config, accelerator.process_index, accelerator.num_processes)
+        remaining = range(first_step * config.accumulation, len(dataset))
+        loader = DataLoader(dataset, batch_size=None, sampler=remaining, num_workers=config.workers)
+        micro_batches = iter(loader)
+        began, skipped, step, path = time.monotonic(), 0, first_step, None
+        window: list[dict[str, float]] = []
+        window_began = began
+        self.model.train()
+        bar = tqdm(total=config.steps, initial=first_step, desc=desc, unit="step", disable=not accelerator.is_main_process)
+        while step < config.steps:
+            elapsed = time.monotonic() - began
+            progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+            if config.minutes is not None:
+                progress = max(progress, elapsed / (60 * config.minutes))
+                if elapsed > 60 * config.minutes and step > first_step:
+                    break
+            rate = learning_rate(config, step, progress)
+            metrics = self._step([self._load(micro_batches) for _ in range(config.accumulation)], rate)
+            step += 1
+            skipped = 0 if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]) else skipped + 1
+            if skipped == MAX_SKIPPED:
+                rows = f"{(step - MAX_SKIPPED) * config.batch} to {step * config.batch - 1}"
+                raise UserError(f"the loss is not finite at step {step} (stream rows {rows}); lower --train.lr")
+            window.append(metrics)
+            bar.update()
+            if step % config.log_every == 0 or step == config.steps:
+                self._log(step, rate, window, time.monotonic() - window_began, bar)
+                window, window_began = [], time.monotonic()
+            if step % config.save_every == 0 and step < config.steps:
+                path = self._save(step)
+        bar.close()
+        path = self._save(step)
+        accelerator.end_training()
+        return path
+
+    def _load(self, micro_batches: Any) -> Batch:
+        began = time.monotonic()
+        batch: Batch = next(micro_batches)
+        self.seconds_loading += time.monotonic() - began
+        return batch.to(self.accelerator.device)
+
+    def _step(self, batches: list[Batch], rate: float) -> dict[str, float]:
+        """One optimizer step; the loss is normalised by the number of targets of all processes and micro-batches."""
+        accelerator = self.accelerator
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        count = torch.stack([_num_targets(batch) for batch in batches]).sum()
+        total = accelerator.reduce(count, "sum").clamp(min=1)
+        sums: dict[str, float] = {"tokens": float(sum(b.input_ids.numel() for b in batches)) * accelerator.num_processes}
+        losses = torch.zeros((), device=accelerator.device)
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            with accelerator.autocast(), _synchronised(accelerator, self.model, last):
+                targets = self.model(**batch.tensors()).targets
+                loss = torch.stack(list(targets.loss_sum.values())).sum() / total
+                # Data-parallel gradients are averaged over the processes; the loss is a sum over them.
+                accelerator.backward(loss * accelerator.num_processes)
+            losses = losses + loss.detach()
+            for name in targets.loss_sum:
+                for key, values in (("loss", targets.loss_sum), ("n", targets.num_targets), ("hits", targets.num_correct)):
+                    sums[f"{key}/{name}"] = sums.get(f"{key}/{name}", 0.0) + float(values[name].detach())
+        sums["loss"] = float(accelerator.reduce(losses, "sum"))
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        sums["grad_norm"] = float(norm)
+        if math.isfinite(sums["loss"]) and math.isfinite(sums["grad_norm"]):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return sums
+
+    def _log(self, step: int, rate: float, window: list[dict[str, float]], seconds: float, bar: Any) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        values: dict[str, float] = {
+            "step": step,
+            "loss": sum(m["loss"] for m in window) / len(window),
+            "lr": rate,
+            "grad_norm": sum(m["grad_norm"] for m in window) / len(window),
+            "tokens_per_s": sum(m["tokens"] for m in window) / seconds,
+            "loading_share": self.seconds_loading / seconds,
+        }
+        self.seconds_loading = 0.0
+        for name in self.store.vocabulary.groups:
+            n = sum(m[f"n/{name}"] for m in window)
+            if n:
+                values[f"loss/{name}"] = sum(m[f"loss/{name}"] for m in window) / n
+                values[f"accuracy/{name}"] = sum(m[f"hits/{name}"] for m in window) / n
+        with (self.out / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(values) + "\n")
+        if self.config.tracker != "none":
+            self.accelerator.log(values, step=step)
+        bar.set_postfix(loss=f"{values['loss']:.3f}", tokens_s=f"{values['tokens_per_s']:.0f}")
+
+    def _save(self, step: int) -> Path:
+        state = TrainingState(
+            step=step,
+            settings=self.settings,
+            optimizer=optimizer_tensors(self.plain, getattr(self.optimizer, "optimizer", self.optimizer)),
+        )
+        path = self.out / "checkpoints" / f"step-{step:08d}"
+        if self.accelerator.is_main_process:
+            path = save_checkpoint(
+                self.out, self.plain, self.processor, state, model_card(self.recipe, self.store, step), self.config.keep
+            )
+        self.accelerator.wait_for_everyone()
+        return path
+
+
+def _num_targets(batch: Batch) -> torch.Tensor:
+    return (batch.loss_mask[:, 1:] & (batch.segments[:, 1:] == batch.segments[:, :-1])).sum()
+
+
+def _synchronised(accelerator: Accelerator, model: torch.nn.Module, last: bool) -> Any:
+    """Gradients are exchanged between processes with the last micro-batch only."""
+    import contextlib
+
+    return contextlib.nullcontext() if last else accelerator.no_sync(model)
+
+
+def _newest(config: TrainConfig, out: Path) -> tuple[Path, TrainingState] | None:
+    if config.resume == "never":
+        if list_checkpoints(out):
+            raise UserError(f"{out} holds a run already; continue it with --train.resume auto, or choose another --out")
+        return None
+    return load_newest(out)
+
+
+def _settings(recipe: Recipe, store: Store) -> dict[str, Any]:
+    """What must not change between a run and its continuation."""
+    train = asdict(recipe.train)
+    for name in ("minutes", "workers", "log_every", "save_every", "keep", "resume", "tracker"):
+        del train[name]
+    return {"data": store.sha256, **{f"train.{k}": v for k, v in train.items()}} | {
+        f"model.{k}": v for k, v in asdict(recipe.model).items()
+    }
+
+
+def _same_settings(saved: dict[str, Any], asked: dict[str, Any], checkpoint: Path) -> None:
+    for name, value in asked.items():
+        if saved.get(name) != value:
+            raise UserError(f"cannot resume {checkpoint}: {name} was {saved.get(name)!r}, now {value!r}")
+
+
+def model_card(recipe: Recipe, store: Store, step: int) -> str:
+    """The README.md of a checkpoint, in the hub's format."""
+    rows = "\n".join(f"| {d.name} | {d.kind} | {d.num_episodes} | {d.num_timesteps} | {d.weight:g} |" for d in store)
+    return f"""---
+library_name: transformers
+tags: [gatito, reinforcement-learning, robotics, image-to-text, text-generation]
+---
+# gatito, {recipe.model.layers} layers of width {recipe.model.width}
+
+One transformer with one set of weights, trained for {step} steps of {recipe.train.batch} x {recipe.train.context}
+tokens.
+
+    import gatito
+    agent = gatito.load_agent("PATH_OR_REPOSITORY")
+    agent.reset(task="{next(iter(store.layouts()), "TASK")}")
+    action = agent.act(observation)
+
+| dataset | kind | episodes | timesteps | weight |
+|---|---|---|---|---|
+{rows}
+"""
