@@ -1,9 +1,8 @@
 """The command line: one parser, errors in one line with the nearest valid name, exit code 2."""
 
-import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -74,9 +73,7 @@ def collect(
     from gatito.data.collect import CollectConfig
     from gatito.data.collect import collect as run
 
-    config = CollectConfig(
-        episodes=episodes, agent=agent, labels=labels, first_seed=first_seed, processes=processes
-    )
+    config = CollectConfig(episodes=episodes, agent=agent, labels=labels, first_seed=first_seed, processes=processes)
     for path in run(tasks.split(","), Path(out), config):
         print(path)
 
@@ -130,7 +127,9 @@ def build_parser() -> ArgumentParser:
         parser.add_function_arguments(function, as_positional=False, skip={positional} if positional else None)
         return parser
 
-    main = _Parser(prog="gatito", description="One transformer for games, robots, images and text.", version=__version__)
+    main = _Parser(
+        prog="gatito", description="One transformer for games, robots, images and text.", version=__version__
+    )
     verbs = main.add_subcommands(dest="verb")
     verbs.add_subcommand("demo", verb(demo))
     verbs.add_subcommand("tasks", verb(tasks))
@@ -174,7 +173,7 @@ def run(arguments: Sequence[str]) -> None:
         path = train(built, Path(chosen.data), Path(chosen.out))
         print(f"{path}\nnext: gatito eval {chosen.out} --out {chosen.out}/eval")
     else:
-        functions = {"demo": demo, "tasks": tasks, "tokens": tokens, "eval": evaluate}
+        functions: dict[str, Callable[..., None]] = {"demo": demo, "tasks": tasks, "tokens": tokens, "eval": evaluate}
         functions[values.verb](**chosen.as_dict())
 
 
@@ -244,7 +243,9 @@ def _one_line(message: str, valid: list[str]) -> str:
     match = re.search(r"[Uu]nrecognized arguments: (\S+)", text)
     if match:
         return nearest(match.group(1).partition("=")[0], valid, "option")
-    match = re.search(r"[Kk]ey '([^']+)' is not expected", text) or re.search(r"does not accept.*?key '([^']+)'", text)
+    match = re.search(r"[Kk]ey '([^']+)' is not expected", text) or re.search(
+        r"does not accept.*?key '([^']+)'", text
+    )
     if match:
         return nearest(match.group(1), [v.removeprefix("--") for v in valid], "key")
     match = re.search(r"invalid choice: '([^']+)' \(choose from (.*)\)", text)

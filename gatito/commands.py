@@ -7,11 +7,11 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from gatito.data.build import open_layout
 from gatito.data.collect import collect_episode
 from gatito.data.domains import digits, texts
 from gatito.data.explain import token_rows
 from gatito.data.minari_episodes import episode_from_buffer, open_minari
-from gatito.data.build import open_layout
 from gatito.data.store import Store, open_store
 from gatito.data.tasks import get_task, references, registry
 from gatito.errors import UserError, nearest
@@ -44,8 +44,9 @@ def list_tasks(as_json: bool) -> None:
     print(f"{'task':38} {'domain':10} {'needs':18} {'random':>9} {'expert':>9}")
     for row in rows:
         random, expert = (f"{row[k]:9.2f}" if row[k] is not None else f"{'?':>9}" for k in ("random", "expert"))
+        needs = f"gatito[{row['extra']}]" if row["extra"] else "gatito"
         missing = "" if row["installed"] else "  (not installed)"
-        print(f"{row['id']:38} {row['domain']:10} gatito[{row['extra']}]{'':{max(0, 10 - len(str(row['extra'])))}} {random} {expert}{missing}")
+        print(f"{row['id']:38} {row['domain']:10} {needs:18} {random} {expert}{missing}")
 
 
 def measure_tasks(tasks: list[str], episodes: int, out: str | None) -> None:
@@ -129,7 +130,9 @@ def describe_store(store: Store) -> None:
     for d in store:
         m = d.metadata
         share = f"{d.weight / total:6.1%}"
-        print(f"{d.name[-44:]:44} {d.num_episodes:>9} {d.num_timesteps:>10} {m['tokens']:>11} {m['targets']:>8} {share}")
+        print(
+            f"{d.name[-44:]:44} {d.num_episodes:>9} {d.num_timesteps:>10} {m['tokens']:>11} {m['targets']:>8} {share}"
+        )
         if m.get("filtered_episodes") or m.get("clipped_observations") or m.get("clipped_actions"):
             print(
                 f"    filtered {m['filtered_episodes']} episodes; clipped {m['clipped_observations']} observation "
@@ -157,4 +160,3 @@ def evaluate_checkpoint(
     write_report(Report(title=f"gatito: {checkpoint}", results=results), out / "report.html")
     print_results(results)
     tqdm.write(f"{out / 'results.json'}\n{out / 'report.html'}")
-

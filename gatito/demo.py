@@ -61,7 +61,7 @@ class Size:
 
 TASKS = {
     "classic/cartpole": DemoTask(episodes=60, weight=0.6),
-    "classic/mountain-car": DemoTask(episodes=150, weight=0.5),
+    "classic/mountain-car": DemoTask(episodes=200, weight=0.5),
     "classic/acrobot": DemoTask(episodes=150, weight=0.8),
     "classic/pendulum": DemoTask(episodes=150, weight=1.0),
     "box2d/lunar-lander": DemoTask(episodes=150, weight=1.5),
@@ -69,11 +69,11 @@ TASKS = {
     "metaworld/handle-press-side": DemoTask(episodes=150, weight=1.0),
     "metaworld/plate-slide": DemoTask(episodes=150, weight=1.0),
     "metaworld/button-press-topdown-wall": DemoTask(episodes=150, weight=1.0),
-    "babyai/go-to-obj": DemoTask(episodes=800, weight=1.8),
-    "babyai/go-to-red-ball-no-dists": DemoTask(episodes=800, weight=1.8),
-    "babyai/go-to-local-s5n2": DemoTask(episodes=1200, weight=1.8),
+    "babyai/go-to-obj": DemoTask(episodes=2000, weight=1.8),
+    "babyai/go-to-red-ball-no-dists": DemoTask(episodes=2000, weight=1.8),
+    "babyai/go-to-local-s5n2": DemoTask(episodes=3000, weight=1.8),
 }
-CAPTIONS_WEIGHT, TEXT_WEIGHT = 0.5, 0.4
+CAPTIONS_WEIGHT, TEXT_WEIGHT = 0.5, 0.2
 FULL = Size(share=1.0, episodes=50, prompted_episodes=20, images=None, minutes=14)
 SMALL = Size(share=0.05, episodes=4, prompted_episodes=2, images=40, minutes=3)
 
@@ -117,7 +117,10 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
     with stages.stage("build", "2/5 filter and tokenize into one store"):
         mixture = MixtureConfig(
             datasets=[
-                *(DatasetConfig(source=f"minari:{datasets / t / 'expert-v0'}", weight=c.weight) for t, c in TASKS.items()),
+                *(
+                    DatasetConfig(source=f"minari:{datasets / t / 'expert-v0'}", weight=c.weight)
+                    for t, c in TASKS.items()
+                ),
                 DatasetConfig(source="captions:digits", weight=CAPTIONS_WEIGHT),
                 DatasetConfig(source="text:python-docs", weight=TEXT_WEIGHT),
             ]

@@ -1,0 +1,1 @@
+"""Datasets: from scripted experts to packed batches."""

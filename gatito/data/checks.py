@@ -22,9 +22,7 @@ class Clipped:
     """Clipped to the bounds."""
 
     def __add__(self, other: "Clipped") -> "Clipped":
-        return Clipped(
-            observations=self.observations + other.observations, actions=self.actions + other.actions
-        )
+        return Clipped(observations=self.observations + other.observations, actions=self.actions + other.actions)
 
 
 def checked_tokens(

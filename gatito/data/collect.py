@@ -75,7 +75,9 @@ def collect_episode(
     policy = spec.expert(env) if agent == "expert" else random_policy(env, seed)
     env.action_space.seed(seed)
     rng = np.random.default_rng([seed, 0xDA27])
-    observations, actions, rewards, ends, exploratory = [observation], [], [], [], []
+    observations, actions, exploratory = [observation], [], []
+    rewards: list[float] = []
+    ends: list[tuple[bool, bool]] = []
     while not ends or not any(ends[-1]):
         action = policy(observation)
         explore = bool(rng.random() < noise)
@@ -146,7 +148,9 @@ def collect_task(task: str, root: Path, config: CollectConfig, tick: Callable[[]
     return writer.publish()
 
 
-def collect(tasks: Sequence[str], root: Path, config: CollectConfig, counts: dict[str, int] | None = None) -> list[Path]:
+def collect(
+    tasks: Sequence[str], root: Path, config: CollectConfig, counts: dict[str, int] | None = None
+) -> list[Path]:
     """Collect several tasks, `config.processes` at a time, with one progress bar over all episodes.
 
     `counts` overrides the number of episodes of some tasks. Same seeds, same episodes, whatever the processes.

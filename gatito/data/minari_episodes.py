@@ -130,10 +130,8 @@ class MinariWriter:
         )
         # Minari walks the whole folder after every episode to add up its size: quadratic, 10 s at 600 episodes.
         self._get_size = self._storage.get_size
-        self._storage.get_size = lambda: 0.0  # type: ignore[method-assign]
-        self._storage.update_metadata(
-            {"dataset_id": dataset_id, "minari_version": minari.__version__, **metadata}  # type: ignore[dict-item]
-        )
+        self._storage.get_size = lambda: 0.0
+        self._storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__, **metadata})
 
     def write(self, buffers: Iterable[EpisodeBuffer]) -> None:
         """Append a chunk of episodes."""

@@ -1,7 +1,7 @@
 """Packed rows of sequences: what the model sees in training. Padding, segments and positions are said here.
 
-    segments   [1, 1, 1, 1, 1, 1, 2, 2, 2, 2]     sequences of one row do not see each other
-    positions  [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]     counted anew in each; 0 stands for padding in `segments`
+segments   [1, 1, 1, 1, 1, 1, 2, 2, 2, 2]     sequences of one row do not see each other
+positions  [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]     counted anew in each; 0 stands for padding in `segments`
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,11 @@
 """The tokenized store: one folder per dataset of flat arrays, memory-mapped, hashed, published by rename.
 
-    dataset.json            kind, task, source agents, counts, layout, SHA-256 of every file below
-    ids, loss_mask, local_positions         (N,) one entry per token
-    patches, patch_intervals                (P, 16, 16, 3) uint8 pixels and (P, 4), in token order
-    timestep_tokens, timestep_patches       (T + 1,) offsets of each timestep's tokens and patches
-    episode_timesteps                       (E + 1,) offsets of each episode's timesteps
-    episode_agents                          (E,) index into `agents`
+dataset.json            kind, task, source agents, counts, layout, SHA-256 of every file below
+ids, loss_mask, local_positions         (N,) one entry per token
+patches, patch_intervals                (P, 16, 16, 3) uint8 pixels and (P, 4), in token order
+timestep_tokens, timestep_patches       (T + 1,) offsets of each timestep's tokens and patches
+episode_timesteps                       (E + 1,) offsets of each episode's timesteps
+episode_agents                          (E,) index into `agents`
 """
 
 import hashlib

@@ -62,7 +62,9 @@ class Actor:
         Raises `UserError` where the prompt exceeds half the context.
         """
         if prompt is not None and len(prompt) > prompt_budget(self.context):
-            raise UserError(f"a prompt of {len(prompt)} tokens, allowed {prompt_budget(self.context)}: half the context")
+            raise UserError(
+                f"a prompt of {len(prompt)} tokens, allowed {prompt_budget(self.context)}: half the context"
+            )
         pending = [] if prompt is None else [prompt]
         self.sessions[session] = _Session(rng=np.random.default_rng(seed), prompt=prompt, pending=pending)
 

@@ -1,9 +1,9 @@
 """The agent in a Gymnasium loop.
 
-    agent = gatito.load_agent("demo/run")
-    agent.reset(task="classic/cartpole")
-    observation, _ = env.reset(seed=0)
-    action = agent.act(observation)
+agent = gatito.load_agent("demo/run")
+agent.reset(task="classic/cartpole")
+observation, _ = env.reset(seed=0)
+action = agent.act(observation)
 """
 
 from pathlib import Path
@@ -67,7 +67,9 @@ class Agent:
         prompt = None
         if demonstration is not None:
             if demonstration.task != task:
-                raise UserError(f"a demonstration of {demonstration.task!r} cannot prompt {task!r}; give one of {task!r}")
+                raise UserError(
+                    f"a demonstration of {demonstration.task!r} cannot prompt {task!r}; give one of {task!r}"
+                )
             prompt = prompt_from(demonstration, layout, int(self.model.config.context))
         if self._task != task:
             self._actor, self._task = Actor(self.model, layout, temperature=self.temperature), task

@@ -11,10 +11,10 @@ from tqdm import tqdm
 from gatito.data.collect import collect_episode
 from gatito.data.minari_episodes import episode_from_buffer
 from gatito.data.tasks import EVALUATION_SEEDS, PROMPT_SEEDS, ExpertFailed, TaskSpec, get_task, reference
+from gatito.errors import UserError
 from gatito.eval.actor import Actor
 from gatito.eval.agent import prompt_from
 from gatito.eval.statistics import bootstrap_interval, wilson_interval
-from gatito.errors import UserError
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.tokenizers import Layout, TokenSequence
 
@@ -137,8 +137,8 @@ def evaluate_task(
     env.close()
     if fresh.sha256 != layout.sha256:
         raise UserError(
-            f"task {task!r}: the environment's layout {fresh.sha256[:12]} is not the checkpoint's {layout.sha256[:12]}; "
-            "the spaces have changed since the data was built, train again"
+            f"task {task!r}: the environment's layout {fresh.sha256[:12]} is not the checkpoint's "
+            f"{layout.sha256[:12]}; the spaces have changed since the data was built, train again"
         )
     context = int(model.config.context)
     prompts = demonstrations(spec, layout, context, min(episodes, 20)) if prompt == "demo" else None
@@ -213,7 +213,7 @@ def measure_references(tasks: Sequence[str], episodes: int = 100) -> dict[str, d
             returns = []
             for i in range(episodes):
                 try:
-                    buffer = collect_episode(spec, env, EVALUATION_SEEDS + i, agent=agent)  # type: ignore[arg-type]
+                    buffer = collect_episode(spec, env, EVALUATION_SEEDS + i, agent=agent)
                     returns.append(sum(buffer.rewards))
                 except ExpertFailed:
                     returns.append(0.0)

@@ -13,7 +13,9 @@ class SessionCache:
     before they are overwritten; hence `capacity` exceeds the context by the widest call.
     """
 
-    def __init__(self, config: GatitoConfig, num_sessions: int, capacity: int, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self, config: GatitoConfig, num_sessions: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ):
         """Allocate (N, H, capacity, head_dim) keys and values per layer."""
         shape = (num_sessions, config.num_attention_heads, capacity, config.head_dim)
         self.capacity = capacity

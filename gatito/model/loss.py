@@ -37,11 +37,14 @@ def next_token_loss(
     predicts = loss_mask[:, 1:] & (segments[:, 1:] == segments[:, :-1])  # (B, L - 1)
     states, targets = hidden[:, :-1][predicts], input_ids[:, 1:][predicts]  # (N, D), (N,)
     loss_sum, num_targets, num_correct = {}, {}, {}
-    for name, (start, stop) in vocabulary.groups.items():
+    # One split, whose gradient is one concatenation; a slice per group would each fill a (V, D) gradient.
+    sizes = [stop - start for start, stop in vocabulary.groups.values()]
+    pieces = head.split([*sizes, len(head) - sum(sizes)])
+    for piece, (name, (start, stop)) in zip(pieces, vocabulary.groups.items(), strict=False):
         inside = (targets >= start) & (targets < stop)
-        a, b = (start, stop) if over == "group" else (0, len(head))
-        logits = states[inside] @ head[a:b].to(states.dtype).T  # (n, b - a)
-        wanted = targets[inside] - a
+        rows, first = (piece, start) if over == "group" else (head, 0)
+        logits = states[inside] @ rows.to(states.dtype).T  # (n, ids compared)
+        wanted = targets[inside] - first
         loss_sum[name] = F.cross_entropy(logits.float(), wanted, reduction="sum")
         num_targets[name] = inside.sum()
         num_correct[name] = (logits.detach().argmax(-1) == wanted).sum() if len(wanted) else inside.sum()

@@ -91,6 +91,7 @@ class Block(nn.Module):
 class GatitoPreTrainedModel(PreTrainedModel):
     """Loading, saving and initial weights."""
 
+    config: GatitoConfig
     config_class = GatitoConfig
     base_model_prefix = "model"
     _supports_sdpa = True
@@ -211,7 +212,7 @@ class GatitoForCausalLM(GatitoPreTrainedModel, GenerationMixin):
             positions = position_ids
         if positions is None:
             positions = _counted_positions(attention_mask, B, L, past, input_ids.device)
-        mask = _attention_mask(segments, attention_mask, L, past)
+        mask = _attention_mask(segments, attention_mask, L, past, input_ids.device)
         hidden = self.model(
             input_ids, local_positions, positions, mask, past_key_values, patches, patch_indices, patch_positions
         )
@@ -240,9 +241,7 @@ class GatitoForCausalLM(GatitoPreTrainedModel, GenerationMixin):
     ) -> Tensor:
         """Feed q new tokens (R, q) of the sessions `rows` and return their hidden states (R, q, D)."""
         mask = cache.begin(rows, positions)
-        return self.model(
-            input_ids, local_positions, positions, mask, cache, patches, patch_indices, patch_positions
-        )
+        return self.model(input_ids, local_positions, positions, mask, cache, patches, patch_indices, patch_positions)
 
     def logits_over(self, hidden: Tensor, start: int, stop: int) -> Tensor:
         """Logits (..., stop - start) of the ids [start, stop) for hidden states (..., D)."""
@@ -251,11 +250,13 @@ class GatitoForCausalLM(GatitoPreTrainedModel, GenerationMixin):
     def generate(self, *args: Any, logits_processor: LogitsProcessorList | None = None, **kwargs: Any) -> Any:
         """transformers' `generate`, restricted to text ids."""
         processors = LogitsProcessorList([TextOnly(self.config.text_size), *(logits_processor or [])])
-        return super().generate(*args, logits_processor=processors, **kwargs)
+        return super().generate(*args, logits_processor=processors, **kwargs)  # type: ignore[misc]
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: Tensor, **kwargs: Any
+    ) -> dict[str, Any]:
         """Images belong to the first call only; whatever follows is text."""
-        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[misc, arg-type]
         cache = inputs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             for name in ("patches", "patch_indices", "patch_positions", "local_positions"):
@@ -263,9 +264,7 @@ class GatitoForCausalLM(GatitoPreTrainedModel, GenerationMixin):
         return inputs
 
 
-def _counted_positions(
-    attention_mask: Tensor | None, B: int, L: int, past: int, device: torch.device
-) -> Tensor:
+def _counted_positions(attention_mask: Tensor | None, B: int, L: int, past: int, device: torch.device) -> Tensor:
     """Positions (B, L) counted from each row's first token that is no padding."""
     if attention_mask is None:
         return torch.arange(past, past + L, device=device).expand(B, L)
@@ -273,23 +272,22 @@ def _counted_positions(
 
 
 def _attention_mask(
-    segments: Tensor | None, attention_mask: Tensor | None, L: int, past: int
+    segments: Tensor | None, attention_mask: Tensor | None, L: int, past: int, device: torch.device
 ) -> Tensor | None:
     """Who sees whom, (B, 1, L, past + L): the past of the same segment. None means plain causal attention.
 
-        segments 1 1 2 2    1 . . .
-                            1 1 . .
-                            . . 2 .
-                            . . 2 2
+    segments 1 1 2 2    1 . . .
+                        1 1 . .
+                        . . 2 .
+                        . . 2 2
     """
-    if segments is None and attention_mask is None and (past == 0):
+    if segments is None and attention_mask is None and past == 0:
         return None
-    source = segments if segments is not None else attention_mask
-    if source is None:
-        return torch.ones(L, past + L, dtype=torch.bool).tril(past)[None, None]
-    causal = torch.ones(L, past + L, dtype=torch.bool, device=source.device).tril(past)
+    causal = torch.ones(L, past + L, dtype=torch.bool, device=device).tril(past)
     if segments is not None:
         return (causal & (segments[:, :, None] == segments[:, None, :]))[:, None]
+    if attention_mask is None:
+        return causal[None, None]
     # A padded query sees itself, so that no row of the softmax is empty.
-    own = torch.eye(past + L, dtype=torch.bool, device=source.device)[past:]
-    return ((causal & source.bool()[:, None, :]) | own)[:, None]
+    own = torch.eye(past + L, dtype=torch.bool, device=device)[past:]
+    return ((causal & attention_mask.bool()[:, None, :]) | own)[:, None]

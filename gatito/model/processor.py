@@ -79,7 +79,9 @@ class GatitoProcessor(ProcessorMixin):
         return [str(folder / name) for name in (TOKENIZER_FILE, LAYOUTS_FILE, CONFIG_FILE)]
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "GatitoProcessor":
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> "GatitoProcessor":
         """Read from a checkpoint folder, or from a repository on the hub."""
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
@@ -97,7 +99,7 @@ class GatitoProcessor(ProcessorMixin):
 def _left_padded(rows: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
     """Pack rows of unequal length with the padding on the left, as `generate` wants them."""
     batch = pack([[row] for row in rows])
-    B, L = batch.input_ids.shape
+    L = batch.input_ids.shape[1]
     lengths = torch.tensor([len(row) for row in rows])
     source = torch.arange(L) - (L - lengths)[:, None]  # (B, L), negative for padding
     mask = source >= 0

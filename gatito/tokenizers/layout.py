@@ -74,7 +74,7 @@ class Layout:
     @cached_property
     def legal_ids(self) -> tuple[tuple[int, int], ...]:
         """[start, stop) ids that each action token may have, in order."""
-        ranges = []
+        ranges: list[tuple[int, int]] = []
         for field in self.actions:
             if field.kind == "discrete":
                 first = self.vocabulary.discrete_start
@@ -155,7 +155,7 @@ class Layout:
             raise UserError(
                 f"the layout was made with text model {values['text_sha256'][:12]}, this one is {text.sha256[:12]}"
             )
-        groups = {
+        groups: dict[str, Any] = {
             key: tuple(
                 Field(**{k: tuple(v) if isinstance(v, list) else v for k, v in field.items()})
                 for field in values[key]
@@ -176,13 +176,15 @@ class Layout:
         columns = [self._column(field, observations, where) for field in self.observations]
         T = len(columns[0].lengths)
         columns.append(_Column.of(np.full((T, 1), self.vocabulary.separator)))
-        num_observed = sum(column.lengths for column in columns)  # (T,)
+        num_observed = np.sum([column.lengths for column in columns], axis=0)  # (T,)
         self._check_lengths(columns, num_observed, where)
         if actions is not None:
             columns.append(_Column.of(self.action_ids(actions, where)))
             if len(columns[-1].lengths) != T:
-                raise UserError(f"{where}: {len(columns[-1].lengths)} actions for {T} observations; drop the last one")
-        counts = sum(column.lengths for column in columns)  # (T,)
+                raise UserError(
+                    f"{where}: {len(columns[-1].lengths)} actions for {T} observations; drop the last one"
+                )
+        counts = np.sum([column.lengths for column in columns], axis=0)  # (T,)
         starts = np.concatenate([[0], np.cumsum(counts)])
         ids = np.empty(starts[-1], np.int32)
         first = starts[:-1].copy()
@@ -257,7 +259,7 @@ class _Column:
     """The ids of one field over T timesteps, as blocks of timesteps that have the same number of them."""
 
     lengths: NDArray[np.int64]
-    blocks: list[tuple[NDArray[np.int64], NDArray[np.integer]]]
+    blocks: Sequence[tuple[NDArray[np.int64], NDArray[np.integer]]]
 
     @classmethod
     def of(cls, ids: NDArray[np.integer]) -> "_Column":

@@ -1,10 +1,10 @@
 """Checkpoints: a Hugging Face directory, plus `training/` for what resuming needs. No pickle.
 
-    config.json, generation_config.json, model.safetensors     transformers
-    processor_config.json, tokenizer.model, layouts.json       the processor
-    README.md                                                   model card
-    training/optimizer.safetensors, training/state.json         to resume
-    training/manifest.json                                      SHA-256 of every file above
+config.json, generation_config.json, model.safetensors     transformers
+processor_config.json, tokenizer.model, layouts.json       the processor
+README.md                                                   model card
+training/optimizer.safetensors, training/state.json         to resume
+training/manifest.json                                      SHA-256 of every file above
 """
 
 import json
@@ -99,9 +99,10 @@ def find_problem(checkpoint: Path) -> str | None:
 def resolve_checkpoint(path: str | Path) -> Path:
     """Return the checkpoint folder: the path itself, or the newest checkpoint of a run. Checks its hashes."""
     folder = Path(path)
-    found = folder if (folder / "config.json").is_file() else (list_checkpoints(folder) or [None])[-1]
-    if found is None:
+    candidates = [folder] if (folder / "config.json").is_file() else list_checkpoints(folder)
+    if not candidates:
         raise UserError(f"no checkpoint at {path}: neither config.json nor {FOLDER}/step-* in it; run gatito train")
+    found = candidates[-1]
     if (found / MANIFEST).is_file():
         problem = find_problem(found)
         if problem:
@@ -118,7 +119,9 @@ def load_newest(out: Path) -> tuple[Path, TrainingState] | None:
             continue
         values = json.loads((checkpoint / "training/state.json").read_text())
         if values["schema"] > SCHEMA:
-            raise UserError(f"{checkpoint}: schema {values['schema']}, this gatito reads up to {SCHEMA}; upgrade gatito")
+            raise UserError(
+                f"{checkpoint}: schema {values['schema']}, this gatito reads up to {SCHEMA}; upgrade gatito"
+            )
         optimizer = load_file(checkpoint / "training/optimizer.safetensors")
         return checkpoint, TrainingState(step=values["step"], settings=values["settings"], optimizer=optimizer)
     return None

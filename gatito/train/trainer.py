@@ -61,7 +61,8 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
 
 def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Fused AdamW; matrices decay, embeddings, norms and biases do not."""
-    decay, rest = [], []
+    decay: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_table = "embedding" in name and "patches" not in name
         (decay if parameter.ndim >= 2 and not is_table else rest).append(parameter)
@@ -148,7 +149,9 @@ class _Loop:
         window: list[dict[str, float]] = []
         window_began = began
         self.model.train()
-        bar = tqdm(total=config.steps, initial=first_step, desc=desc, unit="step", disable=not accelerator.is_main_process)
+        bar = tqdm(
+            total=config.steps, initial=first_step, desc=desc, unit="step", disable=not accelerator.is_main_process
+        )
         while step < config.steps:
             elapsed = time.monotonic() - began
             progress = (step - config.warmup) / max(1, config.steps - config.warmup)
@@ -188,7 +191,9 @@ class _Loop:
             group["lr"] = rate
         count = torch.stack([_num_targets(batch) for batch in batches]).sum()
         total = accelerator.reduce(count, "sum").clamp(min=1)
-        sums: dict[str, float] = {"tokens": float(sum(b.input_ids.numel() for b in batches)) * accelerator.num_processes}
+        sums: dict[str, float] = {
+            "tokens": float(sum(b.input_ids.numel() for b in batches)) * accelerator.num_processes
+        }
         losses = torch.zeros((), device=accelerator.device)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
@@ -199,7 +204,11 @@ class _Loop:
                 accelerator.backward(loss * accelerator.num_processes)
             losses = losses + loss.detach()
             for name in targets.loss_sum:
-                for key, values in (("loss", targets.loss_sum), ("n", targets.num_targets), ("hits", targets.num_correct)):
+                for key, values in (
+                    ("loss", targets.loss_sum),
+                    ("n", targets.num_targets),
+                    ("hits", targets.num_correct),
+                ):
                     sums[f"{key}/{name}"] = sums.get(f"{key}/{name}", 0.0) + float(values[name].detach())
         sums["loss"] = float(accelerator.reduce(losses, "sum"))
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
@@ -241,7 +250,12 @@ class _Loop:
         path = self.out / "checkpoints" / f"step-{step:08d}"
         if self.accelerator.is_main_process:
             path = save_checkpoint(
-                self.out, self.plain, self.processor, state, model_card(self.recipe, self.store, step), self.config.keep
+                self.out,
+                self.plain,
+                self.processor,
+                state,
+                model_card(self.recipe, self.store, step),
+                self.config.keep,
             )
         self.accelerator.wait_for_everyone()
         return path
@@ -261,7 +275,9 @@ def _synchronised(accelerator: Accelerator, model: torch.nn.Module, last: bool) 
 def _newest(config: TrainConfig, out: Path) -> tuple[Path, TrainingState] | None:
     if config.resume == "never":
         if list_checkpoints(out):
-            raise UserError(f"{out} holds a run already; continue it with --train.resume auto, or choose another --out")
+            raise UserError(
+                f"{out} holds a run already; continue it with --train.resume auto, or choose another --out"
+            )
         return None
     return load_newest(out)
 

@@ -1,0 +1,1 @@
+"""One file per domain: environments and scripted experts, images with captions, texts."""

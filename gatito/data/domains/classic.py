@@ -125,7 +125,7 @@ def tasks() -> list[TaskSpec]:
             make=make,
             expert=partial(_same_policy, policy),
             noise=noise,
-            modules={modules[name.split("/")[0]]: "demo"},
+            modules={modules[name.split("/")[0]]: name.split("/")[0]},
         )
         for name, make, policy, noise in rows
     ]

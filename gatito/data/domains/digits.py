@@ -21,9 +21,7 @@ def _all_pairs() -> tuple[tuple[NDArray[np.uint8], str], ...]:
     digits = load_digits()
     images = np.repeat(np.repeat(digits.images, 2, axis=1), 2, axis=2)  # (N, 16, 16), one patch each
     pixels = np.round(images / 16 * 255).astype(np.uint8)[..., None]
-    return tuple(
-        (image, f"the digit {NAMES[label]}") for image, label in zip(pixels, digits.target, strict=True)
-    )
+    return tuple((image, f"the digit {NAMES[label]}") for image, label in zip(pixels, digits.target, strict=True))
 
 
 def training_pairs() -> tuple[tuple[NDArray[np.uint8], str], ...]:

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from functools import cache, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -13,15 +13,58 @@ from numpy.typing import NDArray
 
 from gatito.data.tasks import Policy, TaskSpec
 
-NAMES = (
-    "assembly basketball bin-picking box-close button-press-topdown button-press-topdown-wall button-press "
-    "button-press-wall coffee-button coffee-pull coffee-push dial-turn disassemble door-close door-lock "
-    "door-open door-unlock drawer-close drawer-open faucet-close faucet-open hammer hand-insert "
-    "handle-press-side handle-press handle-pull-side handle-pull lever-pull peg-insert-side "
-    "peg-unplug-side pick-out-of-hole pick-place pick-place-wall plate-slide-back-side plate-slide-back "
-    "plate-slide-side plate-slide push-back push push-wall reach reach-wall shelf-place soccer stick-pull "
-    "stick-push sweep-into sweep window-close window-open"
-).split()
+NAMES = [
+    "assembly",
+    "basketball",
+    "bin-picking",
+    "box-close",
+    "button-press-topdown",
+    "button-press-topdown-wall",
+    "button-press",
+    "button-press-wall",
+    "coffee-button",
+    "coffee-pull",
+    "coffee-push",
+    "dial-turn",
+    "disassemble",
+    "door-close",
+    "door-lock",
+    "door-open",
+    "door-unlock",
+    "drawer-close",
+    "drawer-open",
+    "faucet-close",
+    "faucet-open",
+    "hammer",
+    "hand-insert",
+    "handle-press-side",
+    "handle-press",
+    "handle-pull-side",
+    "handle-pull",
+    "lever-pull",
+    "peg-insert-side",
+    "peg-unplug-side",
+    "pick-out-of-hole",
+    "pick-place",
+    "pick-place-wall",
+    "plate-slide-back-side",
+    "plate-slide-back",
+    "plate-slide-side",
+    "plate-slide",
+    "push-back",
+    "push",
+    "push-wall",
+    "reach",
+    "reach-wall",
+    "shelf-place",
+    "soccer",
+    "stick-pull",
+    "stick-push",
+    "sweep-into",
+    "sweep",
+    "window-close",
+    "window-open",
+]
 
 IMAGE_SIZE = 200
 """Width and height of a rendered frame, pixels."""
@@ -44,7 +87,7 @@ class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
     episode, and 0 before; Meta-World's own is `info["dense_reward"]`.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 80}
 
     def __init__(self, task: str, render_mode: str | None = None) -> None:
         """Build the task, such as `reach`. Frames are drawings of the state where OpenGL does not work."""
@@ -80,9 +123,7 @@ class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
         self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
         self._observation = np.zeros(39)
 
-    def reset(
-        self, *, seed: int | None = None, options: Any = None
-    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[NDArray[np.float64], dict[str, Any]]:
         """Start the episode of this seed; without one, of a seed drawn from the last."""
         super().reset(seed=seed)
         self._simulator.seed(int(self.np_random.integers(1 << 31)))
@@ -90,9 +131,7 @@ class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
         self._observation = np.clip(observation, -1.0, 1.0)
         return self._observation, info
 
-    def step(
-        self, action: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
         """Move the hand by up to 1 cm per axis and drive the gripper."""
         observation, dense_reward, _, truncated, info = self._simulator.step(action)
         self._observation = np.clip(observation, -1.0, 1.0)
@@ -171,9 +210,7 @@ def _opengl_backend() -> str | None:
     for backend in [wanted] if wanted else ["egl", "osmesa", "glfw"]:
         probe = [sys.executable, "-c", _PROBE]
         try:
-            done = subprocess.run(
-                probe, env={**os.environ, "MUJOCO_GL": backend}, capture_output=True, timeout=60
-            )
+            done = subprocess.run(probe, env={**os.environ, "MUJOCO_GL": backend}, capture_output=True, timeout=60)
         except subprocess.TimeoutExpired:
             continue
         if done.returncode == 0:
