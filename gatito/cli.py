@@ -19,11 +19,11 @@ class _Parser(ArgumentParser):
         raise UserError(_one_line(message, [k for p in _all_parsers(self) for k in _keys(p)]))
 
 
-def tasks(measure: list[str] | None = None, episodes: int = 100, out: str | None = None, json: bool = False) -> None:
+def tasks(measure: str | None = None, episodes: int = 100, out: str | None = None, json: bool = False) -> None:
     """List known tasks, or measure their reference returns.
 
     Args:
-        measure: Task ids (or `all`) whose random and expert returns to measure.
+        measure: Task ids, separated by commas, or `all`, whose random and expert returns to measure.
         episodes: Seeded episodes per policy to measure over.
         out: File for the measured references.
         json: Print JSON instead of a table.
@@ -31,7 +31,7 @@ def tasks(measure: list[str] | None = None, episodes: int = 100, out: str | None
     from gatito.commands import list_tasks, measure_tasks
 
     if measure:
-        measure_tasks(measure, episodes, out)
+        measure_tasks(measure.split(","), episodes, out)
     else:
         list_tasks(json)
 

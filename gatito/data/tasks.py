@@ -57,6 +57,8 @@ class TaskSpec:
     """Field path to field kind, where the space alone would be read differently."""
     success: bool = False
     """Whether the return is a success (0 or 1)."""
+    reference: Reference | None = None
+    """Measured references of a task outside this package; ours are in `references.json`."""
 
     @property
     def domain(self) -> str:
@@ -104,9 +106,10 @@ def get_task(task_id: str) -> TaskSpec:
 
 @cache
 def references() -> dict[str, Reference]:
-    """Return the measured references by task id (`gatito tasks --measure` rewrites the file)."""
+    """Return the measured references by task id (`gatito tasks --measure all` rewrites the file)."""
     text = files("gatito.data").joinpath("references.json").read_text()
-    return {task: Reference(**values) for task, values in json.loads(text)["tasks"].items()}
+    known = {task: Reference(**values) for task, values in json.loads(text)["tasks"].items()}
+    return known | {spec.id: spec.reference for spec in registry().values() if spec.reference is not None}
 
 
 def reference(task_id: str) -> Reference:
@@ -115,6 +118,6 @@ def reference(task_id: str) -> Reference:
     if task_id not in known:
         raise UserError(
             f"task {task_id!r} has no reference returns; measure them: "
-            f"gatito tasks --measure {task_id} --out references.json"
+            f"gatito tasks --measure {task_id}, then write them into its TaskSpec(reference=...)"
         )
     return known[task_id]

@@ -7,6 +7,7 @@ rendering is the slow part (0.15 s a frame for MuJoCo on a CPU).
 import io
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,16 +137,15 @@ def _film(
     spec: TaskSpec, actions: list[Any], total: float, seed: int, shown: list[int]
 ) -> tuple[list[np.ndarray], str]:
     """Replay the actions and render the timesteps `shown`; the note tells where the frames are not the real thing."""
-    env = spec.make(render_mode="rgb_array")
-    env.reset(seed=seed)
     frames, replayed = [], 0.0
-    for t in range(len(actions) + 1):
-        if t in shown:
-            frames.append(_shrunk(env.render()))
-        if t < len(actions):
-            replayed += float(env.step(actions[t])[1])
-    drawn = getattr(env.unwrapped, "renders_state", False)
-    env.close()
+    with closing(spec.make(render_mode="rgb_array")) as env:
+        env.reset(seed=seed)
+        for t in range(len(actions) + 1):
+            if t in shown:
+                frames.append(_shrunk(env.render()))
+            if t < len(actions):
+                replayed += float(env.step(actions[t])[1])
+        drawn = getattr(env.unwrapped, "renders_state", False)
     if drawn:
         return frames, (
             "MuJoCo found neither EGL nor OSMesa: the state is drawn (hand blue, object red, goal green; from above, "

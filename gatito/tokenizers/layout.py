@@ -155,14 +155,20 @@ class Layout:
             raise UserError(
                 f"the layout was made with text model {values['text_sha256'][:12]}, this one is {text.sha256[:12]}"
             )
-        groups: dict[str, Any] = {
-            key: tuple(
-                Field(**{k: tuple(v) if isinstance(v, list) else v for k, v in field.items()})
-                for field in values[key]
-            )
-            for key in ("observations", "actions")
-        }
-        return cls(vocabulary=Vocabulary(**values["vocabulary"]), text=text, **groups)
+
+        def fields(key: str) -> tuple[Field, ...]:
+            rows: list[dict[str, Any]] = values[key]
+            frozen: list[dict[str, Any]] = [
+                {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows
+            ]
+            return tuple(Field(**row) for row in frozen)
+
+        return cls(
+            vocabulary=Vocabulary(**values["vocabulary"]),
+            text=text,
+            observations=fields("observations"),
+            actions=fields("actions"),
+        )
 
     @cached_property
     def sha256(self) -> str:

@@ -44,10 +44,15 @@ def from_patches(patches: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDA
 def patch_intervals(height: int, width: int) -> NDArray[np.uint8]:
     """Return (P, 4): first and past-the-last quantised row, then column, that each patch covers."""
     rows, columns = grid(height, width)
-    row_edges = np.round(np.arange(rows + 1) / rows * NUM_PATCH_POSITIONS).astype(np.uint8)
-    column_edges = np.round(np.arange(columns + 1) / columns * NUM_PATCH_POSITIONS).astype(np.uint8)
     r, c = np.divmod(np.arange(rows * columns), columns)
-    return np.stack([row_edges[r], row_edges[r + 1], column_edges[c], column_edges[c + 1]], axis=1)
+    return np.concatenate([_intervals(rows)[r], _intervals(columns)[c]], axis=1)
+
+
+def _intervals(num: int) -> NDArray[np.uint8]:
+    """Cut [0, 128) into `num` intervals (num, 2); none is empty, even where there are more than 128."""
+    edges = np.round(np.arange(num + 1) / num * NUM_PATCH_POSITIONS).astype(np.int64)
+    first = np.minimum(edges[:-1], NUM_PATCH_POSITIONS - 1)
+    return np.stack([first, np.maximum(edges[1:], first + 1)], axis=1).astype(np.uint8)
 
 
 def mean_positions(intervals: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -59,5 +64,5 @@ def mean_positions(intervals: NDArray[np.uint8]) -> NDArray[np.int64]:
 def sample_positions(intervals: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.int64]:
     """Return (P, 2): a uniform row and column out of each interval, used in training."""
     edges = intervals.astype(np.int64)
-    low, high = edges[:, 0::2], np.maximum(edges[:, 1::2], edges[:, 0::2] + 1)
+    low, high = edges[:, 0::2], edges[:, 1::2]
     return low + np.floor(rng.random(low.shape) * (high - low)).astype(np.int64)

@@ -27,10 +27,11 @@ def mu_law_inverse(companded: NDArray[np.floating]) -> NDArray[np.float64]:
 def to_bins(values: NDArray[np.floating], num_bins: int = NUM_BINS) -> NDArray[np.int64]:
     """Return the bin in [0, num_bins) of each value; [-1, 1] is cut evenly, what lies outside is clipped.
 
-    The value 1.0 falls in the last bin: one bin further is the next modality's first id.
+    The value 1.0 falls in the last bin: one bin further is the next modality's first id. `num_bins` is even.
     """
     clipped = np.clip(np.asarray(values, dtype=np.float64), -1.0, 1.0)
-    return np.minimum(np.floor((clipped + 1.0) * (num_bins / 2)), num_bins - 1).astype(np.int64)
+    half = num_bins // 2  # added after the floor: before it, one ulp under an edge would be rounded up to the edge
+    return np.minimum(np.floor(clipped * half) + half, num_bins - 1).astype(np.int64)
 
 
 def from_bins(bins: NDArray[np.integer], num_bins: int = NUM_BINS) -> NDArray[np.float64]:

@@ -21,13 +21,15 @@ class Vocabulary:
     text_size: int = 32_000
     """Pieces of the SentencePiece model."""
     num_bins: int = 1024
-    """Bins of a continuous value."""
+    """Bins of a continuous value, an even number."""
     num_discrete: int = 1024
     """Discrete values, counted from the start of their space."""
     overlapping_discrete: bool = False
     """The paper's option: discrete ids unshifted, so that they share [0, 1024) with the text."""
 
     def __post_init__(self) -> None:
+        if self.num_bins < 2 or self.num_bins % 2:
+            raise UserError(f"num_bins is {self.num_bins}, allowed even numbers: zero is the edge between two bins")
         if self.overlapping_discrete and self.text_size < self.num_discrete:
             raise UserError(
                 f"overlapping discrete ids need at least {self.num_discrete} text pieces, got {self.text_size}"

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from functools import cache, partial
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -87,7 +87,7 @@ class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
     episode, and 0 before; Meta-World's own is `info["dense_reward"]`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 80}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012
 
     def __init__(self, task: str, render_mode: str | None = None) -> None:
         """Build the task, such as `reach`. Frames are drawings of the state where OpenGL does not work."""

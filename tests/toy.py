@@ -1,0 +1,187 @@
+"""Toy environments, tiny models and stores for the tests of model, training and acting."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from gatito.data.episode import Episode, stack
+from gatito.data.packing import pack
+from gatito.data.store import SCHEMA, StoreWriter
+from gatito.model import GatitoConfig, GatitoForCausalLM
+from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary
+from gatito.tokenizers.sequence import concatenate
+from gatito.train.configs import ModelConfig, Recipe, TrainConfig
+
+CONTEXT = 64
+MISSIONS = ("go", "if the expression is a class", "the value of the statement", "return the next object name")
+
+
+def tiny_model(vocabulary: Vocabulary, seed: int = 0, context: int = CONTEXT, **changes: Any) -> GatitoForCausalLM:
+    """A model of width 32 with weights large enough that every token and position matters."""
+    torch.manual_seed(seed)
+    config = GatitoConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        head_dim=16,
+        intermediate_size=64,
+        context=context,
+        initializer_range=0.3,
+        **vocabulary.to_json(),
+        **changes,
+    )
+    return GatitoForCausalLM(config).eval()
+
+
+def tiny_recipe(**train: Any) -> Recipe:
+    """A recipe of the tiny model, 20 steps of 4 rows; keywords change `TrainConfig`, `drop_path` the model."""
+    model = ModelConfig(
+        width=32, layers=2, heads=2, head_dim=16, feed_forward=64, drop_path=train.pop("drop_path", 0.0)
+    )
+    defaults = {"steps": 20, "batch": 4, "context": CONTEXT, "lr": 3e-3, "warmup": 5, "log_every": 1}
+    return Recipe(model=model, train=TrainConfig(**(defaults | train)))
+
+
+class ToyEnv(gym.Env[Any, Any]):
+    """Random observations of any space for `length` timesteps; the reward is 1 each."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, length: int = 20) -> None:
+        self.observation_space, self.action_space, self.length = observation_space, action_space, length
+        self.actions: list[Any] = []
+
+    def _observation(self) -> Any:
+        self.observation_space.seed(int(self.np_random.integers(1 << 30)))
+        observation = self.observation_space.sample()
+        if isinstance(observation, dict) and "mission" in observation:
+            observation["mission"] = MISSIONS[int(self.np_random.integers(len(MISSIONS)))]
+        return observation
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.actions = []
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), (action, self.action_space)
+        self.actions.append(action)
+        return self._observation(), 1.0, len(self.actions) >= self.length, False, {}
+
+
+class Line(gym.Env[Any, Any]):
+    """Walk a line of `length` places: only the right action, `secret[t]`, leads on; a wrong one ends the episode."""
+
+    def __init__(self, length: int = 10, continuous: bool = False) -> None:
+        self.length, self.continuous = length, continuous
+        self.observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
+        self.action_space = spaces.Box(-2.0, 2.0, (2,), np.float32) if continuous else spaces.Discrete(4)
+        rng = np.random.default_rng(5)
+        self.secret = (
+            rng.uniform(-2, 2, (length, 2)).astype(np.float32) if continuous else rng.integers(4, size=length)
+        )
+
+    def _observation(self) -> np.ndarray:
+        return np.array([min(self.place, self.length - 1) / self.length], np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.place = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        right = bool(np.allclose(action, self.secret[self.place], atol=4 / 1024))
+        self.place += right
+        return self._observation(), float(right), not right or self.place == self.length, False, {}
+
+    def demonstration(self) -> tuple[Any, Any]:
+        """Observations and actions of the one right episode."""
+        observations = [np.array([t / self.length], np.float32) for t in range(self.length)]
+        return stack(self.observation_space, observations), stack(self.action_space, list(self.secret))
+
+
+def layout_of(env: gym.Env[Any, Any], vocabulary: Vocabulary, text: TextTokenizer) -> Layout:
+    """The layout of an environment."""
+    return Layout.from_spaces(env.observation_space, env.action_space, vocabulary=vocabulary, text=text)
+
+
+def toy_sequence(env: ToyEnv, layout: Layout, seed: int, targets: np.ndarray | None = None) -> TokenSequence:
+    """Tokens of one episode of random actions."""
+    episode = toy_episode(env, seed)
+    return layout.episode_tokens(episode.observations, episode.actions, targets=targets)
+
+
+def toy_episode(env: ToyEnv, seed: int, task: str = "toy/task") -> Episode:
+    """One episode of random actions."""
+    env.action_space.seed(seed)
+    observations, actions = [env.reset(seed=seed)[0]], []
+    done = False
+    while not done:
+        actions.append(env.action_space.sample())
+        observation, _, done, _, _ = env.step(actions[-1])
+        observations.append(observation)
+    return Episode(
+        task=task,
+        id=seed,
+        agent="random",
+        observations=stack(env.observation_space, observations[:-1]),
+        actions=stack(env.action_space, actions),
+        rewards=np.ones(len(actions)),
+        targets=np.ones(len(actions), np.bool_),
+    )
+
+
+def write_store(
+    folder: Path,
+    text: TextTokenizer,
+    vocabulary: Vocabulary,
+    control: Mapping[str, tuple[Layout, Sequence[TokenSequence]]],
+    documents: Sequence[TokenSequence] = (),
+) -> Path:
+    """A store as `gatito data build` writes it, out of sequences in memory."""
+    parts: list[tuple[str, dict[str, Any], Sequence[TokenSequence]]] = [
+        (task.replace("/", "-"), {"kind": "control", "task": task, "layout": layout.to_json()}, sequences)
+        for task, (layout, sequences) in control.items()
+    ]
+    if documents:
+        parts.append(("text", {"kind": "text", "task": "text:toy"}, documents))
+    for name, metadata, sequences in parts:
+        writer = StoreWriter(folder / name, vocabulary)
+        for sequence in sequences:
+            writer.write(sequence, "expert")
+        writer.close({"name": name, "source": "toy", "weight": 1.0, **metadata})
+    (folder / "tokenizer.model").write_bytes(text.model)
+    values = {
+        "schema": SCHEMA,
+        "vocabulary": vocabulary.to_json(),
+        "text_sha256": text.sha256,
+        "datasets": [name for name, _, _ in parts],
+    }
+    (folder / "mixture.json").write_text(json.dumps(values))
+    return folder
+
+
+def hidden_of(model: GatitoForCausalLM, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+    """Hidden states (N, D) of sequences joined to one row, without any cache."""
+    batch = pack([[concatenate(sequences)]])
+    return model.model(
+        batch.input_ids,
+        batch.local_positions,
+        batch.positions,
+        None,
+        None,
+        batch.patches,
+        batch.patch_indices,
+        batch.patch_positions,
+    )[0]
+
+
+def metrics_of(run: Path) -> dict[int, dict[str, float]]:
+    """Step to its line of `metrics.jsonl`; a step must not be there twice."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len({line["step"] for line in lines}) == len(lines), "a step was logged twice"
+    return {line["step"]: line for line in lines}
