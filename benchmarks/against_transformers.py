@@ -133,7 +133,9 @@ def main() -> None:
         return statistics.median(values[name][first:])
 
     targets = sum(int(b.loss_mask.sum()) for b in batches) / sum(b.input_ids.numel() for b in batches)
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
     print(f"width 128, 4 layers, context {CONTEXT}, {ROWS} rows a step, {targets:.1%} of the tokens are targets")
     print("| measure | gatito | transformers GPT-2 | ratio |")
     print("|---|---|---|---|")

@@ -159,7 +159,7 @@ def build_parser() -> ArgumentParser:
 def run(arguments: Sequence[str]) -> None:
     """Run one command line; raises `UserError` for bad input."""
     parser = build_parser()
-    values = parser.parse_args(_normalised(arguments))
+    values = parser.parse_args(_normalised(arguments, _switches(parser)))
     chosen = values[values.verb]
     if values.verb == "data":
         _run_data(parser, chosen)
@@ -205,21 +205,36 @@ def main() -> None:
         sys.exit(130)
 
 
-def _normalised(arguments: Sequence[str]) -> list[str]:
-    """Options may be written with dashes or underscores; `--config NAME` names a recipe of the package."""
+def _normalised(arguments: Sequence[str], switches: set[str]) -> list[str]:
+    """Options may be written with dashes or underscores and switches without a value; `--config NAME` names a
+    recipe of the package."""
     from gatito.recipes import recipe_path
 
     result: list[str] = []
-    for argument in arguments:
+    for i, argument in enumerate(arguments):
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
             argument = "--" + name[2:].replace("-", "_") + equals + value
+            following = arguments[i + 1] if i + 1 < len(arguments) else "--"
+            if argument in switches and following.lower() not in ("true", "false"):
+                argument += "=true"
         if result and result[-1] == "--config":
             argument = recipe_path(argument)
         elif argument.startswith("--config="):
             argument = "--config=" + recipe_path(argument.removeprefix("--config="))
         result.append(argument)
     return result
+
+
+def _switches(parser: ArgumentParser) -> set[str]:
+    """Options that are true or false."""
+    return {
+        option
+        for p in _all_parsers(parser)
+        for action in p._actions
+        if getattr(action, "_typehint", None) is bool
+        for option in action.option_strings
+    }
 
 
 def _all_parsers(parser: ArgumentParser) -> list[ArgumentParser]:

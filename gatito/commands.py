@@ -2,9 +2,11 @@
 
 import json
 import time
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import gymnasium as gym
 from tqdm import tqdm
 
 from gatito.data.build import open_layout
@@ -13,7 +15,7 @@ from gatito.data.domains import digits, texts
 from gatito.data.explain import token_rows
 from gatito.data.minari_episodes import episode_from_buffer, open_minari
 from gatito.data.store import Store, open_store
-from gatito.data.tasks import get_task, references, registry
+from gatito.data.tasks import Policy, TaskSpec, get_task, references, registry
 from gatito.errors import UserError, nearest
 from gatito.eval.agent import load_checkpoint
 from gatito.eval.report import Report, write_report
@@ -92,14 +94,33 @@ def tokens_of(source: str, episode: int) -> tuple[TokenSequence, Vocabulary, Tex
 def _task_tokens(
     task: str, seed: int, vocabulary: Vocabulary, text: TextTokenizer
 ) -> tuple[TokenSequence, Vocabulary, TextTokenizer, Layout | None]:
-    spec = get_task(task)
+    """The expert's episode of a task, or a random one of any other Gymnasium environment."""
+    spec = _any_environment(task)
     env = spec.make()
     layout = Layout.from_spaces(
         env.observation_space, env.action_space, vocabulary=vocabulary, text=text, overrides=spec.overrides
     )
-    data = episode_from_buffer(collect_episode(spec, env, seed), task, "expert")
+    agent: Literal["expert", "random"] = "expert" if task in registry() else "random"
+    data = episode_from_buffer(collect_episode(spec, env, seed, agent=agent), task, agent)
     env.close()
     return layout.episode_tokens(data.observations, data.actions, where=task), vocabulary, text, layout
+
+
+def _no_expert(env: gym.Env[Any, Any]) -> Policy:
+    raise UserError(f"{env} has no scripted expert")
+
+
+def _any_environment(name: str) -> TaskSpec:
+    """A known task, or a registered Gymnasium id; never one that names a module."""
+    if name in registry():
+        return get_task(name)
+    if name not in gym.registry:
+        raise UserError(nearest(name, [*registry(), *gym.registry], "task, environment id or folder"))
+    try:
+        gym.make(name).close()
+    except (gym.error.Error, ImportError) as error:
+        raise UserError(f"environment {name!r} cannot be built: {str(error).splitlines()[0]}") from None
+    return TaskSpec(id=name, make=partial(gym.make, name), expert=_no_expert)
 
 
 def _index(episode: int, count: int, source: str) -> int:

@@ -25,6 +25,7 @@ from gatito.eval.results import Results, print_results, write_results
 from gatito.eval.rollout import evaluate
 from gatito.eval.videos import record_episode
 from gatito.recipes import recipe_path
+from gatito.tokenizers.patches import PATCH, from_patches
 from gatito.train.configs import ModelConfig, Recipe, TrainConfig
 from gatito.train.trainer import train
 
@@ -139,11 +140,16 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
         written = continue_texts(model, processor, list(BEGINNINGS))
     with stages.stage("report", "5/5 record videos and write the report"):
         videos = [record_episode(model, processor, task) for task in SHOWN]
-        timesteps = {}
+        timesteps, images = {}, {}
         for source in (*SHOWN, "captions:digits", "text:python-docs"):
             sequence, vocabulary, text, layout = tokens_of(source, 0)
             last = 1 if layout or source.startswith("captions") else 40
-            timesteps[source] = token_rows(sequence.timesteps(0, last, vocabulary.patch), vocabulary, text, layout)
+            shown = sequence.timesteps(0, last, vocabulary.patch)
+            timesteps[source] = token_rows(shown, vocabulary, text, layout)
+            if len(shown.patches):
+                fields = [f for f in layout.observations if f.kind == "image"] if layout else []
+                height, width = fields[0].shape[:2] if fields else (PATCH, PATCH)
+                images[source] = from_patches(shown.patches, (height, width, 3))[0]
     results = Results(tasks=rows, captions=caption_score(captions), seconds=stages.seconds)
     write_results(results, out / "results.json")
     following = next_commands(out)
@@ -152,6 +158,7 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
         results=results,
         metrics=run / "metrics.jsonl",
         timesteps=timesteps,
+        images=images,
         videos=videos,
         captions=captions,
         texts=written,

@@ -142,7 +142,7 @@ def test_the_local_position_of_text_is_used_where_none_is_given(vocabulary: Voca
 def test_the_loss_is_the_masked_cross_entropy_of_all_logits_in_value_and_gradient(
     vocabulary: Vocabulary, sequences: list[TokenSequence], over: str
 ) -> None:
-    model = tiny_model(vocabulary, loss_over=over)
+    model = tiny_model(vocabulary, loss_over=over, initializer_range=0.1)
     batch = pack([sequences[:2], sequences[2:]])
     output = model(**batch.tensors())
     output.loss.backward()
@@ -170,7 +170,7 @@ def test_the_loss_is_the_masked_cross_entropy_of_all_logits_in_value_and_gradien
         "text": len(sequences[3]) - 1 + int(sequences[2].loss_mask.sum()),
     }
     torch.testing.assert_close(output.loss, expected, atol=1e-6, rtol=1e-6)
-    assert_same_gradients(found, gradients(model), 1e-5)
+    assert_same_gradients(found, gradients(model), 1e-6)
 
 
 def test_the_loss_over_the_group_differs_from_the_loss_over_everything(
@@ -178,7 +178,7 @@ def test_the_loss_over_the_group_differs_from_the_loss_over_everything(
 ) -> None:
     batch = pack([sequences]).tensors()
     full, group = (tiny_model(vocabulary, loss_over=over)(**batch).loss for over in ("full", "group"))
-    assert float(full) > float(group) + 0.1
+    assert full.item() > group.item() + 0.1
 
 
 def test_a_batch_without_targets_has_loss_zero_and_finite_gradients(
@@ -188,7 +188,7 @@ def test_a_batch_without_targets_has_loss_zero_and_finite_gradients(
     batch = pack([sequences])
     output = model(**replace(batch, loss_mask=torch.zeros_like(batch.loss_mask)).tensors())
     output.loss.backward()
-    assert float(output.loss) == 0.0
+    assert output.loss.item() == 0.0
     assert all(bool((g == 0).all()) for g in gradients(model).values())
 
 
@@ -211,7 +211,7 @@ def test_hits_are_counted_by_group(vocabulary: Vocabulary, sequences: list[Token
 def test_packed_rows_have_the_hidden_states_of_separate_sequences(
     vocabulary: Vocabulary, sequences: list[TokenSequence], rotary: bool
 ) -> None:
-    model = tiny_model(vocabulary, rotary=rotary)
+    model = tiny_model(vocabulary, rotary=rotary).double()
     batch = pack([sequences], length=CONTEXT + 30)
     inputs = {k: v for k, v in batch.tensors().items() if k != "loss_mask"}
     packed = model(**inputs).logits[0]
@@ -220,7 +220,7 @@ def test_packed_rows_have_the_hidden_states_of_separate_sequences(
     for number, sequence in enumerate(sequences):
         stop = start + len(sequence)
         alone = model.lm_head(hidden_of(model, [sequence]))
-        torch.testing.assert_close(packed[start:stop], alone, atol=1e-5, rtol=1e-6)
+        torch.testing.assert_close(packed[start:stop], alone, atol=1e-6, rtol=1e-6)
         if number:  # without the segment mask the test must fail
             assert float((leaking[start:stop] - alone).abs().max()) > 1e-2
         start = stop
@@ -229,7 +229,7 @@ def test_packed_rows_have_the_hidden_states_of_separate_sequences(
 def test_packed_rows_have_the_gradients_of_separate_sequences(
     vocabulary: Vocabulary, sequences: list[TokenSequence]
 ) -> None:
-    model = tiny_model(vocabulary)
+    model = tiny_model(vocabulary, initializer_range=0.1).double()
 
     def gradients_of(batches: list) -> dict[str, torch.Tensor]:
         model.zero_grad()
@@ -240,11 +240,11 @@ def test_packed_rows_have_the_gradients_of_separate_sequences(
 
     separate = gradients_of([pack([[s]]) for s in sequences])
     packed = gradients_of([pack([sequences], length=90)])
-    assert_same_gradients(packed, separate, 1e-5)
+    assert_same_gradients(packed, separate, 1e-6)
     batch = pack([sequences])
     merged = gradients_of([replace(batch, segments=torch.ones_like(batch.segments))])
     name = "model.blocks.0.attention.qkv.weight"
-    assert float((merged[name] - separate[name]).abs().max()) > 1e-2
+    assert float((merged[name] - separate[name]).abs().max()) > 1e-4 * float(separate[name].abs().max())
 
 
 @torch.no_grad()
@@ -358,14 +358,12 @@ def test_generate_stops_at_the_end_token(vocabulary: Vocabulary, processor: Gati
     assert ids.tolist() == free[: free.index(free[3]) + 1]
 
 
-def test_several_returned_sequences_of_one_image_prompt_are_those_of_one(
+def test_beams_over_a_batch_of_images_are_those_of_each_alone(
     vocabulary: Vocabulary, processor: GatitoProcessor
 ) -> None:
     model = tiny_model(vocabulary)
     inputs = processor(PROMPTS, images=IMAGES)
-    beams = model.generate(
-        **inputs, max_new_tokens=6, num_beams=3, do_sample=False, num_return_sequences=1, eos_token_id=None
-    )
+    beams = model.generate(**inputs, max_new_tokens=6, num_beams=3, do_sample=False, eos_token_id=None)
     for row, (prompt, image) in enumerate(zip(PROMPTS, IMAGES, strict=True)):
         alone = processor(prompt, images=[image])
         expected = model.generate(**alone, max_new_tokens=6, num_beams=3, do_sample=False, eos_token_id=None)
@@ -381,12 +379,12 @@ def test_auto_classes_load_a_saved_folder(
     assert gatito.GatitoForCausalLM is GatitoForCausalLM
     env = ToyEnv(spaces.Dict(a=spaces.Tuple((spaces.Discrete(3), spaces.MultiBinary(2)))), spaces.Discrete(2))
     processor = GatitoProcessor(vocabulary, text, {"toy/task": layout_of(env, vocabulary, text)})
-    model = tiny_model(vocabulary, overlapping_discrete=False)
+    model = tiny_model(vocabulary)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(config, GatitoConfig)
-    assert config.to_dict() == model.config.to_dict()
+    assert config.to_diff_dict() | {"_name_or_path": ""} == model.config.to_diff_dict() | {"_name_or_path": ""}
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert isinstance(loaded, GatitoForCausalLM)
     ids = torch.arange(20)[None]
@@ -396,6 +394,7 @@ def test_auto_classes_load_a_saved_folder(
     assert isinstance(again, GatitoProcessor)
     assert again.vocabulary == vocabulary
     assert again.text.sha256 == text.sha256
+    assert repr(again) == "GatitoProcessor(1 layouts: toy/task)"
     assert again.layout("toy/task").sha256 == processor.layout("toy/task").sha256
     assert again.layout("toy/task").observations == processor.layout("toy/task").observations
 

@@ -25,18 +25,9 @@ MISSIONS = ("go", "if the expression is a class", "the value of the statement", 
 def tiny_model(vocabulary: Vocabulary, seed: int = 0, context: int = CONTEXT, **changes: Any) -> GatitoForCausalLM:
     """A model of width 32 with weights large enough that every token and position matters."""
     torch.manual_seed(seed)
-    config = GatitoConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        head_dim=16,
-        intermediate_size=64,
-        context=context,
-        initializer_range=0.3,
-        **vocabulary.to_json(),
-        **changes,
-    )
-    return GatitoForCausalLM(config).eval()
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16}
+    shape |= {"intermediate_size": 64, "context": context, "initializer_range": 0.3}
+    return GatitoForCausalLM(GatitoConfig(**(shape | vocabulary.to_json() | changes))).eval()
 
 
 def tiny_recipe(**train: Any) -> Recipe:

@@ -255,13 +255,29 @@ class GatitoForCausalLM(GatitoPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: Tensor, **kwargs: Any
     ) -> dict[str, Any]:
-        """Images belong to the first call only; whatever follows is text."""
+        """With a cache, images belong to the first call only; whatever follows the prompt is text."""
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[misc, arg-type]
-        cache = inputs.get("past_key_values")
+        cache, local = inputs.get("past_key_values"), inputs.get("local_positions")
         if cache is not None and cache.get_seq_length() > 0:
             for name in ("patches", "patch_indices", "patch_positions", "local_positions"):
                 inputs.pop(name, None)
+        elif local is not None:
+            written = inputs["input_ids"].shape[1] - local.shape[1]
+            inputs["local_positions"] = F.pad(local, (0, written), value=TEXT_POSITION)
         return inputs
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Repeat each row for beams or several samples: its patch tokens too, the distinct patches not."""
+        images = {name: kwargs.pop(name, None) for name in ("patches", "patch_indices", "patch_positions")}
+        rows = kwargs["input_ids"] == self.config.vocabulary.patch
+        ids, kwargs = super()._expand_inputs_for_generation(expand_size, **kwargs)  # type: ignore[misc]
+        if images["patches"] is not None:
+            counts = rows.sum(-1).tolist()
+            for name in ("patch_indices", "patch_positions"):
+                parts = [part.repeat(expand_size, *[1] * (part.ndim - 1)) for part in images[name].split(counts)]
+                images[name] = torch.cat(parts)
+            kwargs |= images
+        return ids, kwargs
 
 
 def _counted_positions(attention_mask: Tensor | None, B: int, L: int, past: int, device: torch.device) -> Tensor:

@@ -29,6 +29,9 @@ class GatitoProcessor(ProcessorMixin):
         self.vocabulary, self.text, self.layouts = vocabulary, text, dict(layouts)
         self.chat_template = None
 
+    def __repr__(self) -> str:
+        return f"GatitoProcessor({len(self.layouts)} layouts: {', '.join(sorted(self.layouts))})"
+
     def __call__(
         self, text: str | Sequence[str] | None = None, images: Sequence[np.ndarray] | None = None, **kwargs: Any
     ) -> BatchFeature:

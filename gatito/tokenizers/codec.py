@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gatito.errors import UserError
 from gatito.tokenizers.fields import Field
-from gatito.tokenizers.scalars import from_bins, mu_law, mu_law_inverse, to_bins
+from gatito.tokenizers.scalars import M, from_bins, mu_law, mu_law_inverse, to_bins
 from gatito.tokenizers.vocabulary import Vocabulary
 
 CLIP_TOLERANCE = 1e-3
@@ -50,8 +50,9 @@ def encode(field: Field, values: ArrayLike, vocabulary: Vocabulary, where: str) 
         return shifted + vocabulary.discrete_start
     x = flat.astype(np.float64)
     companded = np.array(field.mu_law)
-    if field.scaled and not companded.all():
-        x = np.where(companded, x, _to_unit(field, x))
+    if field.scaled:
+        x = np.clip(x, *_bounds(field))
+        x = np.where(companded, x, _to_unit(field, x, vocabulary.num_bins))
     if companded.any():
         x = np.where(companded, mu_law(x), x)
     return to_bins(x, vocabulary.num_bins) + vocabulary.continuous_start
@@ -66,12 +67,21 @@ def decode(field: Field, ids: NDArray[np.integer], vocabulary: Vocabulary) -> ND
     centres = from_bins(np.asarray(ids) - vocabulary.continuous_start, vocabulary.num_bins)
     companded = np.array(field.mu_law)
     x = np.where(companded, mu_law_inverse(centres), centres)
-    if field.scaled and not companded.all():
-        x = np.where(companded, x, _from_unit(field, centres))
+    if field.scaled:
+        x = np.where(companded, x, _from_unit(field, centres, vocabulary.num_bins))
     if np.dtype(field.dtype).kind in "iu":
         x = _nearest_integer(field, x, ids, vocabulary)
     low, high = _bounds(field)
     return np.clip(x, low, high).astype(field.dtype).reshape(shape)
+
+
+def legal_ids(field: Field, vocabulary: Vocabulary) -> list[tuple[int, int]]:
+    """Return the [start, stop) ids of each element of an action: exactly those that `encode` can give."""
+    if field.kind == "discrete":
+        return [(vocabulary.discrete_start, vocabulary.discrete_start + n) for n in field.num_values]
+    ends = [np.where(np.isfinite(b), b, np.copysign(M, b)).reshape(1, *field.shape) for b in _bounds(field)]
+    first, last = (encode(field, end, vocabulary, field.name)[0].tolist() for end in ends)
+    return [(a, b + 1) for a, b in zip(first, last, strict=True)]
 
 
 def out_of_bounds(field: Field, values: ArrayLike) -> NDArray[np.float64]:
@@ -86,21 +96,25 @@ def _bounds(field: Field) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return low, np.array([np.inf if v is None else v for v in field.high])
 
 
-def _span(field: Field) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the edges that are mapped to -1 and 1; those of an integer value v are v - 1/2 and v + 1/2."""
-    half = 0.5 if np.dtype(field.dtype).kind in "iu" else 0.0
+def _span(field: Field, num_bins: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the edges that are mapped to -1 and 1; those of an integer value v are v - 1/2 and v + 1/2, and
+    fewer integers than bins have a bin each, the rest of the bins unused."""
+    integers = np.dtype(field.dtype).kind in "iu"
+    half = 0.5 if integers else 0.0
     low = np.array([-1.0 if v is None else v - half for v in field.low])
     high = np.array([1.0 if v is None else v + half for v in field.high])
+    if integers:
+        return low, np.maximum(high, low + num_bins)
     return low, np.where(high > low, high, low + 1.0)
 
 
-def _to_unit(field: Field, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    low, high = _span(field)
+def _to_unit(field: Field, x: NDArray[np.float64], num_bins: int) -> NDArray[np.float64]:
+    low, high = _span(field, num_bins)
     return (x - low) / (high - low) * 2.0 - 1.0
 
 
-def _from_unit(field: Field, unit: NDArray[np.float64]) -> NDArray[np.float64]:
-    low, high = _span(field)
+def _from_unit(field: Field, unit: NDArray[np.float64], num_bins: int) -> NDArray[np.float64]:
+    low, high = _span(field, num_bins)
     return low + (unit + 1.0) / 2.0 * (high - low)
 
 

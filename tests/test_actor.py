@@ -1,0 +1,377 @@
+"""Acting: the same tokens as training, the same logits as without a cache, the same actions in a batch as alone."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from toy import CONTEXT, ToyEnv, hidden_of, layout_of, tiny_model, toy_sequence
+
+from gatito.data.episode import stack
+from gatito.data.sampler import prompt_budget
+from gatito.errors import UserError
+from gatito.eval.actor import Actor
+from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary
+from gatito.tokenizers.sequence import concatenate
+
+IMAGE = spaces.Box(0, 255, (16, 32, 3), np.uint8)
+ENVS = {
+    "vectors": (spaces.Box(-9.0, 9.0, (4,), np.float32), spaces.Box(-1.0, 1.0, (2,), np.float32)),
+    "missions": (spaces.Dict(at=spaces.MultiDiscrete([4, 4]), mission=spaces.Text(24)), spaces.Discrete(5)),
+    "images": (spaces.Dict(image=IMAGE, heading=spaces.Discrete(4)), spaces.MultiDiscrete([3, 2])),
+    "everything": (
+        spaces.Dict(image=IMAGE, mission=spaces.Text(24), at=spaces.Box(-1.0, 1.0, (2,), np.float32)),
+        spaces.Tuple((spaces.Discrete(6, start=-2), spaces.Box(0.0, 8.0, (2,), np.float64))),
+    ),
+}
+FIELDS = ("ids", "loss_mask", "local_positions", "patches", "patch_intervals", "timestep_starts")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make(name: str, length: int = 20) -> ToyEnv:
+    return ToyEnv(*ENVS[name], length=length)
+
+
+def prompt_of(env: ToyEnv, layout: Layout, context: int = CONTEXT, seed: int = 77) -> TokenSequence:
+    """As many whole timesteps of another episode as half the context holds."""
+    sequence = toy_sequence(make_like(env, 20), layout, seed)
+    last = int(np.searchsorted(sequence.timestep_starts, prompt_budget(context), side="right")) - 1
+    assert last >= 1
+    return sequence.timesteps(0, last, layout.vocabulary.patch)
+
+
+def make_like(env: ToyEnv, length: int) -> ToyEnv:
+    return ToyEnv(env.observation_space, env.action_space, length)
+
+
+class Spy:
+    """Records what an actor feeds to the model and between which logits it chooses."""
+
+    def __init__(self, actor: Actor, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fed: list[tuple[int, list[int], list[int], list[int]]] = []
+        """Session, ids, local positions and positions of each call, without its padding."""
+        self.logits: list[torch.Tensor] = []
+        step, choose, feed = actor.model.step, actor._choose, actor._feed_rows
+
+        def spied_feed(active: Any) -> torch.Tensor:
+            self._lengths = [sum(map(len, actor.sessions[s].pending)) for s in active]
+            return feed(active)
+
+        def spied_step(ids: Any, local: Any, positions: Any, rows: Any, *others: Any) -> torch.Tensor:
+            for r, (session, n) in enumerate(zip(rows.tolist(), self._lengths, strict=True)):
+                self.fed.append(
+                    (session, ids[r, :n].tolist(), local[r, :n].tolist(), positions[r, :n].tolist())
+                )
+            return step(ids, local, positions, rows, *others)
+
+        def spied_choose(logits: torch.Tensor, active: Any) -> np.ndarray:
+            self.logits.append(logits.clone())
+            return choose(logits, active)
+
+        monkeypatch.setattr(actor.model, "step", spied_step)
+        monkeypatch.setattr(actor, "_feed_rows", spied_feed)
+        monkeypatch.setattr(actor, "_choose", spied_choose)
+
+
+@pytest.mark.parametrize("name", ENVS)
+def test_acting_builds_exactly_the_tokens_that_training_sees(
+    name: str, vocabulary: Vocabulary, text: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = make(name, length=8)
+    layout = layout_of(env, vocabulary, text)
+    actor = Actor(tiny_model(vocabulary, context=256), layout)
+    spy = Spy(actor, monkeypatch)
+    actor.reset(0)
+    observations, done = [env.reset(seed=3)[0]], False
+    while not done:
+        observation, _, done, _, _ = env.step(actor.act({0: observations[-1]})[0])
+        observations.append(observation)
+    expected = layout.episode_tokens(
+        stack(env.observation_space, observations[:-1]), stack(env.action_space, env.actions)
+    )
+    window = concatenate(actor.sessions[0].window())
+    for field in FIELDS:
+        np.testing.assert_array_equal(getattr(window, field), getattr(expected, field), err_msg=field)
+        assert getattr(window, field).dtype == getattr(expected, field).dtype, field
+    # The same in what the model was fed, but for the last action's last token, which nothing follows.
+    n = len(expected) - 1
+    assert sum((ids for _, ids, _, _ in spy.fed), []) == expected.ids[:n].tolist()
+    assert sum((local for _, _, local, _ in spy.fed), []) == expected.local_positions[:n].tolist()
+    assert sum((positions for _, _, _, positions in spy.fed), []) == list(range(n))
+
+
+@pytest.mark.parametrize("with_prompt", [False, True])
+@pytest.mark.parametrize("name", ENVS)
+def test_cached_acting_equals_the_uncached_model_at_every_step_of_three_windows(
+    name: str, with_prompt: bool, vocabulary: Vocabulary, text: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = make(name, length=10_000)
+    layout = layout_of(env, vocabulary, text)
+    model = tiny_model(vocabulary, initializer_range=0.2)
+    prompt = prompt_of(env, layout) if with_prompt else None
+    actor = Actor(model, layout)
+    spy = Spy(actor, monkeypatch)
+    actor.reset(0, prompt)
+    observation = env.reset(seed=3)[0]
+    observations, tokens, drops, A = [], 0, 0, layout.num_action_tokens
+    while tokens < 3 * CONTEXT:
+        before = len(actor.sessions[0].timesteps)
+        observations.append(observation)
+        observation = env.step(actor.act({0: observation})[0])[0]
+        window = actor.sessions[0].window()
+        tokens += len(window[-1])
+        drops += len(actor.sessions[0].timesteps) <= before
+        assert sum(map(len, window)) <= CONTEXT
+        with torch.no_grad():
+            hidden = hidden_of(model, window)
+        for j, (start, stop) in enumerate(layout.legal_ids):
+            expected = model.logits_over(hidden[len(hidden) - A - 1 + j], start, stop)
+            torch.testing.assert_close(spy.logits[j - A][0], expected, atol=1e-5, rtol=1e-5)
+        # The window is the pinned prompt and the newest timesteps of the episode.
+        kept = len(actor.sessions[0].timesteps)
+        newest = layout.episode_tokens(
+            stack(env.observation_space, observations[-kept:]), stack(env.action_space, env.actions[-kept:])
+        )
+        np.testing.assert_array_equal(concatenate(actor.sessions[0].timesteps).ids, newest.ids)
+        assert (window[0] is prompt) == with_prompt
+    assert drops >= 2  # the window did fill
+    assert float(torch.cat(spy.logits, -1).std()) > 0.3  # and the logits say something
+
+
+def test_evicting_from_the_cache_instead_would_not_have_been_equal(
+    vocabulary: Vocabulary, text: TextTokenizer
+) -> None:
+    """The guard of the test above: what was dropped has left its mark on the keys of what stays."""
+    env = make("vectors")
+    layout = layout_of(env, vocabulary, text)
+    model = tiny_model(vocabulary, initializer_range=0.2)
+    sequence = toy_sequence(env, layout, 0).head(56, vocabulary.patch)
+    with torch.no_grad():
+        whole, half = hidden_of(model, [sequence]), hidden_of(model, [sequence.timesteps(4, 8, vocabulary.patch)])
+    assert float((whole[-1] - half[-1]).abs().max()) > 1e-2
+
+
+def test_timesteps_leave_whole_and_the_oldest_half_first(vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    env = make("vectors", length=40)
+    layout = layout_of(env, vocabulary, text)  # 4 + separator + 2 tokens: 9 timesteps fill 63 of 64
+    actor = Actor(tiny_model(vocabulary), layout)
+    actor.reset(0)
+    observation, kept = env.reset(seed=3)[0], []
+    for _ in range(16):
+        observation = env.step(actor.act({0: observation})[0])[0]
+        kept.append(len(actor.sessions[0].timesteps))
+        assert {len(t) for t in actor.sessions[0].timesteps} == {7}
+    assert kept == [1, 2, 3, 4, 5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6]
+
+
+def play(
+    actor: Actor, envs: list[ToyEnv], plans: list[list[tuple[int, TokenSequence | None]]], steps: int
+) -> list[list[list[Any]]]:
+    """Play each session's episodes (seed, prompt) for `steps` steps together: actions by session and episode."""
+    actions: list[list[list[Any]]] = [[] for _ in envs]
+    observations: dict[int, Any] = {}
+    waiting = [iter(plan) for plan in plans]
+
+    def begin(s: int) -> None:
+        seed, prompt = next(waiting[s])
+        actor.reset(s, prompt, seed)
+        observations[s] = envs[s].reset(seed=seed)[0]
+        actions[s].append([])
+
+    for s in range(len(envs)):
+        begin(s)
+    for _ in range(steps):
+        chosen = actor.act(observations)
+        for s, action in chosen.items():
+            actions[s][-1].append(np.asarray(action).tolist() if not isinstance(action, tuple) else action)
+            observations[s], _, done, _, _ = envs[s].step(action)
+            if done:
+                begin(s)
+    return actions
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["vectors", "missions", "images"])
+def test_batched_sessions_act_as_each_alone(
+    name: str, temperature: float, vocabulary: Vocabulary, text: TextTokenizer
+) -> None:
+    lengths, steps = [3, 7, 40, 11], 25
+    envs = [make(name, length) for length in lengths]
+    layout = layout_of(envs[0], vocabulary, text)
+    model = tiny_model(vocabulary)
+    prompt = prompt_of(envs[0], layout)
+    plans = [[(100 * s + e, prompt if (s + e) % 2 else None) for e in range(20)] for s in range(len(envs))]
+    together = play(Actor(model, layout, len(envs), temperature=temperature), envs, plans, steps)
+    alone = [
+        play(Actor(model, layout, temperature=temperature), [make(name, length)], [plan], steps)[0]
+        for length, plan in zip(lengths, plans, strict=True)
+    ]
+    assert together == alone
+    assert [len(episodes) for episodes in together] == [9, 4, 1, 3]
+    assert len({str(a) for episodes in together for episode in episodes for a in episode}) > 2
+
+
+def test_a_session_may_pause_while_others_act(vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    env = make("vectors")
+    layout, model = layout_of(env, vocabulary, text), tiny_model(vocabulary)
+    seen = [env.observation_space.seed(5) and None] and [env.observation_space.sample() for _ in range(6)]
+
+    def actions_of(calls: list[dict[int, int]], sessions: int, session: int) -> list[list[float]]:
+        actor = Actor(model, layout, sessions)
+        for s in range(sessions):
+            actor.reset(s)
+        acted = [actor.act({s: seen[t] for s, t in call.items()}) for call in calls]
+        return [a[session].tolist() for a in acted if session in a]
+
+    alone = actions_of([{0: t} for t in range(6)], 1, 0)
+    paused = actions_of([{1: 0}, {0: 3, 1: 1}, {0: 4}, {2: 0, 1: 2}, {1: 3}, {0: 5, 2: 1, 1: 4}, {1: 5}], 3, 1)
+    assert paused == alone
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(2),
+        spaces.Discrete(3, start=-5),
+        spaces.MultiDiscrete([3, 1, 7]),
+        spaces.MultiBinary(3),
+        spaces.Box(np.array([-1.0, 2.0], np.float32), np.array([1.0, 3.0], np.float32)),
+        spaces.Box(0, 9, (2,), np.int64),
+        spaces.Dict(b=spaces.Discrete(2), a=spaces.Box(-3.0, 1.0, (1,), np.float32)),
+    ],
+    ids=str,
+)
+def test_sampled_actions_are_always_legal(
+    space: spaces.Space, vocabulary: Vocabulary, text: TextTokenizer
+) -> None:
+    env = ToyEnv(spaces.Box(-1.0, 1.0, (2,), np.float32), space, length=100)
+    layout = layout_of(env, vocabulary, text)
+    actor = Actor(tiny_model(vocabulary), layout, temperature=50.0)
+    actor.reset(0, seed=1)
+    observation, found = env.reset(seed=0)[0], set()
+    for _ in range(40):
+        action = actor.act({0: observation})[0]
+        assert space.contains(action), action
+        found.add(str(action))
+        observation = env.step(action)[0]
+        ids = actor.sessions[0].timesteps[-1].ids[-layout.num_action_tokens :]
+        assert all(start <= i < stop for i, (start, stop) in zip(ids.tolist(), layout.legal_ids, strict=True))
+    assert len(found) > 1
+
+
+def test_an_unrestricted_choice_would_have_been_illegal(vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    """The guard of the test above."""
+    env = ToyEnv(spaces.Box(-1.0, 1.0, (2,), np.float32), spaces.Discrete(2))
+    layout, model = layout_of(env, vocabulary, text), tiny_model(vocabulary)
+    with torch.no_grad():
+        hidden = hidden_of(model, [layout.observation_tokens(env.reset(seed=0)[0])])
+        best = int(model.logits_over(hidden[-1], 0, vocabulary.size).argmax())
+    start, stop = layout.legal_ids[0]
+    assert not start <= best < stop
+
+
+def test_the_seed_decides_the_sampled_actions_and_another_seed_gives_others(
+    vocabulary: Vocabulary, text: TextTokenizer
+) -> None:
+    env = make("vectors", length=100)
+    layout, model = layout_of(env, vocabulary, text), tiny_model(vocabulary)
+
+    def sampled(seed: int, sessions: int, session: int) -> list[list[float]]:
+        actor = Actor(model, layout, sessions, temperature=1.0)
+        for s in range(sessions):
+            actor.reset(s, seed=seed if s == session else 1000 + s)
+        env.observation_space.seed(0)
+        result = []
+        for _ in range(12):
+            observation = env.observation_space.sample()
+            result.append(actor.act(dict.fromkeys(range(sessions), observation))[session].tolist())
+        return result
+
+    assert sampled(4, 1, 0) == sampled(4, 5, 2) == sampled(4, 3, 0)
+    assert sampled(4, 1, 0) != sampled(5, 1, 0)
+
+
+def test_samples_follow_the_softmax_of_the_logits(vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    env = ToyEnv(spaces.Discrete(3), spaces.Discrete(4))
+    layout = layout_of(env, vocabulary, text)
+    N = 4000
+    actor = Actor(tiny_model(vocabulary), layout, N, temperature=2.0)
+    for s in range(N):
+        actor.reset(s, seed=s)
+    logits = torch.tensor([0.0, 2.0, 4.0, -60.0]).repeat(N, 1)
+    counts = np.bincount(actor._choose(logits, range(N)), minlength=4) / N
+    np.testing.assert_allclose(counts, torch.softmax(logits[0] / 2.0, -1).numpy(), atol=0.03)
+    assert counts[3] == 0
+
+
+def test_a_reset_forgets_the_episode_before(vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    env = make("vectors")
+    layout, model = layout_of(env, vocabulary, text), tiny_model(vocabulary)
+    actor = Actor(model, layout)
+    first = []
+    for _ in range(2):
+        actor.reset(0)
+        observation = env.reset(seed=1)[0]
+        first.append([])
+        for _ in range(4):
+            action = actor.act({0: observation})[0]
+            first[-1].append(action.tolist())
+            observation = env.step(action)[0]
+    assert first[0] == first[1]
+
+
+def test_a_prompt_changes_the_actions(vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    env = make("vectors")
+    layout, model = layout_of(env, vocabulary, text), tiny_model(vocabulary)
+    observation = env.reset(seed=1)[0]
+    actions = []
+    for prompt in (None, prompt_of(env, layout)):
+        actor = Actor(model, layout)
+        actor.reset(0, prompt)
+        actions.append(actor.act({0: observation})[0].tolist())
+    assert actions[0] != actions[1]
+
+
+def test_a_prompt_of_more_than_half_the_context_is_refused(vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    env = ToyEnv(spaces.Box(-1.0, 1.0, (6,), np.float32), spaces.Discrete(2), length=5)  # timesteps of 8 tokens
+    layout = layout_of(env, vocabulary, text)
+    actor, episode = Actor(tiny_model(vocabulary), layout), toy_sequence(env, layout, 0)
+    actor.reset(0, episode.timesteps(0, 4, vocabulary.patch))  # 32 of 64 tokens fit
+    with pytest.raises(UserError, match="a prompt of 40 tokens, allowed 32: half the context"):
+        actor.reset(0, episode)
+
+
+def test_one_timestep_longer_than_the_context_is_refused(vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    env = ToyEnv(spaces.Text(2000), spaces.Discrete(2))
+    layout = layout_of(env, vocabulary, text)
+    actor = Actor(tiny_model(vocabulary), layout)
+    actor.reset(0)
+    actor.act({0: "go"})
+    words = "the class " * 60
+    needed = len(text.encode(words)) + 2
+    assert needed > CONTEXT
+    with pytest.raises(UserError, match=f"one timestep of {needed} tokens .* exceed the context of {CONTEXT}"):
+        actor.act({0: words})
+
+
+def test_a_negative_temperature_is_refused(vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    with pytest.raises(UserError, match="temperature is -1, allowed 0"):
+        Actor(tiny_model(vocabulary), layout_of(make("vectors"), vocabulary, text), temperature=-1)
+
+
+def test_an_observation_of_another_space_is_refused_by_session(vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    actor = Actor(tiny_model(vocabulary), layout_of(make("vectors"), vocabulary, text), 2)
+    actor.reset(1)
+    with pytest.raises(UserError, match=r"session 1, observation.*shape \(3,\), expected \(4,\)"):
+        actor.act({1: np.zeros(3, np.float32)})
+    with pytest.raises(UserError, match=r"session 1, observation.*NaN"):
+        actor.act({1: np.full(4, np.nan, np.float32)})
