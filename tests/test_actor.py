@@ -223,7 +223,8 @@ def test_batched_sessions_act_as_each_alone(
 def test_a_session_may_pause_while_others_act(vocabulary: Vocabulary, text: TextTokenizer) -> None:
     env = make("vectors")
     layout, model = layout_of(env, vocabulary, text), tiny_model(vocabulary)
-    seen = [env.observation_space.seed(5) and None] and [env.observation_space.sample() for _ in range(6)]
+    env.observation_space.seed(5)
+    seen = [env.observation_space.sample() for _ in range(6)]
 
     def actions_of(calls: list[dict[int, int]], sessions: int, session: int) -> list[list[float]]:
         actor = Actor(model, layout, sessions)

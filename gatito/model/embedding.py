@@ -39,12 +39,16 @@ class PatchEmbedding(nn.Module):
         return self.project(x.flatten(1))
 
 
+class TokenTable(nn.Embedding):
+    """Rows of all ids, which the head shares."""
+
+
 class Embedding(nn.Module):
     """Sum of what a token is and where it stands in its timestep; patches also where in the image."""
 
     def __init__(self, config: GatitoConfig) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.tokens = TokenTable(config.vocab_size, config.hidden_size)
         self.local_positions = nn.Embedding(TEXT_POSITION + 1, config.hidden_size)
         self.patches = PatchEmbedding(config)
         self.patch_rows = nn.Embedding(NUM_PATCH_POSITIONS, config.hidden_size)
@@ -66,6 +70,14 @@ class Embedding(nn.Module):
             vectors = self.patches(patches)[patch_indices] + where  # (P, D)
             x = x.masked_scatter((input_ids == self.patch_id)[..., None], vectors.to(x.dtype))
         return x + self.local_positions(local_positions)
+
+
+def smooth_rows(num_rows: int, width: int, std: float) -> Tensor:
+    """Initial vectors (num_rows, width) of ordered bins: neighbours alike, so that what is learned of one value
+    holds near it from the first step. Random Fourier features, one to a hundred periods over the range."""
+    place = torch.arange(num_rows)[:, None] / num_rows
+    periods = 10 ** (2 * torch.rand(width))
+    return std * 2**0.5 * torch.cos(2 * torch.pi * (place * periods + torch.rand(width)))
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

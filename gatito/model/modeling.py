@@ -11,9 +11,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from gatito.model.cache import SessionCache
 from gatito.model.configuration import GatitoConfig
-from gatito.model.embedding import Embedding, rotary_angles, rotate
+from gatito.model.embedding import Embedding, TokenTable, rotary_angles, rotate, smooth_rows
 from gatito.model.loss import TargetLoss, next_token_loss
 from gatito.tokenizers.vocabulary import TEXT_POSITION
+
+
+class BranchOut(nn.Linear):
+    """The last layer of a residual branch."""
 
 
 class Attention(nn.Module):
@@ -24,7 +28,7 @@ class Attention(nn.Module):
         self.layer, self.head_dim = layer, config.head_dim
         inner = config.num_attention_heads * config.head_dim
         self.qkv = nn.Linear(config.hidden_size, 3 * inner, bias=False)
-        self.out = nn.Linear(inner, config.hidden_size, bias=False)
+        self.out = BranchOut(inner, config.hidden_size, bias=False)
 
     def forward(
         self,
@@ -51,7 +55,7 @@ class GEGLU(nn.Module):
         super().__init__()
         self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.value = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.out = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.out = BranchOut(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D)."""
@@ -99,15 +103,18 @@ class GatitoPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        """Leaves only: transformers passes over modules of other packages that hold no parameters themselves."""
         std = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        if isinstance(module, Attention | GEGLU):
+        if isinstance(module, BranchOut):
             # Residual branches add up over the depth (Radford et al. 2019).
-            nn.init.normal_(module.out.weight, std=std / (2 * self.config.num_hidden_layers) ** 0.5)
-            module.out._is_hf_initialized = True  # type: ignore[assignment]
+            nn.init.normal_(module.weight, std=std / (2 * self.config.num_hidden_layers) ** 0.5)
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, TokenTable):
+            start, stop = self.config.vocabulary.groups["continuous"]
+            module.weight[start:stop] = smooth_rows(stop - start, self.config.hidden_size, std)
 
 
 class GatitoModel(GatitoPreTrainedModel):

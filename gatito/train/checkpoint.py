@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -63,11 +64,12 @@ def save_checkpoint(
             shutil.rmtree(target)
         temporary.rename(target)
         _fsync(parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"cannot save {target}: {error}; earlier checkpoints are intact") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in list_checkpoints(out)[:-keep]:
+    # Newer ones can only be damaged ones that the run went back behind.
+    for old in [path for path in list_checkpoints(out) if path.name <= target.name][:-keep]:
         shutil.rmtree(old)
     return target
 
@@ -111,7 +113,10 @@ def resolve_checkpoint(path: str | Path) -> Path:
 
 
 def load_newest(out: Path) -> tuple[Path, TrainingState] | None:
-    """The newest checkpoint whose files match their hashes; damaged ones are passed over and said so."""
+    """The newest checkpoint whose files match their hashes; damaged ones are passed over and said so.
+
+    Raises `UserError` where all are damaged: a fresh start would hide that.
+    """
     for checkpoint in reversed(list_checkpoints(out)):
         problem = find_problem(checkpoint)
         if problem:
@@ -124,6 +129,8 @@ def load_newest(out: Path) -> tuple[Path, TrainingState] | None:
             )
         optimizer = load_file(checkpoint / "training/optimizer.safetensors")
         return checkpoint, TrainingState(step=values["step"], settings=values["settings"], optimizer=optimizer)
+    if list_checkpoints(out):
+        raise UserError(f"{out / FOLDER}: every checkpoint is damaged; remove them to start afresh")
     return None
 
 
@@ -146,7 +153,7 @@ def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, 
         kind, _, name = key.partition("/")
         if name:
             device = "cpu" if kind == "step" else parameters[name].device
-            optimizer.state[parameters[name]][kind] = value.to(device)
+            optimizer.state[parameters[name]][kind] = value.to(device, copy=True)
 
 
 def _fsync(path: Path) -> None:

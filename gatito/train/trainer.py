@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -91,6 +91,8 @@ def train(recipe: Recipe, data: Path, out: Path, *, desc: str = "train") -> Path
         log_with=None if config.tracker == "none" else config.tracker,
         project_dir=str(out),
         step_scheduler_with_optimizer=False,
+        # The rows of one process may hold no image, and so leave the patch embedding without a gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     if config.batch % (config.accumulation * accelerator.num_processes):
         raise UserError(
@@ -101,11 +103,11 @@ def train(recipe: Recipe, data: Path, out: Path, *, desc: str = "train") -> Path
     if newest:
         _same_settings(newest[1].settings, settings, newest[0])
     set_seed(config.seed)
-    plain = (
-        GatitoForCausalLM.from_pretrained(newest[0])
-        if newest
-        else GatitoForCausalLM(recipe.model.build(store.vocabulary, config.context, store.text.end))
-    )
+    plain = GatitoForCausalLM(recipe.model.build(store.vocabulary, config.context, store.text.end))
+    if newest:
+        # Copied: weights mapped from a file lie 8 bytes off the alignment of torch's own, and CPU matrix products
+        # of them differ in the last bit.
+        plain.load_state_dict(GatitoForCausalLM.from_pretrained(newest[0]).state_dict())
     optimizer = build_optimizer(plain, config)
     model, prepared = accelerator.prepare(plain, optimizer)
     plain = accelerator.unwrap_model(model)
@@ -138,12 +140,16 @@ class _Loop:
 
     def run(self, first_step: int, desc: str) -> Path:
         config, accelerator = self.config, self.accelerator
+        if first_step >= config.steps:
+            return list_checkpoints(self.out)[-1]
         self.out.mkdir(parents=True, exist_ok=True)
+        if first_step and accelerator.is_main_process:
+            _forget_steps(self.out / "metrics.jsonl", first_step)
         if config.tracker != "none":
             accelerator.init_trackers("gatito", config={k: str(v) for k, v in self.settings.items()})
         dataset = MicroBatches(self.sampler, config, accelerator.process_index, accelerator.num_processes)
         remaining = range(first_step * config.accumulation, len(dataset))
-        loader = DataLoader(dataset, batch_size=None, sampler=remaining, num_workers=config.workers)
+        loader = DataLoader(dataset, batch_size=None, sampler=remaining, num_workers=config.workers, generator=torch.Generator())
         micro_batches = iter(loader)
         began, skipped, step, path = time.monotonic(), 0, first_step, None
         window: list[dict[str, float]] = []
@@ -153,7 +159,7 @@ class _Loop:
             total=config.steps, initial=first_step, desc=desc, unit="step", disable=not accelerator.is_main_process
         )
         while step < config.steps:
-            elapsed = time.monotonic() - began
+            elapsed = self._elapsed(began)
             progress = (step - config.warmup) / max(1, config.steps - config.warmup)
             if config.minutes is not None:
                 progress = max(progress, elapsed / (60 * config.minutes))
@@ -178,6 +184,11 @@ class _Loop:
         accelerator.end_training()
         return path
 
+    def _elapsed(self, began: float) -> float:
+        """Seconds by the clock of the main process, for all of them."""
+        seconds = torch.tensor(time.monotonic() - began, dtype=torch.float32, device=self.accelerator.device)
+        return float(broadcast(seconds))
+
     def _load(self, micro_batches: Any) -> Batch:
         began = time.monotonic()
         batch: Batch = next(micro_batches)
@@ -190,7 +201,8 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         count = torch.stack([_num_targets(batch) for batch in batches]).sum()
-        total = accelerator.reduce(count, "sum").clamp(min=1)
+        all_targets = accelerator.reduce(count, "sum")
+        total = all_targets.clamp(min=1)
         sums: dict[str, float] = {
             "tokens": float(sum(b.input_ids.numel() for b in batches)) * accelerator.num_processes
         }
@@ -213,7 +225,7 @@ class _Loop:
         sums["loss"] = float(accelerator.reduce(losses, "sum"))
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
         sums["grad_norm"] = float(norm)
-        if math.isfinite(sums["loss"]) and math.isfinite(sums["grad_norm"]):
+        if all_targets > 0 and math.isfinite(sums["loss"]) and math.isfinite(sums["grad_norm"]):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return sums
@@ -259,6 +271,13 @@ class _Loop:
             )
         self.accelerator.wait_for_everyone()
         return path
+
+
+def _forget_steps(metrics: Path, step: int) -> None:
+    """Remove the lines after `step`, which an interrupted run wrote and its continuation writes again."""
+    if metrics.is_file():
+        lines = metrics.read_text().splitlines(keepends=True)
+        metrics.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
 
 
 def _num_targets(batch: Batch) -> torch.Tensor:

@@ -1,0 +1,537 @@
+"""Training: resuming to the bit, accumulation, checkpoints that survive damage, and learning to act."""
+
+import dataclasses
+import json
+import math
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from safetensors.torch import load_file
+from toy import CONTEXT, Line, ToyEnv, layout_of, metrics_of, tiny_recipe, toy_sequence, write_store
+
+import gatito.model.modeling
+from gatito.data.sampler import Sampler
+from gatito.data.store import open_store, sha256_of
+from gatito.errors import UserError
+from gatito.eval.actor import Actor
+from gatito.eval.agent import load_checkpoint
+from gatito.model import GatitoForCausalLM
+from gatito.tokenizers import TextTokenizer, Vocabulary, text_tokens
+from gatito.train import trainer
+from gatito.train.checkpoint import (
+    MANIFEST,
+    TrainingState,
+    find_problem,
+    list_checkpoints,
+    load_newest,
+    resolve_checkpoint,
+    save_checkpoint,
+)
+from gatito.train.configs import Recipe, TrainConfig
+from gatito.train.trainer import MicroBatches, build_optimizer, learning_rate, processor_of, train
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary, text: TextTokenizer) -> Path:
+    """Vectors with one target in ten, images with missions, and text, which is all targets."""
+    vectors = ToyEnv(spaces.Box(-9.0, 9.0, (3,), np.float32), spaces.Discrete(4), length=20)
+    pictures = ToyEnv(
+        spaces.Dict(image=spaces.Box(0, 255, (16, 32, 3), np.uint8), mission=spaces.Text(24)),
+        spaces.Box(-1.0, 1.0, (2,), np.float32),
+        length=8,
+    )
+    layouts = [layout_of(env, vocabulary, text) for env in (vectors, pictures)]
+    return write_store(
+        tmp_path_factory.mktemp("stores") / "store",
+        text,
+        vocabulary,
+        {
+            "toy/vectors": (
+                layouts[0],
+                [toy_sequence(vectors, layouts[0], i, np.arange(20) % 10 == 0) for i in range(4)],
+            ),
+            "toy/pictures": (layouts[1], [toy_sequence(pictures, layouts[1], i) for i in range(4)]),
+        },
+        [text_tokens("the value of an object is the class of a statement " * 4, text) for _ in range(2)],
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
+    """A run of 20 steps with checkpoints at 10 and 20, never to be written to."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    torch.set_num_threads(1)
+    train(tiny_recipe(save_every=10, drop_path=0.1), store, out)
+    return out
+
+
+@pytest.fixture
+def run(tmp_path: Path, finished: Path) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint / "model.safetensors")
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """Bitwise: every logged loss, norm and rate, and all files of the last checkpoint but timings."""
+    a, b = metrics_of(found), metrics_of(expected)
+    assert a.keys() == b.keys()
+    timings = ("tokens_per_s", "loading_share")
+    for step in a:
+        assert {k: v for k, v in a[step].items() if k not in timings} == {
+            k: v for k, v in b[step].items() if k not in timings
+        }
+    first, second = list_checkpoints(found)[-1], list_checkpoints(expected)[-1]
+    assert first.name == second.name
+    for name in ("model.safetensors", "training/optimizer.safetensors"):
+        x, y = load_file(first / name), load_file(second / name)
+        assert x.keys() == y.keys()
+        assert all(torch.equal(x[k], y[k]) for k in x), name
+
+
+def damage(path: Path) -> None:
+    """Flip one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+# Resuming
+
+
+def test_an_interrupted_and_resumed_run_is_bitwise_the_uninterrupted_one(
+    tmp_path: Path, store: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(save_every=10, drop_path=0.1)
+    step, calls = trainer._Loop._step, []
+
+    def interrupted(self: object, *arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 14:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer._Loop, "_step", interrupted)
+        train(recipe, store, out)
+    assert [p.name for p in list_checkpoints(out)] == ["step-00000010"]
+    assert max(metrics_of(out)) == 13
+    torch.manual_seed(999)  # whatever happened in between
+    resumed = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, resume="auto"))
+    train(resumed, store, out)
+    assert_same_run(out, finished)
+    assert weights_of(list_checkpoints(out)[0]).keys() == weights_of(list_checkpoints(out)[1]).keys()
+    first, last = (weights_of(c) for c in list_checkpoints(out))
+    assert not torch.equal(first["model.norm.weight"], last["model.norm.weight"])
+
+
+def test_resuming_a_finished_run_changes_nothing(run: Path, store: Path, finished: Path) -> None:
+    path = train(tiny_recipe(save_every=10, drop_path=0.1, resume="auto"), store, run)
+    assert path == run / "checkpoints/step-00000020"
+    assert_same_run(run, finished)
+
+
+def test_resume_auto_starts_where_there_is_no_run(tmp_path: Path, store: Path) -> None:
+    train(tiny_recipe(steps=2, resume="auto"), store, tmp_path / "new")
+    assert list(metrics_of(tmp_path / "new")) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 3}, "train.seed was 0, now 3"),
+        ({"batch": 8}, "train.batch was 4, now 8"),
+        ({"context": 80}, "train.context was 64, now 80"),
+        ({"lr": 0.5}, "train.lr was 0.003, now 0.5"),
+        ({"drop_path": 0.2}, "model.drop_path was 0.1, now 0.2"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused_with_both_values(
+    run: Path, store: Path, changes: dict, message: str
+) -> None:
+    recipe = tiny_recipe(**{"save_every": 10, "drop_path": 0.1, "resume": "auto"} | changes)
+    with pytest.raises(UserError, match=message):
+        train(recipe, store, run)
+
+
+def test_resuming_with_other_data_is_refused_with_both_hashes(
+    run: Path, store: Path, tmp_path: Path, vocabulary: Vocabulary, text: TextTokenizer
+) -> None:
+    env = Line()
+    layout = layout_of(env, vocabulary, text)
+    other = write_store(
+        tmp_path / "other", text, vocabulary, {"toy/line": (layout, [layout.episode_tokens(*env.demonstration())])}
+    )
+    old, new = open_store(store).sha256, open_store(other).sha256
+    with pytest.raises(UserError, match=f"data was '{old}', now '{new}'"):
+        train(tiny_recipe(save_every=10, drop_path=0.1, resume="auto"), other, run)
+
+
+def test_without_resume_an_existing_run_is_refused_and_kept(run: Path, store: Path, finished: Path) -> None:
+    with pytest.raises(UserError, match=r"holds a run already; continue it with --train\.resume auto"):
+        train(tiny_recipe(), store, run)
+    assert_same_run(run, finished)
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_is_a_hugging_face_folder_without_pickle_and_hashed(finished: Path) -> None:
+    checkpoint = list_checkpoints(finished)[-1]
+    files = sorted(str(p.relative_to(checkpoint)) for p in checkpoint.rglob("*") if p.is_file())
+    assert files == [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "layouts.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.model",
+        "training/manifest.json",
+        "training/optimizer.safetensors",
+        "training/state.json",
+    ]
+    assert sorted(json.loads((checkpoint / MANIFEST).read_text())) == [f for f in files if f != MANIFEST]
+    model, processor = load_checkpoint(finished)
+    assert sorted(processor.layouts) == ["toy/pictures", "toy/vectors"]
+    assert model.config.drop_path == 0.1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training/optimizer.safetensors", "layouts.json", MANIFEST])
+def test_a_flipped_bit_in_the_newest_checkpoint_is_said_and_the_one_before_is_used(
+    name: str, run: Path, store: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(run / "checkpoints/step-00000020" / name)
+    train(tiny_recipe(save_every=10, drop_path=0.1, resume="auto"), store, run)
+    said = capsys.readouterr().out
+    assert "skipping a damaged checkpoint" in said
+    assert "step-00000020" in said
+    if name != MANIFEST:
+        assert f"{run / 'checkpoints/step-00000020' / name} does not match its SHA-256" in said
+    assert_same_run(run, finished)
+    assert all(find_problem(c) is None for c in list_checkpoints(run))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.model", "training/state.json", MANIFEST])
+def test_a_missing_file_in_the_newest_checkpoint_is_named_and_the_one_before_is_used(
+    name: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "checkpoints/step-00000020" / name).unlink()
+    newest = load_newest(run)
+    assert newest is not None
+    assert newest[1].step == 10
+    assert f"{run / 'checkpoints/step-00000020' / name} is missing" in capsys.readouterr().out
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_never_starts_afresh(run: Path, store: Path) -> None:
+    for checkpoint in list_checkpoints(run):
+        damage(checkpoint / "model.safetensors")
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        train(tiny_recipe(save_every=10, drop_path=0.1, resume="auto"), store, run)
+    assert len(list_checkpoints(run)) == 2
+
+
+def test_a_damaged_checkpoint_is_refused_for_acting(run: Path) -> None:
+    damage(run / "checkpoints/step-00000020/model.safetensors")
+    with pytest.raises(UserError, match=r"refused: .*model\.safetensors does not match its SHA-256"):
+        resolve_checkpoint(run)
+    assert resolve_checkpoint(run / "checkpoints/step-00000010").name == "step-00000010"
+
+
+def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint at"):
+        resolve_checkpoint(tmp_path / "nothing")
+
+
+def test_a_checkpoint_of_a_newer_schema_is_refused(run: Path) -> None:
+    checkpoint = run / "checkpoints/step-00000020"
+    state = json.loads((checkpoint / "training/state.json").read_text())
+    (checkpoint / "training/state.json").write_text(json.dumps(state | {"schema": 99}))
+    hashes = json.loads((checkpoint / MANIFEST).read_text())
+    hashes["training/state.json"] = sha256_of(checkpoint / "training/state.json")
+    (checkpoint / MANIFEST).write_text(json.dumps(hashes))
+    with pytest.raises(UserError, match="schema 99, this gatito reads up to 1"):
+        load_newest(run)
+
+
+def state_of(step: int, optimizer: dict[str, torch.Tensor] | None = None) -> TrainingState:
+    return TrainingState(step=step, settings={}, optimizer=optimizer or {"generator": torch.get_rng_state()})
+
+
+@pytest.mark.parametrize("stage", ["model", "optimizer"])
+def test_a_failing_disk_leaves_earlier_checkpoints_and_no_temporary_files(stage: str, run: Path) -> None:
+    model, processor = load_checkpoint(run)
+    size = (run / "checkpoints/step-00000020/model.safetensors").stat().st_size
+    optimizer = {"moments": torch.zeros(size)}  # four times the weights
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2 if stage == "model" else size * 2, hard))
+    try:
+        with pytest.raises(UserError, match="cannot save .*step-00000030.*earlier checkpoints are intact") as error:
+            save_checkpoint(run, model, processor, state_of(30, optimizer), "card", keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(error.value)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-00000010", "step-00000020"]
+    assert all(find_problem(c) is None for c in list_checkpoints(run))
+    save_checkpoint(run, model, processor, state_of(30, optimizer), "card", keep=2)
+    assert [p.name for p in list_checkpoints(run)] == ["step-00000020", "step-00000030"]
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path, store: Path) -> None:
+    train(tiny_recipe(steps=5, save_every=1, keep=2), store, tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
+
+
+def test_a_damaged_newer_checkpoint_never_crowds_out_the_good_ones(run: Path) -> None:
+    model, processor = load_checkpoint(run)
+    damage(run / "checkpoints/step-00000020/model.safetensors")
+    save_checkpoint(run, model, processor, state_of(15), "card", keep=1)
+    newest = load_newest(run)
+    assert newest is not None
+    assert newest[1].step == 15
+
+
+# The step
+
+
+def test_the_logged_loss_is_that_of_the_global_number_of_targets(tmp_path: Path, store: Path) -> None:
+    recipe = tiny_recipe(steps=1, batch=4, accumulation=4)
+    train(recipe, store, tmp_path)
+    opened = open_store(store)
+    torch.manual_seed(0)
+    model = GatitoForCausalLM(recipe.model.build(opened.vocabulary, CONTEXT, opened.text.end))
+    sampler = Sampler(store=opened, context=CONTEXT, seed=0)
+    sums, counts = [], []
+    for row in range(4):
+        with torch.no_grad():
+            targets = model(**sampler.batch(row, 1).tensors()).targets
+        counts.append(int(sum(targets.num_targets.values())))
+        sums.append(float(sum(targets.loss_sum.values())))
+    logged = metrics_of(tmp_path)[1]["loss"]
+    assert logged == pytest.approx(sum(sums) / sum(counts), abs=1e-6)
+    assert min(counts) == 0  # very unequal rows, for which the mean of means is another number
+    assert max(counts) > 50
+    assert abs(np.mean([a / max(b, 1) for a, b in zip(sums, counts, strict=True)]) - logged) > 0.05
+
+
+def test_accumulation_gives_the_losses_and_weights_of_one_batch(tmp_path: Path, store: Path) -> None:
+    for k in (1, 2, 4):
+        train(tiny_recipe(steps=4, accumulation=k, warmup=0, lr=1e-3), store, tmp_path / str(k))
+    whole = metrics_of(tmp_path / "1")
+    for k in (2, 4):
+        for step, values in metrics_of(tmp_path / str(k)).items():
+            for name in ("loss", "grad_norm", "loss/text", "loss/continuous", "loss/discrete", "lr"):
+                assert (name in values) == (name in whole[step])
+                assert values.get(name, 0.0) == pytest.approx(whole[step].get(name, 0.0), rel=1e-6, abs=1e-6)
+        a, b = (weights_of(list_checkpoints(tmp_path / str(n))[-1]) for n in (1, k))
+        assert all(float((a[n] - b[n]).abs().max()) < 1e-5 for n in a)
+
+
+def test_micro_batches_of_all_processes_are_the_rows_of_the_stream_each_once(store: Path) -> None:
+    sampler = Sampler(store=open_store(store), context=CONTEXT, seed=0)
+    config = TrainConfig(steps=2, batch=8, accumulation=2, context=CONTEXT)
+    expected = sampler.batch(0, 16).input_ids
+    parts = []
+    for k in range(4):
+        for process in range(2):
+            parts.append(MicroBatches(sampler, config, process, 2)[k].input_ids)
+    assert torch.equal(torch.cat(parts), expected)
+
+
+def test_workers_give_the_same_run(tmp_path: Path, store: Path, finished: Path) -> None:
+    train(tiny_recipe(save_every=10, drop_path=0.1, workers=1), store, tmp_path)
+    assert_same_run(tmp_path, finished)
+
+
+def test_the_learning_rate_warms_up_and_falls_by_a_cosine(tmp_path: Path, store: Path) -> None:
+    config = TrainConfig(steps=8, warmup=4, lr=0.004, final_lr=0.1)
+    assert [learning_rate(config, step, 0.0) for step in range(4)] == pytest.approx([0.001, 0.002, 0.003, 0.004])
+    assert learning_rate(config, 4, 0.0) == 0.004
+    assert learning_rate(config, 6, 0.5) == pytest.approx(0.0022)  # half way between 0.004 and 0.0004
+    assert learning_rate(config, 8, 1.0) == pytest.approx(0.0004)
+    assert learning_rate(config, 99, 7.0) == pytest.approx(0.0004)
+    train(tiny_recipe(steps=8, warmup=4, lr=0.004), store, tmp_path)
+    expected = [0.001, 0.002, 0.003, 0.004]
+    expected += [0.0004 + 0.0036 * 0.5 * (1 + math.cos(math.pi * p / 4)) for p in range(4)]
+    assert [m["lr"] for m in metrics_of(tmp_path).values()] == pytest.approx(expected, rel=1e-9)
+
+
+def test_minutes_end_the_run_and_its_schedule(tmp_path: Path, store: Path) -> None:
+    path = train(tiny_recipe(steps=100_000, minutes=1 / 60, warmup=2), store, tmp_path)
+    metrics = metrics_of(tmp_path)
+    last = int(path.name.removeprefix("step-"))
+    assert 2 < last < 100_000
+    assert metrics[max(metrics)]["lr"] < 0.3 * 3e-3
+
+
+def test_matrices_decay_and_tables_norms_and_biases_do_not(store: Path) -> None:
+    opened = open_store(store)
+    model = GatitoForCausalLM(tiny_recipe().model.build(opened.vocabulary, CONTEXT, 2))
+    optimizer = build_optimizer(model, TrainConfig(weight_decay=0.1))
+    names = {p: n for n, p in model.named_parameters()}
+    decayed, kept = ({names[p] for p in group["params"]} for group in optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert decayed | kept == set(names.values())
+    assert "model.blocks.0.attention.qkv.weight" in decayed
+    assert "model.embedding.patches.conv1.weight" in decayed
+    for name in ("tokens", "local_positions", "patch_rows", "patch_columns"):
+        assert f"model.embedding.{name}.weight" in kept
+    assert all(name in kept for name in names.values() if "norm" in name or name.endswith("bias"))
+
+
+def test_three_steps_that_are_not_finite_abort_the_run(tmp_path: Path, store: Path) -> None:
+    with pytest.raises(UserError, match=r"the loss is not finite at step 4 \(stream rows 4 to 15\); lower --train\.lr"):
+        train(tiny_recipe(lr=1e38, warmup=0), store, tmp_path)
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_two_steps_that_are_not_finite_are_skipped(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = gatito.model.modeling.next_token_loss, []
+
+    def sometimes_nan(*arguments: object) -> object:
+        targets = original(*arguments)
+        calls.append(1)
+        if len(calls) in (3, 4, 6):
+            return dataclasses.replace(targets, loss_sum={k: v * math.nan for k, v in targets.loss_sum.items()})
+        return targets
+
+    monkeypatch.setattr(gatito.model.modeling, "next_token_loss", sometimes_nan)
+    train(tiny_recipe(steps=7, save_every=1, keep=9), store, tmp_path)
+    weights = [weights_of(c)["model.norm.weight"] for c in list_checkpoints(tmp_path)]
+    same = [torch.equal(a, b) for a, b in zip(weights, weights[1:], strict=False)]
+    assert same == [False, True, True, False, True, False]
+    assert all(torch.isfinite(w).all() for w in weights)
+
+
+def test_batches_without_targets_are_skipped_steps(
+    tmp_path: Path, vocabulary: Vocabulary, text: TextTokenizer
+) -> None:
+    env = ToyEnv(spaces.Box(-9.0, 9.0, (3,), np.float32), spaces.Discrete(4), length=20)
+    layout = layout_of(env, vocabulary, text)
+    sequence = toy_sequence(env, layout, 0, np.zeros(20, np.bool_))
+    data = write_store(tmp_path / "store", text, vocabulary, {"toy/none": (layout, [sequence])})
+    train(tiny_recipe(steps=3, save_every=1, keep=3, warmup=0), data, tmp_path / "run")
+    assert [m["loss"] for m in metrics_of(tmp_path / "run").values()] == [0.0, 0.0, 0.0]
+    first, *others = (weights_of(c) for c in list_checkpoints(tmp_path / "run"))
+    assert all(torch.equal(first[n], w[n]) for w in others for n in first)
+    assert all(torch.isfinite(w).all() for w in first.values())
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--train\.batch 6 does not divide by --train\.accumulation 4"):
+        TrainConfig(batch=6, accumulation=4)
+
+
+def test_a_timestep_longer_than_the_context_is_refused_before_anything_is_written(
+    tmp_path: Path, store: Path
+) -> None:
+    with pytest.raises(UserError, match=r"has a timestep of .* tokens, the context is 4; raise --train\.context"):
+        train(tiny_recipe(context=4), store, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_store_is_refused_naming_the_file(tmp_path: Path, store: Path) -> None:
+    broken = Path(shutil.copytree(store, tmp_path / "store"))
+    damage(broken / "toy-vectors/ids.bin")
+    with pytest.raises(UserError, match=r"toy-vectors/ids\.bin does not match its SHA-256"):
+        train(tiny_recipe(), broken, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# The whole
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_the_tiny_model_learns_one_episode_and_acts_it_back(
+    continuous: bool, tmp_path: Path, vocabulary: Vocabulary, text: TextTokenizer
+) -> None:
+    env = Line(continuous=continuous)
+    layout = layout_of(env, vocabulary, text)
+    demonstration = layout.episode_tokens(*env.demonstration())
+    data = write_store(tmp_path / "store", text, vocabulary, {"toy/line": (layout, [demonstration])})
+    recipe = tiny_recipe(steps=250 if continuous else 120, batch=4, lr=1e-2, warmup=10, log_every=1000)
+    train(recipe, data, tmp_path / "run")
+    model, processor = load_checkpoint(tmp_path / "run")
+
+    def acted(model: GatitoForCausalLM) -> tuple[float, np.ndarray]:
+        actor = Actor(model, processor.layout("toy/line"))
+        actor.reset(0)
+        observation, total, done, ids = env.reset()[0], 0.0, False, []
+        while not done:
+            observation, reward, done, _, _ = env.step(actor.act({0: observation})[0])
+            total += reward
+            ids.append(actor.sessions[0].timesteps[-1].ids)
+        return total, np.concatenate(ids)
+
+    total, ids = acted(model)
+    assert total == env.length
+    np.testing.assert_array_equal(ids, demonstration.ids)
+    torch.manual_seed(0)
+    assert acted(GatitoForCausalLM(model.config).eval())[0] < env.length  # before it learned, it could not
+
+
+DISTRIBUTED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from toy import tiny_recipe
+from gatito.train.trainer import train
+train(tiny_recipe(batch=8, accumulation=2, steps=int(sys.argv[4])), Path(sys.argv[2]), Path(sys.argv[3]))
+"""
+
+
+def test_two_processes_give_the_losses_and_weights_of_one(tmp_path: Path, store: Path) -> None:
+    (tmp_path / "script.py").write_text(DISTRIBUTED)
+    train(tiny_recipe(batch=8, accumulation=2), store, tmp_path / "one")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    arguments = [tmp_path / "script.py", Path(__file__).parent, store, tmp_path / "two", "20"]
+    done = subprocess.run(
+        [*launch, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for step in one:
+        assert two[step]["loss"] == pytest.approx(one[step]["loss"], abs=1e-6), step
+        assert two[step]["grad_norm"] == pytest.approx(one[step]["grad_norm"], rel=1e-5), step
+    a, b = (weights_of(list_checkpoints(tmp_path / name)[-1]) for name in ("one", "two"))
+    assert all(float((a[n] - b[n]).abs().max()) < 1e-5 for n in a)
+
+
+def test_the_recipe_of_a_run_and_its_card_are_readable(finished: Path, store: Path) -> None:
+    card = (list_checkpoints(finished)[-1] / "README.md").read_text()
+    assert "trained for 20 steps of 4 x 64" in card
+    assert '    agent.reset(task="toy/vectors")' in card
+    assert "| toy-vectors | control | 4 | 80 | 1 |" in card
+    assert sorted(processor_of(open_store(store)).layouts) == ["toy/pictures", "toy/vectors"]
+    assert Recipe().train.seed == 0
