@@ -61,22 +61,22 @@ class Size:
 
 
 TASKS = {
-    "classic/cartpole": DemoTask(episodes=60, weight=0.6),
-    "classic/mountain-car": DemoTask(episodes=200, weight=0.5),
-    "classic/acrobot": DemoTask(episodes=150, weight=0.8),
-    "classic/pendulum": DemoTask(episodes=150, weight=1.0),
-    "box2d/lunar-lander": DemoTask(episodes=150, weight=1.5),
-    "metaworld/door-unlock": DemoTask(episodes=150, weight=1.0),
-    "metaworld/handle-press-side": DemoTask(episodes=150, weight=1.0),
-    "metaworld/plate-slide": DemoTask(episodes=150, weight=1.0),
-    "metaworld/button-press-topdown-wall": DemoTask(episodes=150, weight=1.0),
-    "babyai/go-to-obj": DemoTask(episodes=2000, weight=1.8),
-    "babyai/go-to-red-ball-no-dists": DemoTask(episodes=2000, weight=1.8),
+    "classic/cartpole": DemoTask(episodes=60, weight=0.5),
+    "classic/mountain-car": DemoTask(episodes=200, weight=0.4),
+    "classic/mountain-car-continuous": DemoTask(episodes=150, weight=0.5),
+    "classic/acrobot": DemoTask(episodes=150, weight=0.3),
+    "box2d/lunar-lander": DemoTask(episodes=200, weight=3.0),
+    "metaworld/door-unlock": DemoTask(episodes=150, weight=1.2),
+    "metaworld/handle-press-side": DemoTask(episodes=150, weight=1.2),
+    "metaworld/plate-slide": DemoTask(episodes=150, weight=1.2),
+    "metaworld/button-press-topdown-wall": DemoTask(episodes=150, weight=1.2),
+    "babyai/go-to-obj": DemoTask(episodes=1500, weight=1.2),
+    "babyai/go-to-red-ball-no-dists": DemoTask(episodes=1500, weight=1.2),
     "babyai/go-to-local-s5n2": DemoTask(episodes=3000, weight=1.8),
 }
-CAPTIONS_WEIGHT, TEXT_WEIGHT = 0.5, 0.2
+CAPTIONS_WEIGHT, TEXT_WEIGHT = 0.4, 0.2
 FULL = Size(share=1.0, episodes=50, prompted_episodes=20, images=None, minutes=14)
-SMALL = Size(share=0.05, episodes=4, prompted_episodes=2, images=40, minutes=3)
+SMALL = Size(share=0.04, episodes=3, prompted_episodes=2, images=40, minutes=3)
 
 
 class Stages:
@@ -100,7 +100,7 @@ def demo_recipe(small: bool) -> Recipe:
     values = yaml.safe_load(Path(recipe_path("demo")).read_text())
     recipe = Recipe(model=ModelConfig(**values["model"]), train=TrainConfig(**values["train"]))
     if small:
-        cut = dataclasses.replace(recipe.train, steps=40, warmup=10, minutes=0.75)
+        cut = dataclasses.replace(recipe.train, steps=60, warmup=10, minutes=0.5)
         return dataclasses.replace(recipe, train=cut)
     return recipe
 

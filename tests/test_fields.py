@@ -185,9 +185,7 @@ def test_build_tree_undoes_value_at(space: spaces.Space) -> None:
 @pytest.mark.parametrize("space", OBSERVATIONS)
 @given(seed=st.integers(0, 2**31))
 @settings(max_examples=15, deadline=None)
-def test_an_observation_comes_back_within_half_a_bin(
-    vocabulary: Vocabulary, space: spaces.Space, seed: int
-) -> None:
+def test_an_observation_comes_back_within_half_a_bin(vocabulary: Vocabulary, space: spaces.Space, seed: int) -> None:
     tree = samples(space, seed)
     for field in fields_of(space, "observation"):
         if field.kind not in NUMERIC:

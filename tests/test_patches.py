@@ -67,7 +67,14 @@ def test_from_patches_undoes_to_patches(height: int, width: int, channels: int) 
 
 
 def test_intervals_of_a_small_grid_are_exact() -> None:
-    expected = [[0, 64, 0, 43], [0, 64, 43, 85], [0, 64, 85, 128], [64, 128, 0, 43], [64, 128, 43, 85], [64, 128, 85, 128]]
+    expected = [
+        [0, 64, 0, 43],
+        [0, 64, 43, 85],
+        [0, 64, 85, 128],
+        [64, 128, 0, 43],
+        [64, 128, 43, 85],
+        [64, 128, 85, 128],
+    ]
     assert patch_intervals(32, 48).tolist() == expected
 
 

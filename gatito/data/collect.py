@@ -45,6 +45,8 @@ class CollectConfig:
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise UserError(f"episodes is {self.episodes}, allowed 1 and more")
+        if self.processes < 1:
+            raise UserError(f"processes is {self.processes}, allowed 1 and more")
         if not 0 <= self.first_seed <= EVALUATION_SEEDS - self.episodes:
             raise UserError(
                 f"first_seed {self.first_seed} with {self.episodes} episodes leaves [0, {EVALUATION_SEEDS}); "
@@ -158,6 +160,8 @@ def collect(
     configs = {t: dataclasses.replace(config, episodes=(counts or {}).get(t, config.episodes)) for t in tasks}
     for task in tasks:
         get_task(task)
+        if tasks.count(task) > 1:
+            raise UserError(f"task {task!r} is listed twice; raise the number of its episodes instead")
         if (root / task / f"{config.agent}-v0").exists():
             raise UserError(f"{root / task / f'{config.agent}-v0'} exists; choose another --out or remove it")
     context = multiprocessing.get_context("spawn")

@@ -125,9 +125,13 @@ class MinariWriter:
             raise UserError(f"{self.path} exists; choose another --out or remove it")
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         self._temporary.mkdir(parents=True)
-        self._storage = MinariStorage.new(
-            self._temporary / "data", env.observation_space, env.action_space, None, "arrow", jpeg_encoding=False
-        )
+        try:
+            self._storage = MinariStorage.new(
+                self._temporary / "data", env.observation_space, env.action_space, None, "arrow", jpeg_encoding=False
+            )
+        except NotImplementedError as error:
+            self.discard()
+            raise UserError(f"{self.path}: Minari cannot store its spaces ({error}); wrap the environment") from None
         # Minari walks the whole folder after every episode to add up its size: quadratic, 10 s at 600 episodes.
         self._get_size = self._storage.get_size
         self._storage.get_size = lambda: 0.0

@@ -14,13 +14,18 @@ CLIP_TOLERANCE = 1e-3
 
 def as_array(field: Field, values: ArrayLike, where: str) -> NDArray[np.generic]:
     """Return values (T, *shape), or raise `UserError` naming what is wrong: dtype, shape, NaN or Inf."""
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise UserError(f"{where}: its timesteps differ in shape; expected {field.shape}") from None
     if array.dtype.kind not in "iufb":
         raise UserError(f"{where}: dtype {array.dtype}, expected {field.dtype}; convert it to numbers")
+    if array.ndim == 0:
+        raise UserError(f"{where}: no time axis; expected {('timesteps', *field.shape)}".replace("'", ""))
     if array.shape[1:] != field.shape:
         raise UserError(f"{where}: shape {array.shape[1:]}, expected {field.shape}")
     if array.dtype.kind == "f":
-        bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        bad = ~np.isfinite(array).reshape(len(array), field.size).all(axis=1)
         if bad.any():
             t = int(np.flatnonzero(bad)[0])
             raise UserError(
@@ -39,7 +44,7 @@ def encode(field: Field, values: ArrayLike, vocabulary: Vocabulary, where: str) 
     Continuous values outside their bounds are clipped by the bins; discrete ones outside raise `UserError`.
     """
     array = as_array(field, values, where)
-    flat = array.reshape(len(array), -1)
+    flat = array.reshape(len(array), field.size)
     if field.kind == "discrete":
         shifted = flat.astype(np.int64) - np.array(field.start)
         bad = (shifted < 0) | (shifted >= np.array(field.num_values))

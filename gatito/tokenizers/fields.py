@@ -177,7 +177,7 @@ def _(space: spaces.Box, path: Path, role: Role, where: str, kind: str | None) -
             raise UserError(f"{where}: {problem}; wrap the environment or override the field's kind")
         return Field(path=path, kind="image", dtype=dtype, shape=space.shape)
     if kind == "discrete":
-        if not np.issubdtype(space.dtype, np.integer):
+        if space.dtype.kind not in "iub":
             raise UserError(f"{where} holds {dtype}; only integers can be read as 'discrete'")
         sizes = tuple(int(h) - int(a) + 1 for a, h in zip(low, high, strict=True))
         return _discrete(path, space.shape, dtype, tuple(int(a) for a in low), sizes, where)
@@ -188,7 +188,7 @@ def _(space: spaces.Box, path: Path, role: Role, where: str, kind: str | None) -
 
 def _box_kind(space: spaces.Box, role: Role) -> str:
     """An image, discrete where an integer Box has fewer than 1024 values, else continuous."""
-    if not np.issubdtype(space.dtype, np.integer):
+    if space.dtype.kind not in "iub":
         return "continuous"
     if role == "observation" and image_problem(space.shape, str(space.dtype)) is None:
         return "image"

@@ -20,7 +20,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from gatito.errors import UserError
-from gatito.tokenizers.codec import as_array, decode, encode
+from gatito.tokenizers.codec import as_array, decode, encode, legal_ids
 from gatito.tokenizers.fields import Field, Path, build_tree, fields_of, value_at
 from gatito.tokenizers.patches import PATCH, patch_intervals, to_patches
 from gatito.tokenizers.sequence import TokenSequence
@@ -74,14 +74,7 @@ class Layout:
     @cached_property
     def legal_ids(self) -> tuple[tuple[int, int], ...]:
         """[start, stop) ids that each action token may have, in order."""
-        ranges: list[tuple[int, int]] = []
-        for field in self.actions:
-            if field.kind == "discrete":
-                first = self.vocabulary.discrete_start
-                ranges.extend((first, first + n) for n in field.num_values)
-            else:
-                ranges.extend([self.vocabulary.groups["continuous"]] * field.size)
-        return tuple(ranges)
+        return tuple(ids for field in self.actions for ids in legal_ids(field, self.vocabulary))
 
     def episode_tokens(
         self, observations: Any, actions: Any, *, targets: NDArray[np.bool_] | None = None, where: str = "episode"
@@ -118,6 +111,9 @@ class Layout:
         for field in self.actions:
             values = self._values(actions, field, self.actions, where)
             columns.append(encode(field, values, self.vocabulary, f"{where}, action {field.name}".rstrip()))
+        lengths = {len(column) for column in columns}
+        if len(lengths) > 1:
+            raise UserError(f"{where}: its action fields have {sorted(lengths)} timesteps; they must agree")
         return np.concatenate(columns, axis=1)
 
     def actions_from_ids(self, ids: NDArray[np.integer]) -> Any:
@@ -182,13 +178,13 @@ class Layout:
         columns = [self._column(field, observations, where) for field in self.observations]
         T = len(columns[0].lengths)
         columns.append(_Column.of(np.full((T, 1), self.vocabulary.separator)))
-        num_observed = np.sum([column.lengths for column in columns], axis=0)  # (T,)
-        self._check_lengths(columns, num_observed, where)
+        num_observed = self._num_observed(columns, where)  # (T,)
         if actions is not None:
             columns.append(_Column.of(self.action_ids(actions, where)))
             if len(columns[-1].lengths) != T:
                 raise UserError(
-                    f"{where}: {len(columns[-1].lengths)} actions for {T} observations; drop the last one"
+                    f"{where}: {len(columns[-1].lengths)} actions for {T} observations; there must be one for each, "
+                    "drop an observation that has none"
                 )
         counts = np.sum([column.lengths for column in columns], axis=0)  # (T,)
         starts = np.concatenate([[0], np.cumsum(counts)])
@@ -246,18 +242,21 @@ class Layout:
         return f"{where}: does not match its space; expected fields {expected}, got {got}"
 
     @staticmethod
-    def _check_lengths(columns: list["_Column"], num_observed: NDArray[np.int64], where: str) -> None:
+    def _num_observed(columns: list["_Column"], where: str) -> NDArray[np.int64]:
+        """Return the observation tokens (T,) of each timestep, or raise `UserError`: none, too many, unequal T."""
         lengths = {len(column.lengths) for column in columns}
         if len(lengths) > 1:
             raise UserError(f"{where}: its fields have {sorted(lengths)} timesteps; they must agree")
         if lengths == {0}:
             raise UserError(f"{where}: no timesteps; drop the episode")
+        num_observed: NDArray[np.int64] = np.sum([column.lengths for column in columns], axis=0)
         if num_observed.max() > NUM_LOCAL_POSITIONS:
             t = int(num_observed.argmax())
             raise UserError(
                 f"{where}, timestep {t}: {num_observed[t]} observation tokens, allowed {NUM_LOCAL_POSITIONS}; "
                 "shorten its text or resize its images"
             )
+        return num_observed
 
 
 @dataclass(frozen=True)

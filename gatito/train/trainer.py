@@ -87,6 +87,8 @@ def train(recipe: Recipe, data: Path, out: Path, *, desc: str = "train") -> Path
     sampler = Sampler(store=store, context=config.context, seed=config.seed, prompt_share=config.prompt_share)
     newest = _newest(config, out)
     accelerator = Accelerator(
+        # Without it torchrun's processes on CPUs would each train alone.
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=config.precision,
         log_with=None if config.tracker == "none" else config.tracker,
         project_dir=str(out),
@@ -149,7 +151,9 @@ class _Loop:
             accelerator.init_trackers("gatito", config={k: str(v) for k, v in self.settings.items()})
         dataset = MicroBatches(self.sampler, config, accelerator.process_index, accelerator.num_processes)
         remaining = range(first_step * config.accumulation, len(dataset))
-        loader = DataLoader(dataset, batch_size=None, sampler=remaining, num_workers=config.workers, generator=torch.Generator())
+        loader = DataLoader(
+            dataset, batch_size=None, sampler=remaining, num_workers=config.workers, generator=torch.Generator()
+        )
         micro_batches = iter(loader)
         began, skipped, step, path = time.monotonic(), 0, first_step, None
         window: list[dict[str, float]] = []
@@ -181,6 +185,10 @@ class _Loop:
                 path = self._save(step)
         bar.close()
         path = self._save(step)
+        if accelerator.num_processes > 1:
+            # gloo's threads drop the tensors of the last collective under the GIL, which torch keeps while it
+            # joins them to end the process group: without this pause a run now and then hangs after its last step.
+            time.sleep(0.2)
         accelerator.end_training()
         return path
 
@@ -277,7 +285,9 @@ def _forget_steps(metrics: Path, step: int) -> None:
     """Remove the lines after `step`, which an interrupted run wrote and its continuation writes again."""
     if metrics.is_file():
         lines = metrics.read_text().splitlines(keepends=True)
-        metrics.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
+        metrics.write_text(
+            "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+        )
 
 
 def _num_targets(batch: Batch) -> torch.Tensor:

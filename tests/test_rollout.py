@@ -1,0 +1,255 @@
+"""Scoring a checkpoint: seeds, repeatability, what is written, and what is refused."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from toy import Line, ToyEnv, layout_of, tiny_model
+
+from gatito.data.collect import CollectConfig
+from gatito.data.tasks import EVALUATION_SEEDS, PROMPT_SEEDS, ExpertFailed, Reference, TaskSpec
+from gatito.errors import UserError
+from gatito.eval import rollout
+from gatito.eval.actor import Actor
+from gatito.eval.results import Results, write_results
+from gatito.eval.rollout import (
+    TaskResult,
+    demonstrations,
+    evaluate,
+    evaluate_task,
+    mean_score,
+    measure_references,
+    play,
+)
+from gatito.eval.statistics import bootstrap_interval, wilson_interval
+from gatito.model import GatitoProcessor
+from gatito.tokenizers import TextTokenizer, Vocabulary
+
+SEEDS: list[int] = []
+
+
+class Recorded(ToyEnv):
+    """Remembers with which seeds it was reset; the reward depends on the action."""
+
+    def __init__(self) -> None:
+        super().__init__(spaces.Box(-9.0, 9.0, (3,), np.float32), spaces.Discrete(4), length=6)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        assert seed is not None
+        SEEDS.append(seed)
+        self.length = 4 + seed % 5
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> Any:
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, float(action) + float(observation[0]) / 10, terminated, truncated, info
+
+
+class Success(Recorded):
+    """The return is 1 where the episode ends on the right with another action than three, else 0."""
+
+    def step(self, action: Any) -> Any:
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, float(terminated and observation[0] > 0 and action != 3), terminated, truncated, info
+
+
+def always_three(env: Any) -> Any:
+    return lambda observation: np.int64(3)
+
+
+SPECS = {
+    "toy/points": TaskSpec(id="toy/points", make=Recorded, expert=always_three),
+    "toy/success": TaskSpec(id="toy/success", make=Success, expert=always_three, success=True),
+}
+KNOWN = {"toy/points": Reference(random=10.0, expert=20.0), "toy/success": Reference(random=0.25, expert=0.75)}
+
+
+@pytest.fixture(autouse=True)
+def toy_tasks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    SEEDS.clear()
+    monkeypatch.setattr(rollout, "get_task", SPECS.__getitem__)
+    monkeypatch.setattr(rollout, "reference", KNOWN.__getitem__)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def processor(vocabulary: Vocabulary, text: TextTokenizer) -> GatitoProcessor:
+    return GatitoProcessor(vocabulary, text, {t: layout_of(s.make(), vocabulary, text) for t, s in SPECS.items()})
+
+
+@pytest.mark.parametrize("prompt", ["none", "demo"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_same_evaluation_twice_gives_the_same_results(
+    processor: GatitoProcessor, vocabulary: Vocabulary, prompt: Any, temperature: float
+) -> None:
+    model = tiny_model(vocabulary)
+    first, second = (
+        evaluate(model, processor, list(SPECS), episodes=7, prompt=prompt, temperature=temperature)
+        for _ in range(2)
+    )
+    assert first == second
+    other = evaluate(tiny_model(vocabulary, seed=1), processor, list(SPECS), episodes=7, prompt=prompt)
+    assert other[0].mean_return != first[0].mean_return
+
+
+def test_the_results_do_not_depend_on_the_number_of_sessions(
+    processor: GatitoProcessor, vocabulary: Vocabulary
+) -> None:
+    model, spec = tiny_model(vocabulary), SPECS["toy/points"]
+    layout = processor.layout("toy/points")
+    seeds = [EVALUATION_SEEDS + i for i in range(9)]
+    prompts = demonstrations(spec, layout, 64, 4)
+    alone, few, many = (play(spec, Actor(model, layout, n), seeds, prompts) for n in (1, 4, 25))
+    np.testing.assert_array_equal(alone, few)
+    np.testing.assert_array_equal(alone, many)
+    assert len(set(alone.tolist())) > 3
+
+
+def test_evaluation_and_prompt_seeds_are_disjoint_from_training_seeds(
+    processor: GatitoProcessor, vocabulary: Vocabulary
+) -> None:
+    evaluate_task(tiny_model(vocabulary), processor, "toy/points", episodes=30, prompt="demo")
+    prompts = {s for s in SEEDS if s >= PROMPT_SEEDS}
+    played = {s for s in SEEDS if s < PROMPT_SEEDS}
+    assert played == {EVALUATION_SEEDS + i for i in range(30)}
+    assert prompts == {PROMPT_SEEDS + i for i in range(20)}
+    # Collecting refuses to come near.
+    CollectConfig(episodes=10, first_seed=EVALUATION_SEEDS - 10)
+    with pytest.raises(UserError, match="are kept for evaluation"):
+        CollectConfig(episodes=11, first_seed=EVALUATION_SEEDS - 10)
+
+
+def test_demonstrations_pass_over_seeds_on_which_the_expert_fails(processor: GatitoProcessor) -> None:
+    def moody(env: Any) -> Any:
+        def act(observation: Any) -> np.int64:
+            if SEEDS[-1] % 2:
+                raise ExpertFailed("not today")
+            return np.int64(3)
+
+        return act
+
+    spec = dataclasses.replace(SPECS["toy/points"], expert=moody)
+    prompts = demonstrations(spec, processor.layout("toy/points"), 64, 3)
+    assert len(prompts) == 3
+    assert [s - PROMPT_SEEDS for s in SEEDS] == [0, 1, 2, 3, 4]
+    assert all(0 < len(p) <= 32 and len(p) % 5 == 0 for p in prompts)
+
+
+def test_a_prompt_that_does_not_fit_is_refused(processor: GatitoProcessor) -> None:
+    with pytest.raises(UserError, match="no demonstration whose first timestep fits half the context of 8"):
+        demonstrations(SPECS["toy/points"], processor.layout("toy/points"), 8, 1)
+
+
+def test_scores_and_intervals_are_those_of_the_returns(
+    processor: GatitoProcessor, vocabulary: Vocabulary
+) -> None:
+    model = tiny_model(vocabulary)
+    seeds = [EVALUATION_SEEDS + i for i in range(12)]
+    for task, spec in SPECS.items():
+        returns = play(spec, Actor(model, processor.layout(task), 12), seeds)
+        result = evaluate_task(model, processor, task, episodes=12)
+        known = KNOWN[task]
+        assert (result.id, result.domain, result.prompt, result.episodes) == (task, "toy", "none", 12)
+        assert result.mean_return == pytest.approx(returns.mean())
+        assert result.score == pytest.approx((returns.mean() - known.random) / (known.expert - known.random))
+        if spec.success:
+            assert 0 < returns.sum() < 12
+            low, high = wilson_interval(int(returns.sum()), 12)
+            expected = ((low - 0.25) / 0.5, (high - 0.25) / 0.5)
+        else:
+            expected = bootstrap_interval((returns - 10.0) / 10.0)
+        assert (result.ci_low, result.ci_high) == pytest.approx(expected)
+        assert result.ci_low < result.score < result.ci_high
+
+
+def test_a_random_and_an_expert_reference_are_measured_on_the_evaluation_seeds() -> None:
+    measured = measure_references(["toy/success"], episodes=8)["toy/success"]
+    assert measured["expert"] == 0.0  # it always takes three
+    assert 0.0 < measured["random"] < 1.0
+    assert set(SEEDS) == {EVALUATION_SEEDS + i for i in range(8)}
+    assert measure_references(["toy/success"], episodes=8)["toy/success"] == measured
+
+
+def test_changed_spaces_are_refused_with_both_layouts(processor: GatitoProcessor, vocabulary: Vocabulary) -> None:
+    class Changed(Recorded):
+        def __init__(self) -> None:
+            super().__init__()
+            self.action_space = spaces.Discrete(5)
+
+    SPECS["toy/changed"] = dataclasses.replace(SPECS["toy/points"], id="toy/changed", make=Changed)
+    KNOWN["toy/changed"] = KNOWN["toy/points"]
+    processor.layouts["toy/changed"] = processor.layouts["toy/points"]
+    try:
+        with pytest.raises(UserError) as error:
+            evaluate_task(tiny_model(vocabulary), processor, "toy/changed", episodes=1)
+    finally:
+        del SPECS["toy/changed"], KNOWN["toy/changed"]
+    assert processor.layouts["toy/points"].sha256[:12] in str(error.value)
+    assert "the spaces have changed since the data was built, train again" in str(error.value)
+
+
+def test_a_task_that_the_checkpoint_does_not_know_is_refused_before_any_episode(
+    processor: GatitoProcessor, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout, "get_task", lambda task: SPECS["toy/points"])
+    with pytest.raises(UserError, match="not trained on it: unknown task 'toy/point'; did you mean 'toy/points'"):
+        evaluate(tiny_model(vocabulary), processor, ["toy/points", "toy/point"], episodes=1)
+    assert SEEDS == []
+    with pytest.raises(UserError, match="--episodes is 0, allowed 1 and more"):
+        evaluate(tiny_model(vocabulary), processor, ["toy/points"], episodes=0)
+
+
+def result(prompt: str, score: float) -> TaskResult:
+    values = {"mean_return": 1.0, "ci_low": 0.1, "ci_high": 0.9, "random": 0.0, "expert": 2.0}
+    return TaskResult(id="toy/points", domain="toy", prompt=prompt, episodes=5, score=score, **values)
+
+
+def test_results_json_has_exactly_its_schema(tmp_path: Path) -> None:
+    results = Results(
+        tasks=[result("none", 0.5), result("none", 0.25), result("demo", 1.0)], seconds={"evaluate": 2.5}
+    )
+    write_results(results, tmp_path / "results.json")
+    values = json.loads((tmp_path / "results.json").read_text())
+    assert list(values) == ["schema", "mean_score", "tasks", "captions", "seconds"]
+    assert values["schema"] == 1
+    assert values["mean_score"] == 0.375  # over the unprompted tasks
+    assert values["captions"] is None
+    assert values["seconds"] == {"evaluate": 2.5}
+    keys = ["id", "domain", "prompt", "episodes", "return", "score", "ci_low", "ci_high", "random", "expert"]
+    assert [list(row) for row in values["tasks"]] == [keys] * 3
+    assert values["tasks"][2] == {
+        "id": "toy/points",
+        "domain": "toy",
+        "prompt": "demo",
+        "episodes": 5,
+        "return": 1.0,
+        "score": 1.0,
+        "ci_low": 0.1,
+        "ci_high": 0.9,
+        "random": 0.0,
+        "expert": 2.0,
+    }
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    assert mean_score([result("demo", 0.5), result("none", 1.0)]) == 0.75
+
+
+def test_an_episode_that_ends_at_once_makes_room_for_the_next_seed(
+    vocabulary: Vocabulary, text: TextTokenizer
+) -> None:
+    layout = layout_of(Line(), vocabulary, text)
+    spec = TaskSpec(id="toy/line", make=Line, expert=always_three)
+    done: list[int] = []
+    returns = play(
+        spec, Actor(tiny_model(vocabulary), layout, 3), list(range(10)), on_episode=lambda: done.append(1)
+    )
+    assert len(returns) == len(done) == 10
+    assert len(set(returns.tolist())) == 1  # the line is the same for every seed
