@@ -1,7 +1,9 @@
 """The command line: one parser, errors in one line with the nearest valid name, exit code 2."""
 
+import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +18,10 @@ class _Parser(ArgumentParser):
     """Raises `UserError` where jsonargparse would print its usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if type(ex) is KeyError:
+            # jsonargparse trips over an unknown key of a nested verb (`data.build.dataset`) while wording it.
+            *_, (frame, _) = traceback.walk_tb(ex.__traceback__)
+            message = f"'{str(frame.f_locals.get('key', ex)).split('.', 2)[-1]}' is not accepted"
         raise UserError(_one_line(message, [k for p in _all_parsers(self) for k in _keys(p)]))
 
 
@@ -200,6 +206,14 @@ def main() -> None:
     except UserError as error:
         print(f"gatito: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # `gatito tokens SOURCE | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"gatito: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("gatito: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -247,9 +261,12 @@ def _all_parsers(parser: ArgumentParser) -> list[ArgumentParser]:
 
 
 def _keys(parser: ArgumentParser) -> list[str]:
+    from gatito.data.build import DatasetConfig
+
     names = [option for action in parser._actions for option in action.option_strings]
     verbs = [name for action in parser._actions for name in (getattr(action, "_name_parser_map", None) or {})]
-    return [*names, *verbs]
+    inner = [f.name for f in fields(DatasetConfig)] if "--datasets" in names else []
+    return [*names, *verbs, *inner]
 
 
 def _one_line(message: str, valid: list[str]) -> str:
@@ -258,11 +275,12 @@ def _one_line(message: str, valid: list[str]) -> str:
     match = re.search(r"[Uu]nrecognized arguments: (\S+)", text)
     if match:
         return nearest(match.group(1).partition("=")[0], valid, "option")
-    match = re.search(r"[Kk]ey '([^']+)' is not expected", text) or re.search(
-        r"does not accept.*?key '([^']+)'", text
-    )
+    match = re.search(r"does not accept option '([^']+)'", text) or re.search(r"'([^']+)' is not accepted", text)
     if match:
         return nearest(match.group(1), [v.removeprefix("--") for v in valid], "key")
+    match = re.search(r'key "([^"]+)": Expected a typing.Literal\[(.*)\]. Got value: (.*)', text)
+    if match:
+        return nearest(match.group(3), re.findall(r"'([^']+)'", match.group(2)), f"value of {match.group(1)}")
     match = re.search(r"invalid choice: '([^']+)' \(choose from (.*)\)", text)
     if match:
         return nearest(match.group(1), re.findall(r"'([^']+)'", match.group(2)), "verb or choice")

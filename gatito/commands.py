@@ -174,6 +174,8 @@ def evaluate_checkpoint(
     began = time.monotonic()
     model, processor = load_checkpoint(checkpoint)
     chosen = tasks or sorted(set(processor.layouts) & set(registry()))
+    if not chosen:
+        raise UserError(f"checkpoint {checkpoint} knows no task that is registered here; name some with --tasks")
     rows = evaluate(model, processor, chosen, episodes=episodes, prompt=prompt, temperature=temperature)
     results = Results(tasks=rows, captions=None, seconds={"evaluate": time.monotonic() - began})
     out.mkdir(parents=True, exist_ok=True)

@@ -68,9 +68,7 @@ class Spy:
 
         def spied_step(ids: Any, local: Any, positions: Any, rows: Any, *others: Any) -> torch.Tensor:
             for r, (session, n) in enumerate(zip(rows.tolist(), self._lengths, strict=True)):
-                self.fed.append(
-                    (session, ids[r, :n].tolist(), local[r, :n].tolist(), positions[r, :n].tolist())
-                )
+                self.fed.append((session, ids[r, :n].tolist(), local[r, :n].tolist(), positions[r, :n].tolist()))
             return step(ids, local, positions, rows, *others)
 
         def spied_choose(logits: torch.Tensor, active: Any) -> np.ndarray:
@@ -104,9 +102,9 @@ def test_acting_builds_exactly_the_tokens_that_training_sees(
         assert getattr(window, field).dtype == getattr(expected, field).dtype, field
     # The same in what the model was fed, but for the last action's last token, which nothing follows.
     n = len(expected) - 1
-    assert sum((ids for _, ids, _, _ in spy.fed), []) == expected.ids[:n].tolist()
-    assert sum((local for _, _, local, _ in spy.fed), []) == expected.local_positions[:n].tolist()
-    assert sum((positions for _, _, _, positions in spy.fed), []) == list(range(n))
+    assert [i for _, ids, _, _ in spy.fed for i in ids] == expected.ids[:n].tolist()
+    assert [i for _, _, local, _ in spy.fed for i in local] == expected.local_positions[:n].tolist()
+    assert [i for _, _, _, positions in spy.fed for i in positions] == list(range(n))
 
 
 @pytest.mark.parametrize("with_prompt", [False, True])
@@ -251,9 +249,7 @@ def test_a_session_may_pause_while_others_act(vocabulary: Vocabulary, text: Text
     ],
     ids=str,
 )
-def test_sampled_actions_are_always_legal(
-    space: spaces.Space, vocabulary: Vocabulary, text: TextTokenizer
-) -> None:
+def test_sampled_actions_are_always_legal(space: spaces.Space, vocabulary: Vocabulary, text: TextTokenizer) -> None:
     env = ToyEnv(spaces.Box(-1.0, 1.0, (2,), np.float32), space, length=100)
     layout = layout_of(env, vocabulary, text)
     actor = Actor(tiny_model(vocabulary), layout, temperature=50.0)

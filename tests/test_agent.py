@@ -106,7 +106,9 @@ def test_a_demonstration_of_another_task_is_refused(run: Path) -> None:
 
 def test_an_unknown_task_is_answered_with_the_nearest(run: Path) -> None:
     agent = gatito.load_agent(run)
-    with pytest.raises(UserError, match="not trained on it: unknown task 'cartpole'; did you mean 'classic/cartpole'"):
+    with pytest.raises(
+        UserError, match="not trained on it: unknown task 'cartpole'; did you mean 'classic/cartpole'"
+    ):
         agent.reset(task="cartpole")
 
 
@@ -116,5 +118,5 @@ def test_acting_before_the_first_reset_is_refused(run: Path) -> None:
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no checkpoint at .*; run gatito train"):
+    with pytest.raises(UserError, match=r"no checkpoint at .*; run gatito train"):
         gatito.load_agent(tmp_path)

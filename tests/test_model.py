@@ -41,7 +41,9 @@ def gradients(model: GatitoForCausalLM) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
+def assert_same_gradients(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float
+) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         scale = max(1.0, float(value.abs().max()))
@@ -405,7 +407,11 @@ def test_weights_are_safetensors_and_a_tied_head_is_written_once(
 ) -> None:
     model = tiny_model(vocabulary, tie_word_embeddings=tied)
     model.save_pretrained(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "generation_config.json", "model.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert ("lm_head.weight" in file.keys()) == (not tied)  # noqa: SIM118
         written = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118

@@ -93,8 +93,7 @@ def test_the_same_evaluation_twice_gives_the_same_results(
 ) -> None:
     model = tiny_model(vocabulary)
     first, second = (
-        evaluate(model, processor, list(SPECS), episodes=7, prompt=prompt, temperature=temperature)
-        for _ in range(2)
+        evaluate(model, processor, list(SPECS), episodes=7, prompt=prompt, temperature=temperature) for _ in range(2)
     )
     assert first == second
     other = evaluate(tiny_model(vocabulary, seed=1), processor, list(SPECS), episodes=7, prompt=prompt)
@@ -149,9 +148,7 @@ def test_a_prompt_that_does_not_fit_is_refused(processor: GatitoProcessor) -> No
         demonstrations(SPECS["toy/points"], processor.layout("toy/points"), 8, 1)
 
 
-def test_scores_and_intervals_are_those_of_the_returns(
-    processor: GatitoProcessor, vocabulary: Vocabulary
-) -> None:
+def test_scores_and_intervals_are_those_of_the_returns(processor: GatitoProcessor, vocabulary: Vocabulary) -> None:
     model = tiny_model(vocabulary)
     seeds = [EVALUATION_SEEDS + i for i in range(12)]
     for task, spec in SPECS.items():
@@ -248,8 +245,6 @@ def test_an_episode_that_ends_at_once_makes_room_for_the_next_seed(
     layout = layout_of(Line(), vocabulary, text)
     spec = TaskSpec(id="toy/line", make=Line, expert=always_three)
     done: list[int] = []
-    returns = play(
-        spec, Actor(tiny_model(vocabulary), layout, 3), list(range(10)), on_episode=lambda: done.append(1)
-    )
+    returns = play(spec, Actor(tiny_model(vocabulary), layout, 3), list(range(10)), on_episode=lambda: done.append(1))
     assert len(returns) == len(done) == 10
     assert len(set(returns.tolist())) == 1  # the line is the same for every seed

@@ -1,6 +1,7 @@
 """Training: resuming to the bit, accumulation, checkpoints that survive damage, and learning to act."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -141,9 +142,10 @@ def test_an_interrupted_and_resumed_run_is_bitwise_the_uninterrupted_one(
         return step(self, *arguments)
 
     out = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(trainer._Loop, "_step", interrupted)
-        train(recipe, store, out)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, store, out)
     assert [p.name for p in list_checkpoints(out)] == ["step-00000010"]
     assert max(metrics_of(out)) == 13
     torch.manual_seed(999)  # whatever happened in between
@@ -296,7 +298,7 @@ def test_a_failing_disk_leaves_earlier_checkpoints_and_no_temporary_files(stage:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2 if stage == "model" else size * 2, hard))
     try:
-        with pytest.raises(UserError, match="cannot save .*step-00000030.*earlier checkpoints are intact") as error:
+        with pytest.raises(UserError, match=r"cannot save .*step-00000030.*earlier checkpoints are intact") as error:
             save_checkpoint(run, model, processor, state_of(30, optimizer), "card", keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -409,7 +411,9 @@ def test_matrices_decay_and_tables_norms_and_biases_do_not(store: Path) -> None:
 
 
 def test_three_steps_that_are_not_finite_abort_the_run(tmp_path: Path, store: Path) -> None:
-    with pytest.raises(UserError, match=r"the loss is not finite at step 4 \(stream rows 4 to 15\); lower --train\.lr"):
+    with pytest.raises(
+        UserError, match=r"the loss is not finite at step 4 \(stream rows 4 to 15\); lower --train\.lr"
+    ):
         train(tiny_recipe(lr=1e38, warmup=0), store, tmp_path)
     assert list_checkpoints(tmp_path) == []
 
@@ -429,7 +433,7 @@ def test_two_steps_that_are_not_finite_are_skipped(
     monkeypatch.setattr(gatito.model.modeling, "next_token_loss", sometimes_nan)
     train(tiny_recipe(steps=7, save_every=1, keep=9), store, tmp_path)
     weights = [weights_of(c)["model.norm.weight"] for c in list_checkpoints(tmp_path)]
-    same = [torch.equal(a, b) for a, b in zip(weights, weights[1:], strict=False)]
+    same = [torch.equal(a, b) for a, b in itertools.pairwise(weights)]
     assert same == [False, True, True, False, True, False]
     assert all(torch.isfinite(w).all() for w in weights)
 

@@ -1,6 +1,5 @@
 """From Minari datasets, texts and captioned images to a tokenized store."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from gatito.data.checks import Clipped, checked_tokens
 from gatito.data.domains import digits, texts
 from gatito.data.filter import is_expert
 from gatito.data.minari_episodes import MinariSource, open_minari
-from gatito.data.store import SCHEMA, Store, StoreWriter, open_store
+from gatito.data.store import Store, StoreWriter, open_store, write_mixture
 from gatito.data.tasks import references, registry
 from gatito.errors import UserError, nearest
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
@@ -72,13 +71,16 @@ class MixtureConfig:
 def open_layout(source: MinariSource, vocabulary: Vocabulary, text: TextTokenizer) -> Layout:
     """The layout of a dataset: from its spaces, with the overrides of its task where it is a known one."""
     spec = registry().get(source.task)
-    return Layout.from_spaces(
-        source.dataset.observation_space,
-        source.dataset.action_space,
-        vocabulary=vocabulary,
-        text=text,
-        overrides=spec.overrides if spec else None,
-    )
+    try:
+        return Layout.from_spaces(
+            source.dataset.observation_space,
+            source.dataset.action_space,
+            vocabulary=vocabulary,
+            text=text,
+            overrides=spec.overrides if spec else None,
+        )
+    except UserError as error:
+        raise UserError(f"{source.path}: {error}") from None
 
 
 def build(config: MixtureConfig, out: Path) -> Store:
@@ -96,14 +98,7 @@ def build(config: MixtureConfig, out: Path) -> Store:
                 raise UserError(f"source {dataset.source!r} is listed twice; change its weight instead")
             names.append(name)
             _build_dataset(dataset, name, StoreWriter(temporary / name, vocabulary), text, config)
-        (temporary / "tokenizer.model").write_bytes(text.model)
-        values = {
-            "schema": SCHEMA,
-            "vocabulary": vocabulary.to_json(),
-            "text_sha256": text.sha256,
-            "datasets": names,
-        }
-        (temporary / "mixture.json").write_text(json.dumps(values, indent=1))
+        write_mixture(temporary, vocabulary, text, names)
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -155,6 +150,9 @@ def _kept_episodes(source: MinariSource, config: DatasetConfig) -> list[int]:
             "(gatito tasks --measure) or set expert_filter: null"
         )
     returns = np.array([episode.total_return for episode in source.episodes()])
+    if not np.isfinite(returns).all():
+        index = int(np.argmin(np.isfinite(returns)))
+        raise UserError(f"{source.path}, episode {index}: NaN or Inf in its rewards; repair or drop the episode")
     return [int(i) for i in np.flatnonzero(is_expert(returns, known.random, config.expert_filter))]
 
 

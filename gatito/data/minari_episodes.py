@@ -1,5 +1,6 @@
 """Minari datasets to episodes and back. The last, action-less observation is dropped here and nowhere else."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -120,10 +121,11 @@ class MinariWriter:
 
     def __init__(self, root: Path, dataset_id: str, env: gym.Env[Any, Any], metadata: dict[str, Any]) -> None:
         """Start the dataset `root/dataset_id`; `metadata` is added to Minari's own keys."""
-        self.path = root / dataset_id
+        self.path = (root / dataset_id).absolute()  # Minari adds up sizes of absolute paths only
         if self.path.exists():
             raise UserError(f"{self.path} exists; choose another --out or remove it")
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        self._created = [parent for parent in self._temporary.parents if not parent.exists()]
         self._temporary.mkdir(parents=True)
         try:
             self._storage = MinariStorage.new(
@@ -148,5 +150,8 @@ class MinariWriter:
         return self.path
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind, nor folders that are now empty."""
         shutil.rmtree(self._temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a folder that holds something else stays
+            for parent in self._created:
+                parent.rmdir()

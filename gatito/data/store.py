@@ -189,7 +189,7 @@ class TokenDataset:
             if not path.is_file():
                 raise UserError(f"{path} is missing; build the store again")
             if sha256_of(path) != expected:
-                raise UserError(f"{path} does not match its SHA-256; the file is damaged, build the store again")
+                raise UserError(_damaged(path))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -219,8 +219,24 @@ class Store:
         return iter(self.datasets)
 
 
+def write_mixture(folder: Path, vocabulary: Vocabulary, text: TextTokenizer, names: list[str]) -> None:
+    """Write the text model and `mixture.json`, which has a hash of itself and of each `dataset.json`."""
+    (folder / "tokenizer.model").write_bytes(text.model)
+    values = {
+        "schema": SCHEMA,
+        "vocabulary": vocabulary.to_json(),
+        "text_sha256": text.sha256,
+        "datasets": names,
+        "dataset_sha256": {name: sha256_of(folder / name / "dataset.json") for name in names},
+    }
+    (folder / "mixture.json").write_text(json.dumps({**values, "sha256": _sha256_of_values(values)}, indent=1))
+
+
 def open_store(folder: Path, *, verify: bool = True) -> Store:
-    """Open a folder that `gatito data build` wrote; raises `UserError` where it is damaged or none."""
+    """Open a folder that `gatito data build` wrote; raises `UserError` where it is damaged or none.
+
+    `verify` compares the large files with their hashes; the small ones always are.
+    """
     path = folder / "mixture.json"
     if not path.is_file():
         raise UserError(f"no tokenized store at {folder}: {path} is missing; run gatito data build")
@@ -230,19 +246,33 @@ def open_store(folder: Path, *, verify: bool = True) -> Store:
         raise UserError(f"{path}: not JSON ({error}); build the store again") from None
     if values.get("schema") != SCHEMA:
         raise UserError(f"{path}: schema {values.get('schema')}, this gatito reads {SCHEMA}; build the store again")
+    stated = values.pop("sha256", None)
+    if stated not in (None, _sha256_of_values(values)):
+        raise UserError(_damaged(path))
     vocabulary = Vocabulary(**values["vocabulary"])
-    datasets = []
-    for name in values["datasets"]:
-        described = folder / name / "dataset.json"
-        if not described.is_file():
-            raise UserError(f"{described} is missing; build the store again")
-        dataset = TokenDataset(
-            folder=folder / name, vocabulary=vocabulary, metadata=json.loads(described.read_text())
-        )
-        if verify:
+    hashes = values.get("dataset_sha256", {})
+    datasets = [_open_dataset(folder / name, vocabulary, hashes.get(name)) for name in values["datasets"]]
+    if verify:
+        for dataset in datasets:
             dataset.verify()
-        datasets.append(dataset)
-    text = TextTokenizer.load(folder / "tokenizer.model")
-    if text.sha256 != values["text_sha256"]:
-        raise UserError(f"{folder / 'tokenizer.model'} does not match its SHA-256; build the store again")
-    return Store(folder=folder, vocabulary=vocabulary, text=text, datasets=tuple(datasets))
+    model = folder / "tokenizer.model"
+    if model.is_file() and sha256_of(model) != values["text_sha256"]:
+        raise UserError(_damaged(model))
+    return Store(folder=folder, vocabulary=vocabulary, text=TextTokenizer.load(model), datasets=tuple(datasets))
+
+
+def _open_dataset(folder: Path, vocabulary: Vocabulary, sha256: str | None) -> TokenDataset:
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; build the store again")
+    if sha256 not in (None, sha256_of(path)):
+        raise UserError(_damaged(path))
+    return TokenDataset(folder=folder, vocabulary=vocabulary, metadata=json.loads(path.read_text()))
+
+
+def _sha256_of_values(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} does not match its SHA-256; the file is damaged, build the store again"

@@ -133,7 +133,7 @@ class GatitoModel(GatitoPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token table."""
-        self.embedding.tokens = cast(nn.Embedding, value)
+        self.embedding.tokens = cast(TokenTable, value)
 
     def forward(
         self,

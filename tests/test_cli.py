@@ -1,0 +1,370 @@
+"""The command line: every verb, one sentence for bad input, exit code 2."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+import yaml
+from toy import Line, layout_of, tiny_recipe, write_store
+
+import gatito.data.tasks as tasks_module
+from gatito import cli
+from gatito.data.tasks import registry
+from gatito.tokenizers import TextTokenizer, Vocabulary
+from gatito.train.trainer import train
+
+Run = Callable[..., tuple[int, str, str]]
+FILES = {
+    "key.yaml": "train:\n  stepz: 3\n",
+    "section.yaml": "trainn:\n  steps: 3\n",
+    "syntax.yaml": "train: [1\n",
+    "type.yaml": "train:\n  steps: many\n",
+    "impossible.yaml": "train:\n  batch: 5\n  accumulation: 3\n",
+    "mixture-key.yaml": "datasets:\n- source: captions:digits\n  wieght: 2\n",
+    "mixture-section.yaml": "dataset:\n- source: captions:digits\n",
+    "mixture-source.yaml": "datasets:\n- source: caption:digits\n",
+    "mixture-weight.yaml": "datasets:\n- source: captions:digits\n  weight: -2\n",
+    "mixture-captions.yaml": "datasets:\n- source: captions:digit\n",
+    "mixture-minari.yaml": "datasets:\n- source: minari:nothing\n",
+    "mixture-empty.yaml": "datasets: []\n",
+}
+BAD = {
+    # unknown names: the nearest valid one
+    "trian": "unknown verb or choice 'trian'; did you mean 'train'?",
+    "data biuld": "unknown verb or choice 'biuld'; did you mean 'build'?",
+    "tokens classic/cartpol": "did you mean 'classic/cartpole'?",
+    "tokens CartPole-v7": "did you mean 'CartPole-v1'?",
+    "tokens captions:digit": "unknown caption dataset 'digit'; did you mean 'digits'?",
+    "tokens classic/cartpole --epsiode 1": "unknown option '--epsiode'; did you mean '--episode'?",
+    "tasks --jsonn": "unknown option '--jsonn'; did you mean '--json'?",
+    "tasks --measure classic/acrobatt": "unknown task 'classic/acrobatt'; did you mean 'classic/acrobot'?",
+    "data collect --tasks classic/cartpole,classic/pendulun --out d": "did you mean 'classic/pendulum'?",
+    "data collect --tasks classic/cartpole --agent expret --out d": "'expret'; did you mean 'expert'?",
+    "train --config tinyy --data s --out o": "unknown recipe 'tinyy'; did you mean 'tiny'?",
+    "train --config key.yaml --data s --out o": "unknown key 'train.stepz'; did you mean 'train.steps'?",
+    "train --config section.yaml --data s --out o": "unknown key 'trainn.steps'; did you mean 'train.steps'?",
+    "train --config tiny --data s --out o --train.stepz 3": "'--train.stepz'; did you mean '--train.steps'?",
+    "train --config tiny --data s --out o --model.loss-over grup": "'grup'; did you mean 'group'?",
+    "data build --config mixture-key.yaml --out b": "unknown key 'wieght'; did you mean 'weight'?",
+    "data build --config mixture-section.yaml --out b": "unknown key 'dataset'; did you mean 'datasets'?",
+    "data build --config mixture-source.yaml --out b": "unknown kind of source 'caption'; did you mean 'captions'?",
+    "data build --config mixture-captions.yaml --out b": "unknown caption dataset 'digit'; did you mean 'digits'?",
+    "eval ./nothing --promt demo --out e": "unknown option '--promt'; did you mean '--prompt'?",
+    "eval ./nothing --prompt demos --out e": "'demos'; did you mean 'demo'?",
+    # what is not there
+    "": "expected",
+    "data": "expected",
+    "train --config nothing.yaml --data s --out o": "no recipe file nothing.yaml",
+    "train --config tiny --data s --out o": "no tokenized store at s: s/mixture.json is missing; run gatito",
+    "train --config tiny --out o": "required: train.data",
+    "eval ./nothing --out e": "no checkpoint at ./nothing",
+    "eval ./nothing": "required: eval.out",
+    "tokens minari:nothing": "no Minari dataset at nothing",
+    "tokens text:nothing.txt": "cannot read nothing.txt",
+    "tokens captions:digits --episode 99999": "has no episode 99999; it has 1437, 0 to 1436",
+    "data build --config mixture-minari.yaml --out b": "no Minari dataset at nothing",
+    "data build --config mixture-empty.yaml --out b": "the mixture has no datasets",
+    # values
+    "train --config syntax.yaml --data s --out o": "line 1, column 8",
+    "train --config type.yaml --data s --out o": "train.steps",
+    "train --config impossible.yaml --data s --out o": "--train.batch 5 does not divide by --train.accumulation 3",
+    "train --config tiny --data s --out o --train.lr=-1": "--train.lr is -1.0, allowed > 0",
+    "data build --config mixture-weight.yaml --out b": "weight of 'captions:digits' is -2.0, allowed > 0",
+    "data collect --tasks classic/cartpole --episodes 0 --out d": "episodes is 0, allowed 1 and more",
+    "demo --out .": "is not empty; remove it or choose another --out",
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with good and bad YAML files in it."""
+    monkeypatch.chdir(tmp_path)
+    for name, content in FILES.items():
+        (tmp_path / name).write_text(content)
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run one command line in the current folder: exit code, stdout, stderr."""
+
+    def run_line(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gatito", *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_line
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary, text: TextTokenizer) -> Path:
+    """A run of two steps on a made-up task and on a cart-pole with other spaces than Gymnasium's."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("cli")
+    layout = layout_of(Line(), vocabulary, text)
+    sequences = [layout.episode_tokens(*Line().demonstration())]
+    control = {"toy/line": (layout, sequences), "classic/cartpole": (layout, sequences)}
+    write_store(root / "store", text, vocabulary, control)
+    train(tiny_recipe(steps=2), root / "store", root / "run")
+    return root
+
+
+@pytest.mark.parametrize("line", BAD, ids=[line or "nothing" for line in BAD])
+def test_bad_input_is_answered_in_one_sentence_with_code_2(line: str, run: Run, folder: Path) -> None:
+    before = sorted(folder.iterdir())
+    code, out, err = run(*line.split())
+    assert code == 2
+    assert out == ""
+    lines = [part for part in err.replace("\r", "\n").split("\n") if part]
+    said = [part for part in lines if not part.startswith("tokenize:")]  # data build shows its progress
+    assert len(said) == 1, err
+    assert said[0].startswith("gatito: ")
+    assert BAD[line] in said[0]
+    assert len(lines) == 1 or line.startswith("data build")
+    assert sorted(folder.iterdir()) == before  # nothing half-written is left
+
+
+def test_a_missing_extra_is_answered_with_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = tasks_module.importlib.util.find_spec
+    monkeypatch.setattr(
+        tasks_module.importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "minigrid" else find_spec(name, *rest),
+    )
+    code, _, err = run("data", "collect", "--tasks", "babyai/go-to-obj", "--out", "d")
+    assert (code, err) == (2, "gatito: task 'babyai/go-to-obj' needs minigrid: pip install 'gatito[babyai]'\n")
+    code, out, _ = run("tasks")
+    assert code == 0
+    line = next(line for line in out.splitlines() if line.startswith("babyai/go-to-obj "))
+    assert line.endswith("(not installed)")
+
+
+def test_a_layout_that_differs_between_checkpoint_and_environment_is_refused(run: Run, checkpoint: Path) -> None:
+    code, _, err = run(
+        "eval", str(checkpoint / "run"), "--tasks", "classic/cartpole", "--out", "e", "--episodes", "1"
+    )
+    assert code == 2
+    said = [part for part in err.replace("\r", "\n").split("\n") if part.startswith("gatito: ")]
+    assert len(said) == 1
+    assert "the spaces have changed since the data was built, train again" in said[0]
+    assert "Traceback" not in err
+    assert not Path("e").exists()
+
+
+def test_a_task_that_the_checkpoint_was_not_trained_on_is_refused(run: Run, checkpoint: Path) -> None:
+    code, _, err = run("eval", str(checkpoint / "run"), "--tasks", "classic/acrobot", "--out", "e")
+    assert code == 2
+    assert "this checkpoint was not trained on it: unknown task 'classic/acrobot'; did you mean" in err
+    assert not Path("e").exists()
+
+
+def test_training_over_an_existing_run_is_refused(run: Run, checkpoint: Path) -> None:
+    code, _, err = run(
+        "train", "--config", "tiny", "--data", str(checkpoint / "store"), "--out", str(checkpoint / "run")
+    )
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "holds a run already; continue it with --train.resume auto, or choose another --out" in err
+
+
+def test_a_damaged_store_is_refused_naming_the_file(run: Run, checkpoint: Path, folder: Path) -> None:
+    import shutil
+
+    shutil.copytree(checkpoint / "store", folder / "store")
+    path = folder / "store" / "toy-line" / "ids.bin"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    code, _, err = run("train", "--config", "tiny", "--data", "store", "--out", "o")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "store/toy-line/ids.bin does not match its SHA-256" in err
+    assert not Path("o").exists()
+
+
+def test_an_unwritable_folder_is_named(run: Run, checkpoint: Path, folder: Path) -> None:
+    (folder / "file").write_text("")
+    code, _, err = run(
+        "train", "--config", "tiny", "--data", str(checkpoint / "store"), "--out", "file/run", "--train.context=64"
+    )
+    assert code == 2
+    assert "gatito: file" in err
+    assert "Not a directory" in err
+    assert "Traceback" not in err
+
+
+# Good input
+
+
+@pytest.mark.parametrize("spelling", ["--first-seed", "--first_seed"])
+def test_dashes_and_underscores_mean_the_same_in_options(
+    spelling: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gatito.data.collect as module
+
+    seen = []
+    monkeypatch.setattr(module, "collect", lambda tasks, out, config: seen.append((tasks, out, config)) or [])
+    line = f"data collect --tasks classic/cartpole,classic/pendulum --out some-folder {spelling}=7 --episodes 3"
+    assert run(*line.split())[0] == 0
+    assert run(*line.replace("=7", " 7").split())[0] == 0
+    assert seen[0] == seen[1]
+    tasks, out, config = seen[0]
+    assert (tasks, out) == (["classic/cartpole", "classic/pendulum"], Path("some-folder"))
+    assert (config.first_seed, config.episodes) == (7, 3)
+
+
+def test_training_resumes_from_the_command_line_and_names_the_next_command(run: Run, checkpoint: Path) -> None:
+    shared = ["--config", "tiny", "--data", str(checkpoint / "store"), "--out", "my-run", "--train.context", "64"]
+    options = ["--train.steps=2", "--train.batch=2", "--model.width=32", "--train.log-every", "1"]
+    code, out, _ = run("train", *shared, *options)
+    assert code == 0
+    assert out.endswith("my-run/checkpoints/step-00000002\nnext: gatito eval my-run --out my-run/eval\n")
+    assert len(Path("my-run/metrics.jsonl").read_text().splitlines()) == 2
+    code, out, _ = run("train", *shared, *options, "--train.resume", "auto")
+    assert code == 0
+    code, _, err = run("train", *shared, *options, "--train.resume", "auto", "--train.seed", "5")
+    assert code == 2
+    assert "train.seed was 0, now 5" in err
+
+
+def test_tasks_lists_what_is_known(run: Run) -> None:
+    code, out, err = run("tasks", "--json")
+    assert (code, err) == (0, "")
+    rows = json.loads(out)
+    assert [row["id"] for row in rows] == sorted(registry())
+    assert {key for row in rows for key in row} == {"id", "domain", "extra", "installed", "random", "expert"}
+    cartpole = next(row for row in rows if row["id"] == "classic/cartpole")
+    assert (cartpole["domain"], cartpole["extra"], cartpole["expert"]) == ("classic", "classic", 500.0)
+    assert run("tasks")[1].count("\n") == len(rows) + 1
+
+
+KEYS = ["id", "modality", "meaning", "local_position", "loss_mask"]
+
+
+@pytest.mark.parametrize(
+    ("source", "modalities"),
+    [
+        ("classic/cartpole", {"continuous", "separator", "discrete"}),
+        ("classic/pendulum", {"continuous", "separator"}),
+        ("babyai/go-to-obj-s4", {"discrete", "patch", "text", "separator"}),
+        ("captions:digits", {"patch", "text"}),
+        ("text:notes.txt", {"text"}),
+    ],
+)
+def test_tokens_as_json_have_exactly_their_keys(source: str, modalities: set[str], run: Run, folder: Path) -> None:
+    (folder / "notes.txt").write_text("A short note.")
+    code, out, _ = run("tokens", source, "--episode", "0", "--json")
+    assert code == 0
+    rows = json.loads(out)
+    assert {row["modality"] for row in rows} == modalities
+    for row in rows:
+        assert list(row) == KEYS
+        assert (row["id"] is None) == (row["modality"] == "patch")
+        assert isinstance(row["meaning"], str)
+        assert row["meaning"]
+        assert isinstance(row["loss_mask"], bool)
+        assert isinstance(row["local_position"], int)
+    assert any(row["loss_mask"] for row in rows)
+    is_text = source.startswith(("text:", "captions:"))
+    assert all(is_text or not row["loss_mask"] for row in rows if row["modality"] == "text")
+
+
+def test_tokens_of_a_cart_pole_say_what_they_mean(run: Run) -> None:
+    rows = json.loads(run("tokens", "classic/cartpole", "--json")[1])
+    first = gym.make("CartPole-v1").reset(seed=0)[0]
+    for i, row in enumerate(rows[:4]):
+        name, value = row["meaning"].split(" = ")
+        assert (name, row["local_position"]) == (f"observation[{i}]", i)
+        assert float(value) == pytest.approx(float(first[i]), abs=2e-3)
+    assert rows[4] == dict(zip(KEYS, [34_048, "separator", "observation | action", 4, False], strict=True))
+    assert rows[5]["id"] in (33_024, 33_025)
+    assert rows[5]["loss_mask"]
+    assert rows[5]["meaning"] == f"action[0] = {rows[5]['id'] - 33_024}"
+
+
+def test_tokens_of_a_store_are_those_of_its_episode(run: Run, checkpoint: Path, text: TextTokenizer) -> None:
+    code, out, _ = run("tokens", str(checkpoint / "store"), "--json")
+    assert code == 0
+    layout = layout_of(Line(), Vocabulary(text_size=text.size), text)
+    expected = layout.episode_tokens(*Line().demonstration())
+    assert [row["id"] for row in json.loads(out)] == expected.ids.tolist()
+    assert [row["loss_mask"] for row in json.loads(out)] == expected.loss_mask.tolist()
+    table = run("tokens", str(checkpoint / "store"), "--timesteps", "3")[1].splitlines()
+    assert len(table) == 1 + 3 * 3
+    assert np.mean(["target" in line for line in table[1:]]) == pytest.approx(1 / 3)
+
+
+def test_printed_training_configs_feed_back_in(run: Run, folder: Path) -> None:
+    line = ["train", "--config", "tiny", "--data", "s", "--out", "o"]
+    code, printed, err = run(*line, "--train.lr", "0.5", "--model.drop-path", "0.25", "--print_config")
+    assert (code, err) == (0, "")
+    values = yaml.safe_load(printed)
+    assert values["train"]["lr"] == 0.5
+    assert values["train"]["steps"] == 200  # of the recipe
+    assert values["model"]["drop_path"] == 0.25
+    (folder / "again.yaml").write_text(printed)
+    again = run("train", "--config", "again.yaml", "--data", "s", "--out", "o", "--print-config")
+    assert (again[0], yaml.safe_load(again[1])) == (0, values)
+    code, _, err = run("train", "--config", "again.yaml", "--data", "s", "--out", "o")
+    assert (code, "no tokenized store at s" in err) == (2, True)  # the config was accepted
+
+
+def test_printed_mixtures_feed_back_in(run: Run, folder: Path) -> None:
+    (folder / "mix.yaml").write_text("datasets:\n- source: captions:digits\n  weight: 2\n- source: text:notes.txt\n")
+    (folder / "notes.txt").write_text("A short note. " * 20)
+    code, printed, err = run("data", "build", "--config", "mix.yaml", "--out", "b", "--print_config")
+    assert (code, err) == (0, "")
+    values = yaml.safe_load(printed)
+    assert [d["source"] for d in values["datasets"]] == ["captions:digits", "text:notes.txt"]
+    assert [d["weight"] for d in values["datasets"]] == [2.0, 1.0]
+    assert not Path("b").exists()
+    (folder / "again.yaml").write_text(printed)
+    code, out, _ = run("data", "build", "--config", "again.yaml", "--out", "b")
+    assert code == 0
+    assert "captions-digits" in out
+    assert "66.7%" in out
+    assert Path("b/mixture.json").is_file()
+    code, _, err = run("data", "build", "--config", "again.yaml", "--out", "b")
+    assert (code, err) == (2, "gatito: b exists; choose another --out or remove it\n")
+
+
+def test_the_module_runs_and_fails_without_a_traceback(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "gatito", "data", "collect", "--tasks", "classic/cartpol", "--out", "d"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "gatito: unknown task 'classic/cartpol'; did you mean 'classic/cartpole'?\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("word " * 100_000)
+    command = f"{sys.executable} -m gatito tokens text:notes.txt --json | head -c 10"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert len(done.stdout) == 10
+    assert done.stderr == ""
