@@ -164,6 +164,9 @@ def build_parser() -> ArgumentParser:
 
 def run(arguments: Sequence[str]) -> None:
     """Run one command line; raises `UserError` for bad input."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     parser = build_parser()
     values = parser.parse_args(_normalised(arguments, _switches(parser)))
     chosen = values[values.verb]

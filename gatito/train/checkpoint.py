@@ -47,6 +47,8 @@ def save_checkpoint(
     parent = out / FOLDER
     target = parent / f"step-{state.step:08d}"
     temporary = parent / f".{target.name}.{os.getpid()}"
+    for abandoned in parent.glob(".step-*"):  # by a run that was killed while it saved
+        shutil.rmtree(abandoned)
     try:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
