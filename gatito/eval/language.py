@@ -1,6 +1,5 @@
 """Captions of held-out images and continuations of text."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,16 +64,3 @@ def continue_texts(
     with torch.inference_mode():
         ids = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=True, temperature=0.7, top_p=0.9)
     return processor.batch_decode(ids)
-
-
-def bits_per_byte(model: GatitoForCausalLM, processor: GatitoProcessor, text: str) -> float:
-    """Bits that the model needs per UTF-8 byte of a text, in windows of the context."""
-    ids = processor.text.encode(text)
-    context = int(model.config.context)
-    nats = 0.0
-    with torch.inference_mode():
-        for first in range(0, len(ids) - 1, context):
-            window = torch.tensor([ids[first : first + context + 1]])
-            logits = model(window[:, :-1]).logits[..., : processor.text.size]
-            nats += float(torch.nn.functional.cross_entropy(logits[0], window[0, 1:], reduction="sum"))
-    return nats / math.log(2) / len(text.encode())
