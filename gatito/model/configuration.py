@@ -29,7 +29,7 @@ class GatitoConfig(PreTrainedConfig):
     context: int = 256
     """Tokens of a window."""
     rotary: bool = True
-    """Rotary positions beside the paper's local ones (measured better, docs/decisions.md)."""
+    """Rotary positions beside the paper's local ones, see docs/decisions.md."""
     rope_theta: float = 10_000.0
     """Base of the rotary wavelengths."""
     drop_path: float = 0.0
