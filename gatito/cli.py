@@ -80,7 +80,7 @@ def collect(
     from gatito.data.collect import collect as run
 
     config = CollectConfig(episodes=episodes, agent=agent, labels=labels, first_seed=first_seed, processes=processes)
-    for path in run(tasks.split(","), Path(out), config):
+    for path in run([task.strip() for task in tasks.split(",")], Path(out), config):
         print(path)
 
 
@@ -104,7 +104,7 @@ def evaluate(
     """
     from gatito.commands import evaluate_checkpoint
 
-    chosen = tasks.split(",") if tasks else None
+    chosen = [task.strip() for task in tasks.split(",")] if tasks is not None else None
     evaluate_checkpoint(checkpoint, Path(out), chosen, episodes, prompt, temperature)
 
 
@@ -235,9 +235,9 @@ def _normalised(arguments: Sequence[str], switches: set[str]) -> list[str]:
             following = arguments[i + 1] if i + 1 < len(arguments) else "--"
             if argument in switches and following.lower() not in ("true", "false"):
                 argument += "=true"
-        if result and result[-1] == "--config":
+        if result and result[-1] == "--config" and arguments[0] == "train":
             argument = recipe_path(argument)
-        elif argument.startswith("--config="):
+        elif argument.startswith("--config=") and arguments[0] == "train":
             argument = "--config=" + recipe_path(argument.removeprefix("--config="))
         result.append(argument)
     return result

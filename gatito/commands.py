@@ -53,6 +53,8 @@ def list_tasks(as_json: bool) -> None:
 
 def measure_tasks(tasks: list[str], episodes: int, out: str | None) -> None:
     """Measure reference returns and write them to a file, or print them."""
+    if episodes < 1:
+        raise UserError(f"--episodes is {episodes}, allowed 1 and more")
     chosen = sorted(registry()) if tasks == ["all"] else tasks
     for task in chosen:
         get_task(task)
@@ -172,6 +174,8 @@ def evaluate_checkpoint(
 ) -> None:
     """Score a checkpoint and write `results.json` and `report.html`."""
     began = time.monotonic()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder")
     model, processor = load_checkpoint(checkpoint)
     chosen = tasks or sorted(set(processor.layouts) & set(registry()))
     if not chosen:

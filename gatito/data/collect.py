@@ -7,8 +7,12 @@ the label (DART, Laskey et al. 2017): the expert shows how to come back, the noi
 import contextlib
 import dataclasses
 import multiprocessing
+import os
+import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -167,15 +171,35 @@ def collect(
     context = multiprocessing.get_context("spawn")
     with (
         context.Manager() as manager,
-        ProcessPoolExecutor(config.processes, mp_context=context) as pool,
+        ProcessPoolExecutor(config.processes, mp_context=context, initializer=_end_with_parent) as pool,
         tqdm(total=sum(c.episodes for c in configs.values()), desc="collect", unit="episode") as bar,
     ):
         ticks = manager.Queue()
         futures = [pool.submit(_collect_in_worker, task, root, configs[task], ticks) for task in tasks]
-        while not all(future.done() for future in futures) or not ticks.empty():
-            with contextlib.suppress(Exception):
-                bar.update(ticks.get(timeout=0.2))
-        return [future.result() for future in futures]
+        try:
+            while not all(future.done() for future in futures) or not ticks.empty():
+                with contextlib.suppress(queue.Empty):
+                    bar.update(ticks.get(timeout=0.2))
+                for future in futures:
+                    if future.done():
+                        future.result()
+            return [future.result() for future in futures]
+        except BrokenProcessPool:
+            raise UserError("a collecting process died; finished tasks are kept, collect the others again") from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it ends, be it by kill -9."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _collect_in_worker(task: str, root: Path, config: CollectConfig, ticks: Any) -> Path:

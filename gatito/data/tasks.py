@@ -34,6 +34,10 @@ class Reference:
     random: float
     expert: float
 
+    def __post_init__(self) -> None:
+        if not self.expert > self.random:
+            raise UserError(f"the expert's return {self.expert} is not above the random policy's {self.random}")
+
     def score(self, episode_return: float) -> float:
         """Normalise a return: 0 is the random policy, 1 the expert (Reed et al. 2022, section 4)."""
         return (episode_return - self.random) / (self.expert - self.random)
@@ -106,7 +110,7 @@ def get_task(task_id: str) -> TaskSpec:
 
 @cache
 def references() -> dict[str, Reference]:
-    """Return the measured references by task id (`gatito tasks --measure all` rewrites the file)."""
+    """Return the measured references by task id (`gatito tasks --measure all --out FILE` measures them)."""
     text = files("gatito.data").joinpath("references.json").read_text()
     known = {task: Reference(**values) for task, values in json.loads(text)["tasks"].items()}
     return known | {spec.id: spec.reference for spec in registry().values() if spec.reference is not None}

@@ -9,23 +9,40 @@ action = agent.act(observation)
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig
+
 from gatito.data.episode import Episode
 from gatito.data.sampler import prompt_budget, prompt_timesteps
 from gatito.errors import UserError
 from gatito.eval.actor import Actor
-from gatito.model import GatitoForCausalLM, GatitoProcessor
+from gatito.model import GatitoConfig, GatitoForCausalLM, GatitoProcessor
 from gatito.tokenizers import Layout, TokenSequence
 from gatito.train.checkpoint import resolve_checkpoint
 
 
 def load_checkpoint(path: str | Path) -> tuple[GatitoForCausalLM, GatitoProcessor]:
-    """Load model and processor from a checkpoint folder, the folder of a run, or a hub repository `owner/name`."""
-    is_hub = not Path(path).exists() and str(path).count("/") == 1 and not str(path).startswith((".", "/"))
-    source = str(path) if is_hub else str(resolve_checkpoint(path))
+    """Load model and processor from a checkpoint folder, the folder of a run, or `hf:owner/name` on the hub.
+
+    Raises `UserError` where it is damaged, of another kind of model, or lacks weights; pickled weights are not read.
+    """
+    source = str(path).removeprefix("hf:") if str(path).startswith("hf:") else str(resolve_checkpoint(path))
     try:
-        return GatitoForCausalLM.from_pretrained(source).eval(), GatitoProcessor.from_pretrained(source)
-    except OSError as error:
-        raise UserError(f"cannot load checkpoint {path}: {str(error).splitlines()[0]}") from None
+        processor = GatitoProcessor.from_pretrained(source)
+        kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+        if kind != GatitoConfig.model_type:
+            raise UserError(f"checkpoint {path} is a model of type {kind!r}, expected {GatitoConfig.model_type!r}")
+        loaded: Any = GatitoForCausalLM.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise UserError(f"cannot load checkpoint {path}: {type(error).__name__}: {reason}") from None
+    model, loading = loaded
+    absent = sorted(loading["missing_keys"]) + sorted(loading["unexpected_keys"])
+    if absent:
+        raise UserError(f"checkpoint {path} does not hold the weights of its configuration: {absent[0]} and others")
+    return model.eval(), processor
 
 
 def prompt_from(demonstration: Episode, layout: Layout, context: int) -> TokenSequence | None:
@@ -50,7 +67,7 @@ class Agent:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, temperature: float = 0.0) -> "Agent":
-        """Load from a checkpoint folder, the folder of a run, or a hub repository."""
+        """Load from a checkpoint folder, the folder of a run, or `hf:owner/name` on the hub."""
         return cls(*load_checkpoint(path), temperature=temperature)
 
     @property
@@ -84,5 +101,5 @@ class Agent:
 
 
 def load_agent(path: str | Path, *, temperature: float = 0.0) -> Agent:
-    """Load an agent from a checkpoint folder, the folder of a run, or a hub repository."""
+    """Load an agent from a checkpoint folder, the folder of a run, or `hf:owner/name` on the hub."""
     return Agent.from_pretrained(path, temperature=temperature)

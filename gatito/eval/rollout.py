@@ -215,8 +215,8 @@ def measure_references(tasks: Sequence[str], episodes: int = 100) -> dict[str, d
                 try:
                     buffer = collect_episode(spec, env, EVALUATION_SEEDS + i, agent=agent)
                     returns.append(sum(buffer.rewards))
-                except ExpertFailed:
-                    returns.append(0.0)
+                except ExpertFailed:  # passed over, as in collecting
+                    continue
             means[agent] = float(np.mean(returns))
         env.close()
         measured[task] = means

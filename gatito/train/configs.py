@@ -31,6 +31,13 @@ class ModelConfig:
     loss_over: Literal["group", "full"] = "group"
     """Ids that the cross-entropy compares a target with: those of its group, or the whole vocabulary."""
 
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads", "head_dim", "feed_forward", "patch_channels"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--model.{name} is {getattr(self, name)}, allowed 1 and more")
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"--model.drop_path is {self.drop_path}, allowed 0 to below 1")
+
     def build(self, vocabulary: Vocabulary, context: int, end_id: int) -> GatitoConfig:
         """The transformers configuration of this shape."""
         return GatitoConfig(
@@ -106,6 +113,13 @@ class TrainConfig:
             raise UserError(f"--train.batch {self.batch} does not divide by --train.accumulation {self.accumulation}")
         if not 0 <= self.prompt_share <= 1:
             raise UserError(f"--train.prompt_share is {self.prompt_share}, allowed 0 to 1")
+        if self.minutes is not None and not self.minutes > 0:
+            raise UserError(f"--train.minutes is {self.minutes}, allowed > 0")
+        for name in ("workers", "warmup", "seed", "weight_decay", "clip", "final_lr"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"--train.{name} is {getattr(self, name)}, allowed 0 and more")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise UserError(f"--train.beta1 and beta2 are {self.beta1} and {self.beta2}, allowed 0 to below 1")
         if not self.lr > 0:
             raise UserError(f"--train.lr is {self.lr}, allowed > 0")
 

@@ -157,6 +157,7 @@ class _Loop:
         micro_batches = iter(loader)
         began, skipped, step, path = time.monotonic(), 0, first_step, None
         window: list[dict[str, float]] = []
+        rate = config.lr
         window_began = began
         self.model.train()
         bar = tqdm(
@@ -178,11 +179,13 @@ class _Loop:
                 raise UserError(f"the loss is not finite at step {step} (stream rows {rows}); lower --train.lr")
             window.append(metrics)
             bar.update()
-            if step % config.log_every == 0 or step == config.steps:
+            if step % config.log_every == 0:
                 self._log(step, rate, window, time.monotonic() - window_began, bar)
                 window, window_began = [], time.monotonic()
             if step % config.save_every == 0 and step < config.steps:
                 path = self._save(step)
+        if window and step % config.log_every:
+            self._log(step, rate, window, time.monotonic() - window_began, bar)
         bar.close()
         path = self._save(step)
         if accelerator.num_processes > 1:
