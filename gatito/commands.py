@@ -158,8 +158,8 @@ def describe_store(store: Store) -> None:
         )
         if m.get("filtered_episodes") or m.get("clipped_observations") or m.get("clipped_actions"):
             print(
-                f"    filtered {m['filtered_episodes']} episodes; clipped {m['clipped_observations']} observation "
-                f"values and {m['clipped_actions']} action values to their bounds"
+                f"    filtered {m['filtered_episodes']} episodes; outside their declared bounds: {m['clipped_observations']} "
+                f"observation values, {m['clipped_actions']} action values (clipped)"
             )
     print(store.folder)
 

@@ -515,7 +515,7 @@ from accelerate import PartialState
 from toy import tiny_recipe
 from gatito.train.trainer import train
 train(tiny_recipe(batch=8, accumulation=2, steps=20), Path(sys.argv[2]), Path(sys.argv[3]))
-print("processes", PartialState().num_processes)
+print(f"processes {PartialState().num_processes}", flush=True)
 """
 
 

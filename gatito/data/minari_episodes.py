@@ -72,7 +72,7 @@ class MinariSource:
 
 
 def episode_from_buffer(buffer: EpisodeBuffer, task: str, agent: str) -> Episode:
-    """The episode of a buffer that was just collected, as reading it back from Minari gives it."""
+    """The episode of a buffer that was just collected, as reading it back from Minari gives it where labels are the expert's."""
     T = len(buffer.rewards)
     return Episode(
         task=task,

@@ -145,7 +145,7 @@ class _Loop:
         if first_step >= config.steps:
             return list_checkpoints(self.out)[-1]
         self.out.mkdir(parents=True, exist_ok=True)
-        if first_step and accelerator.is_main_process:
+        if accelerator.is_main_process:
             _forget_steps(self.out / "metrics.jsonl", first_step)
         if config.tracker != "none":
             accelerator.init_trackers("gatito", config={k: str(v) for k, v in self.settings.items()})
