@@ -157,10 +157,10 @@ def describe_store(store: Store) -> None:
             f"{d.name[-44:]:44} {d.num_episodes:>9} {d.num_timesteps:>10} {m['tokens']:>11} {m['targets']:>8} {share}"
         )
         if m.get("filtered_episodes") or m.get("clipped_observations") or m.get("clipped_actions"):
-            print(
-                f"    filtered {m['filtered_episodes']} episodes; outside their declared bounds: {m['clipped_observations']} "
-                f"observation values, {m['clipped_actions']} action values (clipped)"
+            outside = (
+                f"{m['clipped_observations']} observation values, {m['clipped_actions']} action values (clipped)"
             )
+            print(f"    filtered {m['filtered_episodes']} episodes; outside their declared bounds: {outside}")
     print(store.folder)
 
 

@@ -72,7 +72,7 @@ class MinariSource:
 
 
 def episode_from_buffer(buffer: EpisodeBuffer, task: str, agent: str) -> Episode:
-    """The episode of a buffer that was just collected, as reading it back from Minari gives it where labels are the expert's."""
+    """The episode of a buffer that was just collected, as Minari gives it back."""
     T = len(buffer.rewards)
     return Episode(
         task=task,
