@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from gatito.data.episode import Episode, stack
 from gatito.data.packing import pack
-from gatito.data.store import SCHEMA, StoreWriter
+from gatito.data.store import StoreWriter, write_mixture
 from gatito.model import GatitoConfig, GatitoForCausalLM
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary
 from gatito.tokenizers.sequence import concatenate
@@ -145,14 +145,7 @@ def write_store(
         for sequence in sequences:
             writer.write(sequence, "expert")
         writer.close({"name": name, "source": "toy", "weight": 1.0, **metadata})
-    (folder / "tokenizer.model").write_bytes(text.model)
-    values = {
-        "schema": SCHEMA,
-        "vocabulary": vocabulary.to_json(),
-        "text_sha256": text.sha256,
-        "datasets": [name for name, _, _ in parts],
-    }
-    (folder / "mixture.json").write_text(json.dumps(values))
+    write_mixture(folder, vocabulary, text, [name for name, _, _ in parts])
     return folder
 
 

@@ -247,11 +247,11 @@ def open_store(folder: Path, *, verify: bool = True) -> Store:
     if values.get("schema") != SCHEMA:
         raise UserError(f"{path}: schema {values.get('schema')}, this gatito reads {SCHEMA}; build the store again")
     stated = values.pop("sha256", None)
-    if stated not in (None, _sha256_of_values(values)):
+    if stated != _sha256_of_values(values):
         raise UserError(_damaged(path))
     vocabulary = Vocabulary(**values["vocabulary"])
-    hashes = values.get("dataset_sha256", {})
-    datasets = [_open_dataset(folder / name, vocabulary, hashes.get(name)) for name in values["datasets"]]
+    hashes = values["dataset_sha256"]
+    datasets = [_open_dataset(folder / name, vocabulary, hashes[name]) for name in values["datasets"]]
     if verify:
         for dataset in datasets:
             dataset.verify()
@@ -261,11 +261,11 @@ def open_store(folder: Path, *, verify: bool = True) -> Store:
     return Store(folder=folder, vocabulary=vocabulary, text=TextTokenizer.load(model), datasets=tuple(datasets))
 
 
-def _open_dataset(folder: Path, vocabulary: Vocabulary, sha256: str | None) -> TokenDataset:
+def _open_dataset(folder: Path, vocabulary: Vocabulary, sha256: str) -> TokenDataset:
     path = folder / "dataset.json"
     if not path.is_file():
         raise UserError(f"{path} is missing; build the store again")
-    if sha256 not in (None, sha256_of(path)):
+    if sha256 != sha256_of(path):
         raise UserError(_damaged(path))
     return TokenDataset(folder=folder, vocabulary=vocabulary, metadata=json.loads(path.read_text()))
 
