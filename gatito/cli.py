@@ -46,7 +46,7 @@ def tokens(source: str, episode: int = 0, timesteps: int = 2, json: bool = False
     """Show how a dataset's episode, or an environment's first timesteps, become tokens.
 
     Args:
-        source: Task id, store folder, `minari:FOLDER_OR_ID`, `text:...` or `captions:digits`.
+        source: Task or Gymnasium id, store or a dataset in it, `minari:FOLDER_OR_ID`, `text:...`, `captions:digits`.
         episode: Episode of the dataset; for a task, the seed.
         timesteps: Timesteps that the table shows; --json writes the whole episode.
         json: Print rows as JSON.
@@ -225,8 +225,6 @@ def main() -> None:
 def _normalised(arguments: Sequence[str], switches: set[str]) -> list[str]:
     """Options may be written with dashes or underscores and switches without a value; `--config NAME` names a
     recipe of the package."""
-    from gatito.recipes import recipe_path
-
     result: list[str] = []
     for i, argument in enumerate(arguments):
         if argument.startswith("--"):
@@ -235,12 +233,22 @@ def _normalised(arguments: Sequence[str], switches: set[str]) -> list[str]:
             following = arguments[i + 1] if i + 1 < len(arguments) else "--"
             if argument in switches and following.lower() not in ("true", "false"):
                 argument += "=true"
-        if result and result[-1] == "--config" and arguments[0] == "train":
-            argument = recipe_path(argument)
-        elif argument.startswith("--config=") and arguments[0] == "train":
-            argument = "--config=" + recipe_path(argument.removeprefix("--config="))
+        if result and result[-1] == "--config":
+            argument = _config_file(arguments[0], argument)
+        elif argument.startswith("--config="):
+            argument = "--config=" + _config_file(arguments[0], argument.removeprefix("--config="))
         result.append(argument)
     return result
+
+
+def _config_file(verb: str, name: str) -> str:
+    """The YAML file that `--config` names; of `train` also a recipe of the package."""
+    from gatito.recipes import check_yaml, recipe_path
+
+    if verb == "train":
+        return recipe_path(name)
+    check_yaml(Path(name))
+    return name
 
 
 def _switches(parser: ArgumentParser) -> set[str]:
@@ -280,7 +288,10 @@ def _one_line(message: str, valid: list[str]) -> str:
         return nearest(match.group(1).partition("=")[0], valid, "option")
     match = re.search(r"does not accept option '([^']+)'", text) or re.search(r"'([^']+)' is not accepted", text)
     if match:
-        return nearest(match.group(1), [v.removeprefix("--") for v in valid], "key")
+        name = match.group(1)
+        if f"--{name}" in valid:
+            return f"key {name!r} is one of another verb; --help lists those of this one"
+        return nearest(name, [v.removeprefix("--") for v in valid], "key")
     match = re.search(r'key "([^"]+)": Expected a typing.Literal\[(.*)\]. Got value: (.*)', text)
     if match:
         return nearest(match.group(3), re.findall(r"'([^']+)'", match.group(2)), f"value of {match.group(1)}")

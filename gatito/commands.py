@@ -14,7 +14,7 @@ from gatito.data.collect import collect_episode
 from gatito.data.domains import digits, texts
 from gatito.data.explain import token_rows
 from gatito.data.minari_episodes import episode_from_buffer, open_minari
-from gatito.data.store import Store, open_store
+from gatito.data.store import Store, TokenDataset, open_store
 from gatito.data.tasks import Policy, TaskSpec, get_task, references, registry
 from gatito.errors import UserError, nearest
 from gatito.eval.agent import load_checkpoint
@@ -67,10 +67,11 @@ def measure_tasks(tasks: list[str], episodes: int, out: str | None) -> None:
 
 def tokens_of(source: str, episode: int) -> tuple[TokenSequence, Vocabulary, TextTokenizer, Layout | None]:
     """Tokens of an episode of a task, store, Minari dataset, text or caption source."""
+    if episode < 0:
+        raise UserError(f"--episode is {episode}, allowed 0 and more")
     scheme, _, location = source.partition(":")
-    if (Path(source) / "mixture.json").is_file():
-        store = open_store(Path(source), verify=False)
-        dataset = next(iter(store))
+    if any((folder / "mixture.json").is_file() for folder in (Path(source), Path(source).parent)):
+        store, dataset = _store_and_dataset(Path(source))
         layout = Layout.from_json(dataset.metadata["layout"], store.text) if dataset.kind == "control" else None
         return dataset.episode(_index(episode, dataset.num_episodes, source)), store.vocabulary, store.text, layout
     text = TextTokenizer.load()
@@ -91,6 +92,18 @@ def tokens_of(source: str, episode: int) -> tuple[TokenSequence, Vocabulary, Tex
         pairs = digits.training_pairs()
         return pair_tokens(*pairs[_index(episode, len(pairs), source)], vocabulary, text), vocabulary, text, None
     return _task_tokens(source, episode, vocabulary, text)
+
+
+def _store_and_dataset(path: Path) -> tuple[Store, TokenDataset]:
+    """`STORE/DATASET`, or of a store alone its first dataset."""
+    if (path / "mixture.json").is_file():
+        store = open_store(path, verify=False)
+        return store, store.datasets[0]
+    store = open_store(path.parent, verify=False)
+    found = {dataset.folder.name: dataset for dataset in store}
+    if path.name not in found:
+        raise UserError(nearest(path.name, found, f"dataset of {path.parent}"))
+    return store, found[path.name]
 
 
 def _task_tokens(
@@ -176,6 +189,8 @@ def evaluate_checkpoint(
     began = time.monotonic()
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
+    if (out / "results.json").exists():
+        raise UserError(f"{out / 'results.json'} exists; choose another --out or remove it")
     model, processor = load_checkpoint(checkpoint)
     chosen = tasks or sorted(set(processor.layouts) & set(registry()))
     if not chosen:

@@ -11,7 +11,7 @@ class UserError(ValueError):
 def nearest(name: str, valid: Iterable[str], what: str) -> str:
     """Return the sentence for an unknown `name`, with the nearest of the `valid` names."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     hint = f"did you mean {close[0]!r}?" if close else f"valid: {listed or 'none'}"
     return f"unknown {what} {name!r}; {hint}"

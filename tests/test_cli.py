@@ -1,5 +1,6 @@
 """The command line: every verb, one sentence for bad input, exit code 2."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -34,6 +35,9 @@ FILES = {
     "mixture-captions.yaml": "datasets:\n- source: captions:digit\n",
     "mixture-minari.yaml": "datasets:\n- source: minari:nothing\n",
     "mixture-empty.yaml": "datasets: []\n",
+    "empty.yaml": "",
+    "list.yaml": "- source: captions:digits\n",
+    "binary.yaml": "\x00\x01",
 }
 BAD = {
     # unknown names: the nearest valid one
@@ -71,7 +75,14 @@ BAD = {
     "tokens captions:digits --episode 99999": "has no episode 99999; it has 1437, 0 to 1436",
     "data build --config mixture-minari.yaml --out b": "no Minari dataset at nothing",
     "data build --config mixture-empty.yaml --out b": "the mixture has no datasets",
+    "data build --config nothing.yaml --out b": "no file nothing.yaml; --config takes a YAML file",
+    # what is no configuration, or one of another verb
+    "data build --config empty.yaml --out b": "empty.yaml: holds nothing, expected keys and values",
+    "train --config list.yaml --data s --out o": "list.yaml: holds list, expected keys and values",
+    "data build --config binary.yaml --out b": "binary.yaml: not YAML",
+    "train --config mixture-captions.yaml --data s --out o": "key 'datasets' is one of another verb",
     # values
+    "tokens classic/cartpole --episode -1": "--episode is -1, allowed 0 and more",
     "train --config syntax.yaml --data s --out o": "line 1, column 8",
     "train --config type.yaml --data s --out o": "train.steps",
     "train --config impossible.yaml --data s --out o": "--train.batch 5 does not divide by --train.accumulation 3",
@@ -310,6 +321,36 @@ def test_tokens_of_a_store_are_those_of_its_episode(run: Run, checkpoint: Path, 
     table = run("tokens", str(checkpoint / "store"), "--timesteps", "3")[1].splitlines()
     assert len(table) == 1 + 3 * 3
     assert np.mean(["target" in line for line in table[1:]]) == pytest.approx(1 / 3)
+
+
+def test_tokens_of_one_dataset_of_a_store_are_shown_by_its_name(run: Run, checkpoint: Path) -> None:
+    store = checkpoint / "store"
+    name = next(p.name for p in store.iterdir() if p.is_dir())
+    assert run("tokens", str(store / name), "--json") == run("tokens", str(store), "--json")
+    code, _, error = run("tokens", str(store / "othr"))
+    assert code == 2
+    assert "unknown dataset of" in error
+
+
+def test_an_evaluation_never_overwrites_another(run: Run, checkpoint: Path, folder: Path) -> None:
+    (folder / "e").mkdir()
+    (folder / "e" / "results.json").write_text("{}")
+    code, _, error = run("eval", str(checkpoint / "run"), "--out", "e")
+    assert code == 2
+    assert "results.json exists; choose another --out or remove it" in error
+    assert (folder / "e" / "results.json").read_text() == "{}"
+
+
+def test_a_tracker_that_is_not_installed_is_answered_with_what_to_install(
+    run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "trackio" else find(name))
+    line = f"train --config tiny --data {checkpoint / 'store'} --out o --train.tracker trackio"
+    code, _, error = run(*line.split())
+    assert code == 2
+    assert "--train.tracker trackio needs its package: pip install trackio" in error
+    assert not Path("o").exists()
 
 
 def test_printed_training_configs_feed_back_in(run: Run, folder: Path) -> None:

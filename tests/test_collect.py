@@ -17,6 +17,7 @@ from gatito.data import collect as collecting
 from gatito.data.collect import CollectConfig, collect, collect_episode, collect_task
 from gatito.data.episode import Episode, row, stack
 from gatito.data.minari_episodes import EXPLORATORY, MinariWriter, episode_from_buffer, open_minari
+from gatito.data.publish import published
 from gatito.data.tasks import EVALUATION_SEEDS, ExpertFailed, Policy, TaskSpec
 from gatito.errors import UserError
 from gatito.tokenizers import Layout, TextTokenizer, Vocabulary
@@ -287,10 +288,50 @@ def test_a_nan_reward_is_refused_and_nothing_is_left(tmp_path: Path, register: A
     assert files_in(tmp_path) == []
 
 
+BAD_OBSERVATIONS = {
+    r"observation place, timestep 2: NaN or Inf in \[nan": {"place": np.array([np.nan, 0])},
+    r"observation place, timestep 2: shape \(3,\) of float64, expected \(2,\) of float32": {"place": np.zeros(3)},
+    r"observation image, timestep 2: .* has fractions, expected uint8": {"image": np.full((16, 20, 3), 0.5)},
+    r"observation mission, timestep 2: int, expected text": {"mission": 3},
+    r"observation, timestep 2: keys \['image', 'mission'\], 'place' is missing": {"place": None},
+}
+
+
+@pytest.mark.parametrize("message", BAD_OBSERVATIONS)
+def test_a_simulator_that_leaves_its_space_is_refused(message: str, tmp_path: Path, register: Any) -> None:
+    class Broken(Walk):
+        def _observe(self) -> dict[str, Any]:
+            observation = super()._observe()
+            if self.steps == 2:
+                changes = BAD_OBSERVATIONS[message]
+                observation = {k: v for k, v in (observation | changes).items() if v is not None}
+            return observation
+
+    blind = dataclasses.replace(WALK, make=Broken, expert=lambda env: lambda _: np.zeros(2, np.float32))
+    register(blind)
+    with pytest.raises(UserError, match=r"task 'toy/walk', seed 0, " + message):
+        collect_task("toy/walk", tmp_path, CollectConfig(episodes=4))
+    assert files_in(tmp_path) == []
+
+
+def test_a_simulator_that_fails_is_named_with_its_timestep(tmp_path: Path, register: Any) -> None:
+    class Broken(Walk):
+        def step(self, action: np.ndarray) -> Any:
+            if self.steps == 2:
+                raise RuntimeError("the arm fell off\nand rolled away")
+            return super().step(action)
+
+    register(dataclasses.replace(WALK, make=Broken))
+    message = r"seed 0, timestep 2: the environment or its expert failed: RuntimeError: the arm fell off$"
+    with pytest.raises(UserError, match=message):
+        collect_task("toy/walk", tmp_path, CollectConfig(episodes=4))
+    assert files_in(tmp_path) == []
+
+
 def test_a_space_that_minari_cannot_write_leaves_nothing(tmp_path: Path) -> None:
     env = Shape(spaces.Sequence(spaces.Discrete(2)), spaces.Discrete(2))
-    with pytest.raises(UserError, match=r"toy/x-v0: .*Sequence"):
-        MinariWriter(tmp_path, "toy/x-v0", env, {})
+    with pytest.raises(UserError, match=r"toy/x-v0: .*Sequence"), published(tmp_path / "x-v0") as folder:
+        MinariWriter(folder, "toy/x-v0", env, {})
     assert files_in(tmp_path) == []
 
 
@@ -301,7 +342,7 @@ def test_a_dataset_that_exists_is_never_overwritten(tmp_path: Path, register: An
     message = r"toy/walk/expert-v0 exists; choose another --out or remove it"
     with pytest.raises(UserError, match=message):
         collect_task("toy/walk", tmp_path, CollectConfig(episodes=2))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=r"toy/walk/expert-v0 exists; remove it, .* or leave the task out"):
         collect(["toy/walk"], tmp_path, CollectConfig(episodes=2))
     assert {file: file.read_bytes() for file in files_in(tmp_path)} == before
 

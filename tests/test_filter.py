@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from gatito.data.filter import expert_return, is_expert
+from gatito.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -43,8 +44,9 @@ def test_negative_returns_are_filtered_on_the_normalised_scale() -> None:
     assert is_expert(returns, -1200.0, 0.8).tolist() == [True, True, True, False, False]
 
 
-def test_all_are_kept_where_no_stretch_beats_random() -> None:
-    assert is_expert(np.array([1.0, 2.0, -5.0]), 2.0, 0.8).tolist() == [True, True, True]
+def test_a_dataset_no_better_than_random_is_refused() -> None:
+    with pytest.raises(UserError, match=r"its best stretch returns 2, no more than the random policy's 2; .* null"):
+        is_expert(np.array([1.0, 2.0, -5.0]), 2.0, 0.8)
 
 
 def test_a_threshold_of_0_keeps_what_is_at_least_random() -> None:

@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from toy import Line, ToyEnv, layout_of, tiny_model
 
-from gatito.data.collect import CollectConfig
+from gatito.data.collect import CollectConfig, collect_episode
 from gatito.data.tasks import EVALUATION_SEEDS, PROMPT_SEEDS, ExpertFailed, Reference, TaskSpec
 from gatito.errors import UserError
 from gatito.eval import rollout
@@ -63,11 +63,15 @@ def always_three(env: Any) -> Any:
     return lambda observation: np.int64(3)
 
 
+def always_two(env: Any) -> Any:
+    return lambda observation: np.int64(2)
+
+
 SPECS = {
     "toy/points": TaskSpec(id="toy/points", make=Recorded, expert=always_three),
-    "toy/success": TaskSpec(id="toy/success", make=Success, expert=always_three, success=True),
+    "toy/success": TaskSpec(id="toy/success", make=Success, expert=always_two, success=True),
 }
-KNOWN = {"toy/points": Reference(random=10.0, expert=20.0), "toy/success": Reference(random=0.25, expert=0.75)}
+KNOWN = {"toy/points": Reference(random=0.0, expert=20.0), "toy/success": Reference(random=0.25, expert=0.75)}
 
 
 @pytest.fixture(autouse=True)
@@ -143,8 +147,22 @@ def test_demonstrations_pass_over_seeds_on_which_the_expert_fails(processor: Gat
     assert all(0 < len(p) <= 32 and len(p) % 5 == 0 for p in prompts)
 
 
+def test_demonstrations_pass_over_seeds_on_which_the_expert_scores_low(processor: GatitoProcessor) -> None:
+    spec, returns = SPECS["toy/success"], []
+    prompts = demonstrations(spec, processor.layout("toy/success"), 64, 3)
+    env = spec.make()
+    for seed in SEEDS.copy():
+        episode = collect_episode(spec, env, seed)
+        returns.append(sum(episode.rewards))
+    assert len(prompts) == 3 == sum(returns)
+    assert returns[-1] == 1
+    assert 0 in returns
+
+
 def test_a_prompt_that_does_not_fit_is_refused(processor: GatitoProcessor) -> None:
-    with pytest.raises(UserError, match="no demonstration whose first timestep fits half the context of 8"):
+    with pytest.raises(
+        UserError, match=r"0 of 1 demonstrations; .* of 10 not even the first timestep fits half the context of 8"
+    ):
         demonstrations(SPECS["toy/points"], processor.layout("toy/points"), 8, 1)
 
 
@@ -163,14 +181,14 @@ def test_scores_and_intervals_are_those_of_the_returns(processor: GatitoProcesso
             low, high = wilson_interval(int(returns.sum()), 12)
             expected = ((low - 0.25) / 0.5, (high - 0.25) / 0.5)
         else:
-            expected = bootstrap_interval((returns - 10.0) / 10.0)
+            expected = bootstrap_interval(returns / known.expert)
         assert (result.ci_low, result.ci_high) == pytest.approx(expected)
         assert result.ci_low < result.score < result.ci_high
 
 
 def test_a_random_and_an_expert_reference_are_measured_on_the_evaluation_seeds() -> None:
     measured = measure_references(["toy/success"], episodes=8)["toy/success"]
-    assert measured["expert"] == 0.0  # it always takes three
+    assert measured["expert"] == 5 / 8  # episodes that end on the right
     assert 0.0 < measured["random"] < 1.0
     assert set(SEEDS) == {EVALUATION_SEEDS + i for i in range(8)}
     assert measure_references(["toy/success"], episodes=8)["toy/success"] == measured

@@ -471,6 +471,44 @@ def test_a_source_that_is_listed_twice_is_refused(tmp_path: Path, text_model: st
         ("captions:digit", r"unknown caption dataset 'digit'; did you mean 'digits'\?"),
     ],
 )
+def test_sources_whose_folders_would_have_one_name_get_two(tmp_path: Path, text_model: str) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("a/b", "a-b"):
+        (tmp_path / name).write_text("some words " * 50)
+    datasets = [DatasetConfig(source=f"text:{tmp_path / name}") for name in ("a/b", "a-b")]
+    store = build(MixtureConfig(datasets=datasets, text_model=text_model), tmp_path / "store")
+    assert len({dataset.folder for dataset in store}) == 2
+
+
+def test_two_datasets_of_one_task_with_other_spaces_are_refused(tmp_path: Path, text_model: str) -> None:
+    paths = [
+        write_minari(
+            tmp_path,
+            f"toy/{i}",
+            space,
+            UNIT,
+            [box_episode([[0], [0]], [[0]])],
+            algorithm_name="x",
+            gatito_task="toy/t",
+        )
+        for i, space in enumerate([UNIT, spaces.Box(-2, 2, (1,), np.float64)])
+    ]
+    datasets = [DatasetConfig(source=f"minari:{path}", expert_filter=None) for path in paths]
+    with pytest.raises(UserError, match=r"are both of task 'toy/t' and differ in their spaces"):
+        build(MixtureConfig(datasets=datasets, text_model=text_model), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_missing_part_of_a_dataset_is_named(tmp_path: Path, text_model: str) -> None:
+    path = write_minari(tmp_path, "toy/t", UNIT, UNIT, [box_episode([[0], [0]], [[0]])] * 3, algorithm_name="x")
+    for file in (path / "data" / "1").rglob("*"):
+        if file.is_file():
+            file.unlink()
+    dataset = DatasetConfig(source=f"minari:{path}", expert_filter=None)
+    with pytest.raises(UserError, match=r"toy/t, episode 1: cannot be read"):
+        build(MixtureConfig(datasets=[dataset], text_model=text_model), tmp_path / "store")
+
+
 def test_a_source_that_is_not_there_is_named_and_nothing_is_left(
     tmp_path: Path, text_model: str, source: str, message: str
 ) -> None:

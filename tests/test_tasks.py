@@ -41,6 +41,14 @@ def clashing_tasks() -> list[TaskSpec]:
     return [spec("classic/cartpole")]
 
 
+def failing_tasks() -> list[TaskSpec]:
+    raise ImportError("no such simulator")
+
+
+def straying_tasks() -> list[TaskSpec]:
+    return [spec("../../etc")]
+
+
 def install(monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     entry = EntryPoint(name="mine", value=f"test_tasks:{function}", group="gatito.tasks")
     monkeypatch.setattr(module, "entry_points", lambda group: [entry] if group == "gatito.tasks" else [])
@@ -102,6 +110,20 @@ def test_an_installed_package_adds_tasks_through_its_entry_point(monkeypatch: py
     policy = task.expert(env)
     assert env.step(policy(observation))[1] == 1.0
     assert "classic/cartpole" in registry()
+
+
+@pytest.mark.usefixtures("fresh_registry")
+def test_a_package_whose_tasks_fail_is_said_and_the_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "failing_tasks")
+    with pytest.warns(UserWarning, match=r"no tasks from .*failing_tasks'.*: ImportError: no such simulator"):
+        assert "classic/cartpole" in registry()
+
+
+@pytest.mark.usefixtures("fresh_registry")
+def test_a_task_id_that_is_no_domain_and_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "straying_tasks")
+    with pytest.raises(UserError, match=r"task id '../../etc': allowed is domain/name"):
+        registry()
 
 
 @pytest.mark.usefixtures("fresh_registry")

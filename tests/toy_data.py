@@ -9,8 +9,8 @@ import numpy as np
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
-from gatito.data.episode import stack
 from gatito.data.minari_episodes import MinariWriter
+from gatito.data.publish import published
 
 
 class Shape(gym.Env):
@@ -61,6 +61,15 @@ def walk_expert(observation: dict[str, Any]) -> np.ndarray:
     return np.clip(-observation["place"] / 2, -1, 1).astype(np.float32)
 
 
+def unchecked(space: spaces.Space, values: Sequence[Any]) -> Any:
+    """What `stack` gives, of bad values too: files may hold anything."""
+    if isinstance(space, spaces.Dict):
+        return {key: unchecked(inner, [value[key] for value in values]) for key, inner in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(unchecked(inner, [value[i] for value in values]) for i, inner in enumerate(space.spaces))
+    return list(values) if isinstance(space, spaces.Text) else np.asarray(values, space.dtype)
+
+
 def write_minari(
     root: Path,
     name: str,
@@ -70,16 +79,18 @@ def write_minari(
     **metadata: Any,
 ) -> Path:
     """Write episodes of (T + 1 observations, T actions, T rewards) and return the dataset's folder."""
-    writer = MinariWriter(root, name, Shape(observation_space, action_space), metadata)
-    writer.write(
-        EpisodeBuffer(
-            observations=stack(observation_space, observations),
-            actions=stack(action_space, actions),
-            rewards=list(map(float, rewards)),
-            terminations=[False] * len(rewards),
-            truncations=[False] * (len(rewards) - 1) + [True],
-            infos={},
+    with published(root / name) as folder:
+        writer = MinariWriter(folder, name, Shape(observation_space, action_space), metadata)
+        writer.write(
+            EpisodeBuffer(
+                observations=unchecked(observation_space, observations),
+                actions=unchecked(action_space, actions),
+                rewards=list(map(float, rewards)),
+                terminations=[False] * len(rewards),
+                truncations=[False] * (len(rewards) - 1) + [True],
+                infos={},
+            )
+            for observations, actions, rewards in episodes
         )
-        for observations, actions, rewards in episodes
-    )
-    return writer.publish()
+        writer.close()
+    return root / name

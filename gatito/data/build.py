@@ -1,7 +1,6 @@
 """From Minari datasets, texts and captioned images to a tokenized store."""
 
-import os
-import shutil
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from gatito.data.checks import Clipped, checked_tokens
 from gatito.data.domains import digits, texts
 from gatito.data.filter import is_expert
 from gatito.data.minari_episodes import MinariSource, open_minari
+from gatito.data.publish import published
 from gatito.data.store import Store, StoreWriter, open_store, write_mixture
 from gatito.data.tasks import references, registry
 from gatito.errors import UserError, nearest
@@ -66,6 +66,10 @@ class MixtureConfig:
     def __post_init__(self) -> None:
         if not self.datasets:
             raise UserError("the mixture has no datasets; list at least one under 'datasets:'")
+        sources = [dataset.source for dataset in self.datasets]
+        twice = next((source for source in sources if sources.count(source) > 1), None)
+        if twice is not None:
+            raise UserError(f"source {twice!r} is listed twice; change its weight instead")
 
 
 def open_layout(source: MinariSource, vocabulary: Vocabulary, text: TextTokenizer) -> Layout:
@@ -85,24 +89,23 @@ def open_layout(source: MinariSource, vocabulary: Vocabulary, text: TextTokenize
 
 def build(config: MixtureConfig, out: Path) -> Store:
     """Build the store `out`; a failure leaves nothing behind. Raises `UserError` for bad data."""
-    if out.exists():
-        raise UserError(f"{out} exists; choose another --out or remove it")
     text = TextTokenizer.load(config.text_model)
     vocabulary = Vocabulary(text_size=text.size, overlapping_discrete=config.overlapping_discrete)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with published(out) as folder:
         names: list[str] = []
         for dataset in tqdm(config.datasets, desc="tokenize", unit="dataset"):
-            name = dataset.source.replace(":", "-").replace("/", "-").strip("-.")
-            if name in names:
-                raise UserError(f"source {dataset.source!r} is listed twice; change its weight instead")
+            name = _unused_name(dataset, names)
             names.append(name)
-            _build_dataset(dataset, name, StoreWriter(temporary / name, vocabulary), text, config)
-        write_mixture(temporary, vocabulary, text, names)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            _build_dataset(dataset, name, StoreWriter(folder / name, vocabulary), text, config)
+        write_mixture(folder, vocabulary, text, names)
+        open_store(folder, verify=False).layouts()
     return open_store(out, verify=False)
+
+
+def _unused_name(dataset: DatasetConfig, names: list[str]) -> str:
+    """A folder name for a dataset; `a/b` and `a-b` would have the same one."""
+    name = re.sub(r"[:/\\\\]", "-", dataset.source).strip("-.")
+    return name if name not in names else f"{name}-{len(names)}"
 
 
 def _build_dataset(
@@ -153,7 +156,10 @@ def _kept_episodes(source: MinariSource, config: DatasetConfig) -> list[int]:
     if not np.isfinite(returns).all():
         index = int(np.argmin(np.isfinite(returns)))
         raise UserError(f"{source.path}, episode {index}: NaN or Inf in its rewards; repair or drop the episode")
-    return [int(i) for i in np.flatnonzero(is_expert(returns, known.random, config.expert_filter))]
+    try:
+        return [int(i) for i in np.flatnonzero(is_expert(returns, known.random, config.expert_filter))]
+    except UserError as error:
+        raise UserError(f"{source.path}: {error}") from None
 
 
 def _captions(name: str, vocabulary: Vocabulary, text: TextTokenizer) -> Iterator[TokenSequence]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from gatito.data.episode import Episode
 from gatito.errors import UserError
-from gatito.tokenizers.codec import CLIP_TOLERANCE, out_of_bounds
+from gatito.tokenizers.codec import CLIP_TOLERANCE, is_clipped, out_of_bounds
 from gatito.tokenizers.fields import value_at
 from gatito.tokenizers.layout import Layout
 from gatito.tokenizers.sequence import TokenSequence
@@ -34,18 +34,14 @@ def checked_tokens(
     unless `clip_actions`.
     """
     sequence = layout.episode_tokens(episode.observations, episode.actions, targets=episode.targets, where=where)
-    observations = sum(
-        int(np.count_nonzero(out_of_bounds(field, value_at(episode.observations, field.path))))
-        for field in layout.observations
-        if field.kind == "continuous"
-    )
+    observations = layout.num_clipped(episode.observations)
     actions = 0
     for field in layout.actions:
         if field.kind != "continuous":
             continue
         values = np.asarray(value_at(episode.actions, field.path))
         outside = out_of_bounds(field, values)
-        actions += int(np.count_nonzero(outside))
+        actions += int(np.count_nonzero(is_clipped(field, values)))
         if outside.max() > CLIP_TOLERANCE and not clip_actions:
             t, i = (int(k[0]) for k in np.nonzero(outside > CLIP_TOLERANCE))
             value = values.reshape(len(values), -1)[t, i]

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from gatito.data.episode import stack
 from gatito.data.minari_episodes import EXPLORATORY, MinariWriter
+from gatito.data.publish import published
 from gatito.data.tasks import EVALUATION_SEEDS, ExpertFailed, Policy, TaskSpec, get_task
 from gatito.errors import UserError
 
@@ -75,31 +76,40 @@ def collect_episode(
 ) -> EpisodeBuffer:
     """Play one seeded episode and return it with its T + 1 observations.
 
-    Raises `ExpertFailed` where the expert gives up, `UserError` where the simulator returns NaN.
+    Raises `ExpertFailed` where the expert gives up, `UserError` where the simulator fails, or returns NaN or
+    values that are not of its space.
     """
-    observation, _ = env.reset(seed=seed)
-    policy = spec.expert(env) if agent == "expert" else random_policy(env, seed)
-    env.action_space.seed(seed)
-    rng = np.random.default_rng([seed, 0xDA27])
-    observations, actions, exploratory = [observation], [], []
+    where = f"task {spec.id!r}, seed {seed}"
+    actions, exploratory = [], []
     rewards: list[float] = []
     ends: list[tuple[bool, bool]] = []
-    while not ends or not any(ends[-1]):
-        action = policy(observation)
-        explore = bool(rng.random() < noise)
-        executed = env.action_space.sample() if explore else action
-        observation, reward, terminated, truncated, _ = env.step(executed)
-        observations.append(observation)
-        actions.append(executed if labels == "executed" else action)
-        rewards.append(float(reward))
-        ends.append((bool(terminated), bool(truncated)))
-        exploratory.append(explore)
+    try:
+        observation, _ = env.reset(seed=seed)
+        observations = [observation]
+        policy = spec.expert(env) if agent == "expert" else random_policy(env, seed)
+        env.action_space.seed(seed)
+        rng = np.random.default_rng([seed, 0xDA27])
+        while not ends or not any(ends[-1]):
+            action = policy(observation)
+            explore = bool(rng.random() < noise)
+            executed = env.action_space.sample() if explore else action
+            observation, reward, terminated, truncated, _ = env.step(executed)
+            observations.append(observation)
+            actions.append(executed if labels == "executed" else action)
+            rewards.append(float(reward))
+            ends.append((bool(terminated), bool(truncated)))
+            exploratory.append(explore)
+    except (UserError, ExpertFailed):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{where}, timestep {len(ends)}: the environment or its expert failed: {reason}") from error
     if not np.isfinite(rewards).all():
-        raise UserError(f"task {spec.id!r}, seed {seed}, timestep {int(np.argmin(np.isfinite(rewards)))}: NaN reward")
+        raise UserError(f"{where}, timestep {int(np.argmin(np.isfinite(rewards)))}: NaN reward")
     return EpisodeBuffer(
         seed=seed,
-        observations=stack(env.observation_space, observations),
-        actions=stack(env.action_space, actions),
+        observations=stack(env.observation_space, observations, f"{where}, observation"),
+        actions=stack(env.action_space, actions, f"{where}, action"),
         rewards=rewards,
         terminations=[terminated for terminated, _ in ends],
         truncations=[truncated for _, truncated in ends],
@@ -127,21 +137,16 @@ def episodes_of(spec: TaskSpec, config: CollectConfig) -> Iterator[EpisodeBuffer
 def collect_task(task: str, root: Path, config: CollectConfig, tick: Callable[[], object] = lambda: None) -> Path:
     """Collect one task into `root/TASK/AGENT-v0`; nothing is left behind unless all of it succeeded."""
     spec = get_task(task)
-    writer = MinariWriter(
-        root,
-        f"{task}/{config.agent}-v0",
-        spec.make(),
-        {
-            "algorithm_name": config.agent,
-            "gatito_task": task,
-            "gatito_actions": config.labels,
-            "description": f"{config.agent} episodes of {task}; {spec.noise:.0%} random actions executed"
-            if config.agent == "expert"
-            else f"random episodes of {task}",
-        },
-    )
-    with contextlib.ExitStack() as cleanup:
-        cleanup.callback(writer.discard)
+    noise = f"; {spec.noise:.0%} random actions executed" if config.agent == "expert" else ""
+    metadata = {
+        "algorithm_name": config.agent,
+        "gatito_task": task,
+        "gatito_actions": config.labels,
+        "description": f"{config.agent} episodes of {task}{noise}",
+    }
+    target = _dataset(root, task, config)
+    with published(target) as folder:
+        writer = MinariWriter(folder, f"{task}/{target.name}", spec.make(), metadata)
         chunk: list[EpisodeBuffer] = []
         for buffer in episodes_of(spec, config):
             chunk.append(buffer)
@@ -150,8 +155,12 @@ def collect_task(task: str, root: Path, config: CollectConfig, tick: Callable[[]
                 writer.write(chunk)
                 chunk = []
         writer.write(chunk)
-        cleanup.pop_all()
-    return writer.publish()
+        writer.close()
+    return target
+
+
+def _dataset(root: Path, task: str, config: CollectConfig) -> Path:
+    return root / task / f"{config.agent}-v0"
 
 
 def collect(
@@ -166,8 +175,10 @@ def collect(
         get_task(task)
         if tasks.count(task) > 1:
             raise UserError(f"task {task!r} is listed twice; raise the number of its episodes instead")
-        if (root / task / f"{config.agent}-v0").exists():
-            raise UserError(f"{root / task / f'{config.agent}-v0'} exists; choose another --out or remove it")
+        if _dataset(root, task, config).exists():
+            raise UserError(
+                f"{_dataset(root, task, config)} exists; remove it, choose another --out or leave the task out"
+            )
     context = multiprocessing.get_context("spawn")
     with (
         context.Manager() as manager,

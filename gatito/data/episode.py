@@ -8,6 +8,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from gatito.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Episode:
@@ -40,15 +42,49 @@ class Episode:
         return float(self.rewards.sum())
 
 
-def stack(space: spaces.Space[Any], values: Sequence[Any]) -> Any:
-    """Turn T values of a space into one value nested like the space with a leading T axis; `row` undoes it."""
+def stack(space: spaces.Space[Any], values: Sequence[Any], where: str = "value") -> Any:
+    """Turn T values of a space into one value nested like the space with a leading T axis; `row` undoes it.
+
+    Raises `UserError`, naming `where` and the timestep, for a value that is not of the space's structure, shape or
+    kind of dtype, and for NaN or Inf. Values outside declared bounds are not looked for.
+    """
     if isinstance(space, spaces.Dict):
-        return {key: stack(inner, [value[key] for value in values]) for key, inner in space.spaces.items()}
+        return {k: stack(inner, _at(k, values, where), f"{where} {k}") for k, inner in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
-        return tuple(stack(inner, [value[i] for value in values]) for i, inner in enumerate(space.spaces))
+        return tuple(stack(inner, _at(i, values, where), f"{where} {i}") for i, inner in enumerate(space.spaces))
     if isinstance(space, spaces.Text):
+        for t, value in enumerate(values):
+            if not isinstance(value, str):
+                raise UserError(f"{where}, timestep {t}: {type(value).__name__}, expected text")
         return [str(value) for value in values]
-    return np.asarray(values, dtype=space.dtype)
+    leaves = [_leaf(space, value, t, where) for t, value in enumerate(values)]
+    return np.array(leaves, space.dtype).reshape(len(leaves), *(space.shape or ()))
+
+
+def _at(key: str | int, values: Sequence[Any], where: str) -> list[Any]:
+    found = []
+    for t, value in enumerate(values):
+        try:
+            found.append(value[key])
+        except (KeyError, IndexError, TypeError):
+            got = f"keys {sorted(value)}" if isinstance(value, dict) else f"a {type(value).__name__}"
+            raise UserError(f"{where}, timestep {t}: {got}, {key!r} is missing; wrap the environment") from None
+    return found
+
+
+def _leaf(space: spaces.Space[Any], value: Any, t: int, where: str) -> NDArray[Any]:
+    array = np.asarray(value)
+    if array.shape != space.shape or array.dtype.kind not in "biuf":
+        raise UserError(
+            f"{where}, timestep {t}: shape {array.shape} of {array.dtype}, expected {space.shape} of {space.dtype}; "
+            "wrap the environment"
+        )
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise UserError(f"{where}, timestep {t}: NaN or Inf in {array.ravel()[:8]}; repair the environment")
+        if np.issubdtype(space.dtype, np.integer) and (array != np.floor(array)).any():
+            raise UserError(f"{where}, timestep {t}: {array.ravel()[:8]} has fractions, expected {space.dtype}")
+    return array
 
 
 def rows(tree: Any, stop: int) -> Any:

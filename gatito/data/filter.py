@@ -7,6 +7,8 @@ same where the random policy scores 0 and right where returns are negative.
 import numpy as np
 from numpy.typing import NDArray
 
+from gatito.errors import UserError
+
 
 def expert_return(returns: NDArray[np.floating]) -> float:
     """The largest mean return of W consecutive episodes, W = max(1, min(1000, 0.1 N)), in collection order."""
@@ -16,9 +18,15 @@ def expert_return(returns: NDArray[np.floating]) -> float:
 
 
 def is_expert(returns: NDArray[np.floating], random_return: float, threshold: float) -> NDArray[np.bool_]:
-    """Which episodes to keep: (R - random) / (expert - random) >= threshold; all, where the expert is no better
-    than random."""
-    span = expert_return(returns) - random_return
+    """Which episodes to keep: (R - random) / (expert - random) >= threshold.
+
+    Raises `UserError` where the best stretch of the dataset is no better than the random policy.
+    """
+    best = expert_return(returns)
+    span = best - random_return
     if span <= 0:
-        return np.ones(len(returns), np.bool_)
+        raise UserError(
+            f"its best stretch returns {best:.6g}, no more than the random policy's {random_return:.6g}; collect "
+            "better episodes, or keep all of them with expert_filter: null"
+        )
     return (np.asarray(returns) - random_return) / span >= threshold

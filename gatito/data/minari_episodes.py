@@ -1,9 +1,7 @@
 """Minari datasets to episodes and back. The last, action-less observation is dropped here and nowhere else."""
 
-import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +49,10 @@ class MinariSource:
             raise UserError(f"{self.path}: no episode {index}; it has {len(self)}, 0 to {len(self) - 1}")
         try:
             data = self.dataset[index]
-        except (OSError, ValueError, KeyError, IndexError) as error:
-            raise UserError(f"{self.path}, episode {index}: cannot be read ({error}); collect it again") from None
+        except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
+            # Minari reads through a generator: a missing part file arrives as its StopIteration.
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{self.path}, episode {index}: cannot be read ({reason}); collect it again") from None
         return self._episode(index, data)
 
     def _episode(self, index: int, data: Any) -> Episode:
@@ -98,6 +98,8 @@ def open_minari(location: str | Path) -> MinariSource:
         values = json.loads(metadata.read_text())
     except ValueError as error:
         raise UserError(f"{metadata}: not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{metadata}: {type(values).__name__}, expected an object of Minari's metadata")
     for key in ("observation_space", "action_space", "total_episodes"):
         if key not in values:
             raise UserError(f"{metadata}: {key!r} is missing; gatito reads spaces from the file, never from code")
@@ -117,23 +119,17 @@ def open_minari(location: str | Path) -> MinariSource:
 
 
 class MinariWriter:
-    """Writes episodes in chunks into a Minari dataset (Arrow, lossless images), published by rename."""
+    """Writes episodes in chunks into a Minari dataset (Arrow, lossless images)."""
 
-    def __init__(self, root: Path, dataset_id: str, env: gym.Env[Any, Any], metadata: dict[str, Any]) -> None:
-        """Start the dataset `root/dataset_id`; `metadata` is added to Minari's own keys."""
-        self.path = (root / dataset_id).absolute()  # Minari adds up sizes of absolute paths only
-        if self.path.exists():
-            raise UserError(f"{self.path} exists; choose another --out or remove it")
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        self._created = [parent for parent in self._temporary.parents if not parent.exists()]
-        self._temporary.mkdir(parents=True)
+    def __init__(self, folder: Path, dataset_id: str, env: gym.Env[Any, Any], metadata: dict[str, Any]) -> None:
+        """Start a dataset in `folder`; `metadata` is added to Minari's own keys."""
+        self.folder = folder.absolute()  # Minari adds up sizes of absolute paths only
         try:
             self._storage = MinariStorage.new(
-                self._temporary / "data", env.observation_space, env.action_space, None, "arrow", jpeg_encoding=False
+                self.folder / "data", env.observation_space, env.action_space, None, "arrow", jpeg_encoding=False
             )
         except NotImplementedError as error:
-            self.discard()
-            raise UserError(f"{self.path}: Minari cannot store its spaces ({error}); wrap the environment") from None
+            raise UserError(f"{dataset_id}: Minari cannot store its spaces ({error}); wrap the environment") from None
         # Minari walks the whole folder after every episode to add up its size: quadratic, 10 s at 600 episodes.
         self._get_size = self._storage.get_size
         self._storage.get_size = lambda: 0.0
@@ -143,15 +139,6 @@ class MinariWriter:
         """Append a chunk of episodes."""
         self._storage.update_episodes(buffers)
 
-    def publish(self) -> Path:
-        """Complete the dataset and give it its name."""
+    def close(self) -> None:
+        """Complete the metadata."""
         self._storage.update_metadata({"dataset_size": self._get_size()})
-        self._temporary.rename(self.path)
-        return self.path
-
-    def discard(self) -> None:
-        """Leave nothing behind, nor folders that are now empty."""
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        with contextlib.suppress(OSError):  # a folder that holds something else stays
-            for parent in self._created:
-                parent.rmdir()

@@ -212,8 +212,17 @@ class Store:
         return hashlib.sha256("".join([self.text.sha256, *parts]).encode()).hexdigest()
 
     def layouts(self) -> dict[str, dict[str, Any]]:
-        """Layout (JSON values) of every control task."""
-        return {d.metadata["task"]: d.metadata["layout"] for d in self.datasets if d.kind == "control"}
+        """Layout (JSON values) of every control task; raises `UserError` where two datasets of a task differ."""
+        found: dict[str, TokenDataset] = {}
+        for dataset in self.datasets:
+            if dataset.kind == "control":
+                first = found.setdefault(dataset.metadata["task"], dataset)
+                if first.metadata["layout"] != dataset.metadata["layout"]:
+                    raise UserError(
+                        f"{first.name!r} and {dataset.name!r} are both of task {dataset.metadata['task']!r} and "
+                        "differ in their spaces; give one of them another gatito_task in its metadata.json"
+                    )
+        return {task: dataset.metadata["layout"] for task, dataset in found.items()}
 
     def __iter__(self) -> Iterator[TokenDataset]:
         return iter(self.datasets)

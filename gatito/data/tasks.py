@@ -6,6 +6,8 @@ without arguments that returns a list of `TaskSpec`. Files never name code; only
 
 import importlib.util
 import json
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -48,7 +50,7 @@ class TaskSpec:
     """One control task."""
 
     id: str
-    """`domain/name` in lower case, as the user types it."""
+    """`domain/name` in lower case, as the user types it and as folders are named."""
     make: Callable[..., gym.Env[Any, Any]]
     """Builds the environment; takes `render_mode`. Its spaces are serializable."""
     expert: Callable[[gym.Env[Any, Any]], Policy]
@@ -88,9 +90,15 @@ def registry() -> dict[str, TaskSpec]:
 
     specs = [*classic.tasks(), *babyai.tasks(), *metaworld.tasks()]
     for entry in entry_points(group="gatito.tasks"):
-        specs.extend(entry.load()())
+        try:
+            specs.extend(entry.load()())
+        except Exception as error:  # another package's code; the tasks of all others stay usable
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            warnings.warn(f"no tasks from {entry.value!r} (entry point {entry.name!r}): {reason}", stacklevel=2)
     tasks: dict[str, TaskSpec] = {}
     for spec in specs:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*/[a-z0-9][a-z0-9_.-]*", spec.id):
+            raise UserError(f"task id {spec.id!r}: allowed is domain/name, each of a-z, 0-9, '-', '_' and '.'")
         if spec.id in tasks:
             raise UserError(f"task {spec.id!r} is registered twice; rename one of them")
         tasks[spec.id] = spec

@@ -55,6 +55,8 @@ class Actor:
         # A call may be padded to the widest of its rows, at most a whole window.
         self.cache = SessionCache(model.config, num_sessions, 2 * self.context, self.device, parameter.dtype)
         self.sessions = [_Session(rng=np.random.default_rng(s)) for s in range(num_sessions)]
+        self.num_clipped = 0
+        """Observed values that the bins clipped, over all sessions."""
 
     def reset(self, session: int, prompt: TokenSequence | None = None, seed: int = 0) -> None:
         """Begin an episode: empty the session's context but for a prompt of whole timesteps.
@@ -74,6 +76,7 @@ class Actor:
         active = sorted(observations)
         seen = {s: self.layout.observation_tokens(observations[s], f"session {s}, observation") for s in active}
         for s in active:
+            self.num_clipped += self.layout.num_clipped(self.layout.with_time_axis(observations[s]))
             self._admit(self.sessions[s], seen[s])
         hidden = self._feed(active)  # (R, D)
         chosen: list[np.ndarray] = []

@@ -9,6 +9,7 @@ action = agent.act(observation)
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
@@ -24,7 +25,8 @@ from gatito.train.checkpoint import resolve_checkpoint
 def load_checkpoint(path: str | Path) -> tuple[GatitoForCausalLM, GatitoProcessor]:
     """Load model and processor from a checkpoint folder, the folder of a run, or `hf:owner/name` on the hub.
 
-    Raises `UserError` where it is damaged, of another kind of model, or lacks weights; pickled weights are not read.
+    The model is put on the accelerator where there is one. Raises `UserError` where it is damaged, of another kind
+    of model, or lacks weights; pickled weights are not read.
     """
     source = str(path).removeprefix("hf:") if str(path).startswith("hf:") else str(resolve_checkpoint(path))
     try:
@@ -42,7 +44,7 @@ def load_checkpoint(path: str | Path) -> tuple[GatitoForCausalLM, GatitoProcesso
     absent = sorted(loading["missing_keys"]) + sorted(loading["unexpected_keys"])
     if absent:
         raise UserError(f"checkpoint {path} does not hold the weights of its configuration: {absent[0]} and others")
-    return model.eval(), processor
+    return model.eval().to(torch.accelerator.current_accelerator() or "cpu"), processor
 
 
 def prompt_from(demonstration: Episode, layout: Layout, context: int) -> TokenSequence | None:

@@ -19,6 +19,8 @@ from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.tokenizers import Layout, TokenSequence
 
 Prompt = Literal["none", "demo"]
+DEMONSTRATION_SCORE = 0.5
+"""Smallest score of an expert's episode that becomes a prompt."""
 NUM_SESSIONS = 25
 """Environments stepped as one batch."""
 
@@ -56,21 +58,30 @@ class TaskResult:
 
 def demonstrations(spec: TaskSpec, layout: Layout, context: int, count: int) -> list[TokenSequence]:
     """Prompts out of `count` seeded expert episodes that are neither trained nor evaluated on."""
-    env = spec.make()
+    env, known = spec.make(), reference(spec.id)
     prompts: list[TokenSequence] = []
-    seed = PROMPT_SEEDS
-    while len(prompts) < count and seed < PROMPT_SEEDS + 10 * count:
+    too_long = failed = 0
+    for seed in range(PROMPT_SEEDS, PROMPT_SEEDS + 10 * count):
+        if len(prompts) == count:
+            break
         try:
             episode = episode_from_buffer(collect_episode(spec, env, seed), spec.id, "expert")
-            prompt = prompt_from(episode, layout, context)
-            if prompt is not None:
-                prompts.append(prompt)
         except ExpertFailed:
-            pass
-        seed += 1
+            failed += 1
+            continue
+        prompt = prompt_from(episode, layout, context)
+        if known.score(episode.total_return) < DEMONSTRATION_SCORE:
+            failed += 1
+        elif prompt is None:
+            too_long += 1
+        else:
+            prompts.append(prompt)
     env.close()
     if len(prompts) < count:
-        raise UserError(f"task {spec.id!r}: no demonstration whose first timestep fits half the context of {context}")
+        raise UserError(
+            f"task {spec.id!r}: {len(prompts)} of {count} demonstrations; the expert failed in {failed} others, and "
+            f"of {too_long} not even the first timestep fits half the context of {context}"
+        )
     return prompts
 
 
@@ -145,6 +156,8 @@ def evaluate_task(
     actor = Actor(model, layout, min(NUM_SESSIONS, episodes), temperature=temperature)
     seeds = [EVALUATION_SEEDS + i for i in range(episodes)]
     returns = play(spec, actor, seeds, prompts, on_episode)
+    if actor.num_clipped:
+        tqdm.write(f"{task}: {actor.num_clipped} observed values outside their bounds, clipped by the bins")
     scores = (returns - known.random) / (known.expert - known.random)
     if spec.success:
         rate_low, rate_high = wilson_interval(int(returns.sum()), episodes)
@@ -178,6 +191,8 @@ def evaluate(
     if episodes < 1:
         raise UserError(f"--episodes is {episodes}, allowed 1 and more")
     for task in tasks:
+        if list(tasks).count(task) > 1:
+            raise UserError(f"task {task!r} is listed twice; raise --episodes instead")
         get_task(task)
         processor.layout(task)
         reference(task)

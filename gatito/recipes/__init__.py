@@ -3,6 +3,8 @@
 from importlib.resources import files
 from pathlib import Path
 
+import yaml
+
 from gatito.errors import UserError, nearest
 
 
@@ -11,11 +13,25 @@ def recipe_names() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in files("gatito.recipes").iterdir() if p.name.endswith(".yaml"))
 
 
+def check_yaml(path: Path) -> None:
+    """Raise `UserError` where a file is no YAML mapping."""
+    if not path.is_file():
+        raise UserError(f"no file {path}; --config takes a YAML file")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        got = "nothing" if values is None else type(values).__name__
+        raise UserError(f"{path}: holds {got}, expected keys and values")
+
+
 def recipe_path(name: str) -> str:
     """The file of a recipe: the name of one in the package, or the path itself."""
     if name.endswith((".yaml", ".yml")) or Path(name).is_file():
         if not Path(name).is_file():
             raise UserError(f"no recipe file {name}; recipes in the package: {', '.join(recipe_names())}")
+        check_yaml(Path(name))
         return name
     if name not in recipe_names():
         raise UserError(nearest(name, recipe_names(), "recipe"))

@@ -96,6 +96,12 @@ def out_of_bounds(field: Field, values: ArrayLike) -> NDArray[np.float64]:
     return np.maximum(np.maximum(low - x, x - high), 0.0)
 
 
+def is_clipped(field: Field, values: ArrayLike) -> NDArray[np.bool_]:
+    """Return (T, size): continuous values outside their declared bounds, or beyond the last bin (companded: M)."""
+    x = np.asarray(values, np.float64).reshape(len(np.asarray(values)), -1)
+    return (out_of_bounds(field, x) > 0) | (np.array(field.mu_law) & (np.abs(x) > M))
+
+
 def _bounds(field: Field) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     low = np.array([-np.inf if v is None else v for v in field.low])
     return low, np.array([np.inf if v is None else v for v in field.high])

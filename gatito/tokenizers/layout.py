@@ -20,7 +20,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from gatito.errors import UserError
-from gatito.tokenizers.codec import as_array, decode, encode, legal_ids
+from gatito.tokenizers.codec import as_array, decode, encode, is_clipped, legal_ids
 from gatito.tokenizers.fields import Field, Path, build_tree, fields_of, value_at
 from gatito.tokenizers.patches import PATCH, patch_intervals, to_patches
 from gatito.tokenizers.sequence import TokenSequence
@@ -87,11 +87,19 @@ class Layout:
 
     def observation_tokens(self, observation: Any, where: str = "observation") -> TokenSequence:
         """Tokens of one observation and the separator: what the model sees before it acts."""
+        return self._tokens(self.with_time_axis(observation, where), None, None, where)
+
+    def with_time_axis(self, observation: Any, where: str = "observation") -> Any:
+        """One observation as those of an episode of one timestep."""
         try:
-            leaves = {f.path: [value_at(observation, f.path)] for f in self.observations}
+            return build_tree({f.path: [value_at(observation, f.path)] for f in self.observations})
         except (KeyError, IndexError, TypeError):
             raise UserError(self._mismatch(observation, self.observations, where)) from None
-        return self._tokens(build_tree(leaves), None, None, where)
+
+    def num_clipped(self, observations: Any) -> int:
+        """How many values of nested observations with a leading T axis are clipped: see `is_clipped`."""
+        fields = [field for field in self.observations if field.kind == "continuous"]
+        return sum(int(np.count_nonzero(is_clipped(f, value_at(observations, f.path)))) for f in fields)
 
     def action_tokens(self, ids: Sequence[int] | NDArray[np.integer]) -> TokenSequence:
         """A sequence of the given action ids, to be appended to `observation_tokens` while acting."""

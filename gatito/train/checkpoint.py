@@ -8,7 +8,6 @@ training/manifest.json                                      SHA-256 of every fil
 """
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gatito.data.publish import published
 from gatito.data.store import sha256_of
 from gatito.errors import UserError
 from gatito.model import GatitoForCausalLM, GatitoProcessor
@@ -37,39 +37,29 @@ class TrainingState:
     settings: dict[str, Any]
     """Seed, batch, context, data hash and the like, compared on resuming."""
     optimizer: dict[str, Tensor]
-    """AdamW's moments and step count by parameter name, and the state of torch's generator."""
+    """AdamW's moments and step count by parameter name."""
 
 
 def save_checkpoint(
     out: Path, model: GatitoForCausalLM, processor: GatitoProcessor, state: TrainingState, card: str, keep: int
 ) -> Path:
     """Write `out/checkpoints/step-N` atomically, then remove all but the newest `keep`."""
-    parent = out / FOLDER
-    target = parent / f"step-{state.step:08d}"
-    temporary = parent / f".{target.name}.{os.getpid()}"
-    for abandoned in parent.glob(".step-*"):  # by a run that was killed while it saved
-        shutil.rmtree(abandoned)
+    target = out / FOLDER / f"step-{state.step:08d}"
     try:
-        model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
-        (temporary / "README.md").write_text(card)
-        (temporary / "training").mkdir()
-        save_file(state.optimizer, temporary / "training/optimizer.safetensors")
-        values = {"schema": SCHEMA, "step": state.step, "settings": state.settings}
-        (temporary / "training/state.json").write_text(json.dumps(values, indent=1))
-        files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        hashes = {str(p.relative_to(temporary)): sha256_of(p) for p in files}
-        (temporary / MANIFEST).write_text(json.dumps(hashes, indent=1))
-        for path in [*files, temporary / MANIFEST]:
-            _fsync(path)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-        _fsync(parent)
+        # It exists where it is damaged and the run went back behind it.
+        with published(target, replace=True) as folder:
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            (folder / "README.md").write_text(card)
+            (folder / "training").mkdir()
+            save_file(state.optimizer, folder / "training/optimizer.safetensors")
+            values = {"schema": SCHEMA, "step": state.step, "settings": state.settings}
+            (folder / "training/state.json").write_text(json.dumps(values, indent=1))
+            files = sorted(p for p in folder.rglob("*") if p.is_file())
+            hashes = {str(p.relative_to(folder)): sha256_of(p) for p in files}
+            (folder / MANIFEST).write_text(json.dumps(hashes, indent=1))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot save {target}: {error}; earlier checkpoints are intact") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     # Newer ones can only be damaged ones that the run went back behind.
     for old in [path for path in list_checkpoints(out) if path.name <= target.name][:-keep]:
         shutil.rmtree(old)
@@ -137,9 +127,9 @@ def load_newest(out: Path) -> tuple[Path, TrainingState] | None:
 
 
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state by parameter name, with the state of torch's generator; `restore_optimizer` undoes it."""
+    """AdamW's state by parameter name; `restore_optimizer` undoes it."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {"generator": torch.get_rng_state()}
+    tensors = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for key, value in optimizer.state.get(parameter, {}).items():
@@ -149,18 +139,8 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
 
 def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Undo `optimizer_tensors`."""
-    torch.set_rng_state(tensors["generator"])
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
-        if name:
-            device = "cpu" if kind == "step" else parameters[name].device
-            optimizer.state[parameters[name]][kind] = value.to(device, copy=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        device = "cpu" if kind == "step" else parameters[name].device
+        optimizer.state[parameters[name]][kind] = value.to(device, copy=True)

@@ -1,5 +1,7 @@
 """The training loop, on Accelerate."""
 
+import contextlib
+import importlib.util
 import json
 import math
 import time
@@ -7,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
@@ -83,6 +86,7 @@ def train(recipe: Recipe, data: Path, out: Path, *, desc: str = "train") -> Path
     loss that stays not finite.
     """
     config = recipe.train
+    _check_tracker(config)
     store = open_store(data)
     sampler = Sampler(store=store, context=config.context, seed=config.seed, prompt_share=config.prompt_share)
     newest = _newest(config, out)
@@ -171,6 +175,8 @@ class _Loop:
                 if elapsed > 60 * config.minutes and step > first_step:
                     break
             rate = learning_rate(config, step, progress)
+            # The generators are seeded anew, so that stochastic depth does not depend on an interruption.
+            torch.manual_seed(_step_seed(config.seed, step, accelerator.process_index))
             metrics = self._step([self._load(micro_batches) for _ in range(config.accumulation)], rate)
             step += 1
             skipped = 0 if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]) else skipped + 1
@@ -284,6 +290,10 @@ class _Loop:
         return path
 
 
+def _step_seed(seed: int, step: int, process: int) -> int:
+    return int(np.random.default_rng([seed, 2, step, process]).integers(1 << 62))
+
+
 def _forget_steps(metrics: Path, step: int) -> None:
     """Remove the lines after `step`, which an interrupted run wrote and its continuation writes again."""
     if metrics.is_file():
@@ -299,9 +309,12 @@ def _num_targets(batch: Batch) -> torch.Tensor:
 
 def _synchronised(accelerator: Accelerator, model: torch.nn.Module, last: bool) -> Any:
     """Gradients are exchanged between processes with the last micro-batch only."""
-    import contextlib
-
     return contextlib.nullcontext() if last else accelerator.no_sync(model)
+
+
+def _check_tracker(config: TrainConfig) -> None:
+    if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
+        raise UserError(f"--train.tracker {config.tracker} needs its package: pip install {config.tracker}")
 
 
 def _newest(config: TrainConfig, out: Path) -> tuple[Path, TrainingState] | None:

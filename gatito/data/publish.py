@@ -1,0 +1,56 @@
+"""Folders that appear whole or not at all: datasets, stores and checkpoints."""
+
+import contextlib
+import glob
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from gatito.errors import UserError
+
+
+@contextmanager
+def published(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a folder beside `target`, which it becomes at the end; a failure leaves nothing behind.
+
+    What processes of this machine that were killed left beside it is removed first. Raises `UserError` where the
+    target exists, unless `replace`.
+    """
+    if target.exists() and not replace:
+        raise UserError(f"{target} exists; choose another --out or remove it")
+    host = socket.gethostname()
+    created = [parent for parent in target.parents if not parent.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".?*.{glob.escape(host)}-*"):
+        pid = left.name.rpartition("-")[2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = target.with_name(f".{target.name}.{host}-{os.getpid()}")
+    try:
+        temporary.mkdir()
+        yield temporary
+        for path in temporary.rglob("*"):
+            _fsync(path)
+        if replace:
+            shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        _fsync(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a folder that holds something else stays
+            for parent in created:
+                parent.rmdir()
+        raise
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
