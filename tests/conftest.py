@@ -1,16 +1,27 @@
 """What many tests share: a small text model, its vocabulary, and one space of every supported kind."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece
+import torch
 from gymnasium import spaces
 
 from gatito.tokenizers import TextTokenizer, Vocabulary
 
 NUM_PIECES = 300
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, and tests run beside each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Acting: the same tokens as training, the same logits as without a cache, the same actions in a batch as alone."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,14 +26,6 @@ ENVS = {
     ),
 }
 FIELDS = ("ids", "loss_mask", "local_positions", "patches", "patch_intervals", "timestep_starts")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make(name: str, length: int = 20) -> ToyEnv:

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium as gym
@@ -91,14 +91,6 @@ BAD = {
     "data collect --tasks classic/cartpole --episodes 0 --out d": "episodes is 0, allowed 1 and more",
     "demo --out .": "is not empty; remove it or choose another --out",
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

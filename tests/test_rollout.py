@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from gymnasium import spaces
 from toy import Line, ToyEnv, layout_of, tiny_model
 
@@ -75,14 +73,10 @@ KNOWN = {"toy/points": Reference(random=0.0, expert=20.0), "toy/success": Refere
 
 
 @pytest.fixture(autouse=True)
-def toy_tasks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def toy_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     SEEDS.clear()
     monkeypatch.setattr(rollout, "get_task", SPECS.__getitem__)
     monkeypatch.setattr(rollout, "reference", KNOWN.__getitem__)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
