@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from gatito.errors import UserError, nearest
+from gatito.eval import TEMPERATURE
 
 
 class _Parser(ArgumentParser):
@@ -90,7 +91,7 @@ def evaluate(
     tasks: str | None = None,
     episodes: int = 50,
     prompt: Literal["none", "demo"] = "none",
-    temperature: float = 0.0,
+    temperature: float = TEMPERATURE,
 ) -> None:
     """Score a checkpoint on seeded episodes and write results.json and report.html.
 
@@ -100,7 +101,7 @@ def evaluate(
         tasks: Task ids, separated by commas; all that the checkpoint knows by default.
         episodes: Seeded episodes per task.
         prompt: Whether each episode begins with a demonstration of the expert.
-        temperature: 0 acts greedily.
+        temperature: Of the sampled actions; 0 takes the likeliest.
     """
     from gatito.commands import evaluate_checkpoint
 

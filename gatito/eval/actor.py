@@ -16,6 +16,7 @@ from torch import Tensor
 from gatito.data.packing import pack
 from gatito.data.sampler import prompt_budget
 from gatito.errors import UserError
+from gatito.eval import TEMPERATURE
 from gatito.model import GatitoForCausalLM
 from gatito.model.cache import SessionCache
 from gatito.tokenizers import Layout, TokenSequence
@@ -43,9 +44,9 @@ class Actor:
     """N sessions of one task."""
 
     def __init__(
-        self, model: GatitoForCausalLM, layout: Layout, num_sessions: int = 1, *, temperature: float = 0.0
+        self, model: GatitoForCausalLM, layout: Layout, num_sessions: int = 1, *, temperature: float = TEMPERATURE
     ) -> None:
-        """`temperature` 0 acts greedily; ids are always restricted to the legal ones of each action element."""
+        """Actions are sampled at `temperature`, 0 takes the likeliest; ids are always restricted to the legal ones of each action element."""
         if temperature < 0:
             raise UserError(f"temperature is {temperature}, allowed 0 (greedy) and more")
         self.model, self.layout, self.temperature = model.eval(), layout, temperature

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from gatito.data.episode import Episode
 from gatito.data.sampler import prompt_budget, prompt_timesteps
 from gatito.errors import UserError
+from gatito.eval import TEMPERATURE
 from gatito.eval.actor import Actor
 from gatito.model import GatitoConfig, GatitoForCausalLM, GatitoProcessor
 from gatito.tokenizers import Layout, TokenSequence
@@ -61,14 +62,16 @@ def prompt_from(demonstration: Episode, layout: Layout, context: int) -> TokenSe
 class Agent:
     """One session: `reset` it for a task, then `act` on each observation."""
 
-    def __init__(self, model: GatitoForCausalLM, processor: GatitoProcessor, *, temperature: float = 0.0) -> None:
-        """`temperature` 0 acts greedily."""
+    def __init__(
+        self, model: GatitoForCausalLM, processor: GatitoProcessor, *, temperature: float = TEMPERATURE
+    ) -> None:
+        """Actions are sampled at `temperature`; 0 takes the likeliest."""
         self.model, self.processor, self.temperature = model, processor, temperature
         self._actor: Actor | None = None
         self._task: str | None = None
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, temperature: float = 0.0) -> "Agent":
+    def from_pretrained(cls, path: str | Path, *, temperature: float = TEMPERATURE) -> "Agent":
         """Load from a checkpoint folder, the folder of a run, or `hf:owner/name` on the hub."""
         return cls(*load_checkpoint(path), temperature=temperature)
 
@@ -102,6 +105,6 @@ class Agent:
         return self._actor.act({0: observation})[0]
 
 
-def load_agent(path: str | Path, *, temperature: float = 0.0) -> Agent:
+def load_agent(path: str | Path, *, temperature: float = TEMPERATURE) -> Agent:
     """Load an agent from a checkpoint folder, the folder of a run, or `hf:owner/name` on the hub."""
     return Agent.from_pretrained(path, temperature=temperature)

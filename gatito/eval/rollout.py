@@ -12,6 +12,7 @@ from gatito.data.collect import collect_episode
 from gatito.data.minari_episodes import episode_from_buffer
 from gatito.data.tasks import EVALUATION_SEEDS, PROMPT_SEEDS, ExpertFailed, TaskSpec, get_task, reference
 from gatito.errors import UserError
+from gatito.eval import TEMPERATURE
 from gatito.eval.actor import Actor
 from gatito.eval.agent import prompt_from
 from gatito.eval.statistics import bootstrap_interval, wilson_interval
@@ -132,7 +133,7 @@ def evaluate_task(
     *,
     episodes: int = 50,
     prompt: Prompt = "none",
-    temperature: float = 0.0,
+    temperature: float = TEMPERATURE,
     on_episode: Callable[[], object] = lambda: None,
 ) -> TaskResult:
     """Score a checkpoint on one task. Same checkpoint, task, episodes and prompt: same result."""
@@ -185,7 +186,7 @@ def evaluate(
     *,
     episodes: int = 50,
     prompt: Prompt = "none",
-    temperature: float = 0.0,
+    temperature: float = TEMPERATURE,
 ) -> list[TaskResult]:
     """Score a checkpoint on several tasks, with one progress bar over all episodes."""
     if episodes < 1:

@@ -74,10 +74,11 @@ class Embedding(nn.Module):
 
 def smooth_rows(num_rows: int, width: int, std: float) -> Tensor:
     """Initial vectors (num_rows, width) of ordered bins: neighbours alike, so that what is learned of one value
-    holds near it from the first step. Random Fourier features, one to a hundred periods over the range."""
+    holds near it from the first step. Random Fourier features, a sixth of a period to sixteen over the range, twice
+    as large as other rows: docs/decisions.md."""
     place = torch.arange(num_rows)[:, None] / num_rows
-    periods = 10 ** (2 * torch.rand(width))
-    return std * 2**0.5 * torch.cos(2 * torch.pi * (place * periods + torch.rand(width)))
+    periods = 10 ** (2 * torch.rand(width) - 0.8)
+    return 2 * std * 2**0.5 * torch.cos(2 * torch.pi * (place * periods + torch.rand(width)))
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
