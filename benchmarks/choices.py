@@ -50,7 +50,8 @@ def run(arguments: argparse.Namespace, variant: str, seed: int, out: Path) -> No
         outputs = [model(**sampler.batch(first, 16).tensors()).targets for first in range(0, HELD_OUT_ROWS, 16)]
     for group in outputs[0].loss_sum:
         targets = sum(float(o.num_targets[group]) for o in outputs)
-        result[f"loss, {group}"] = sum(float(o.loss_sum[group]) for o in outputs) / targets
+        if targets:
+            result[f"loss, {group}"] = sum(float(o.loss_sum[group]) for o in outputs) / targets
     tasks = arguments.tasks or sorted(processor.layouts)
     scores = [evaluate_task(model, processor, task, episodes=arguments.episodes).score for task in tasks]
     result["mean score"] = statistics.mean(scores)

@@ -138,8 +138,10 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
         ]
         captions = caption_images(model, processor, size.images)
         written = continue_texts(model, processor, list(BEGINNINGS))
+    scores = caption_score(captions)
+    write_results(Results(tasks=rows, captions=scores, seconds=stages.seconds), out / "results.json")
     with stages.stage("report", "5/5 record videos and write the report"):
-        videos = [record_episode(model, processor, task) for task in SHOWN]
+        videos = [record_episode(model, processor, task) for task in tqdm(SHOWN, desc="film", unit="episode")]
         timesteps, images = {}, {}
         for source in (*SHOWN, "captions:digits", "text:python-docs"):
             sequence, vocabulary, text, layout = tokens_of(source, 0)
@@ -150,7 +152,7 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
                 fields = [f for f in layout.observations if f.kind == "image"] if layout else []
                 height, width = fields[0].shape[:2] if fields else (PATCH, PATCH)
                 images[source] = from_patches(shown.patches, (height, width, 3))[0]
-    results = Results(tasks=rows, captions=caption_score(captions), seconds=stages.seconds)
+    results = Results(tasks=rows, captions=scores, seconds=stages.seconds)
     write_results(results, out / "results.json")
     following = next_commands(out)
     report = Report(

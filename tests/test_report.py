@@ -155,7 +155,7 @@ def test_video_shows_the_episode_that_was_scored(walk):
     assert video.frames[0].shape == (128, 256, 3)
     assert (video.frames[0][0, 0] == (200, 0, 0)).all()  # nothing walked yet
     assert (video.frames[-1] == 255).all()
-    assert "10 timesteps, greedy, seed 3" in video.caption
+    assert "10 timesteps, seed 3" in video.caption
     assert len(record_episode(*walk, "toy/walk", seed=3, max_frames=4).frames) == 4
 
 

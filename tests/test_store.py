@@ -463,14 +463,6 @@ def test_a_source_that_is_listed_twice_is_refused(tmp_path: Path, text_model: st
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("minari:/nowhere", r"no Minari dataset at /nowhere: .*metadata\.json is missing"),
-        ("text:/nowhere.txt", r"text:/nowhere\.txt: cannot read /nowhere\.txt as UTF-8 text"),
-        ("captions:digit", r"unknown caption dataset 'digit'; did you mean 'digits'\?"),
-    ],
-)
 def test_sources_whose_folders_would_have_one_name_get_two(tmp_path: Path, text_model: str) -> None:
     (tmp_path / "a").mkdir()
     for name in ("a/b", "a-b"):
@@ -509,6 +501,14 @@ def test_a_missing_part_of_a_dataset_is_named(tmp_path: Path, text_model: str) -
         build(MixtureConfig(datasets=[dataset], text_model=text_model), tmp_path / "store")
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("minari:/nowhere", r"no Minari dataset at /nowhere: .*metadata\.json is missing"),
+        ("text:/nowhere.txt", r"text:/nowhere\.txt: cannot read /nowhere\.txt as UTF-8 text"),
+        ("captions:digit", r"unknown caption dataset 'digit'; did you mean 'digits'\?"),
+    ],
+)
 def test_a_source_that_is_not_there_is_named_and_nothing_is_left(
     tmp_path: Path, text_model: str, source: str, message: str
 ) -> None:

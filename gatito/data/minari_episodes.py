@@ -49,8 +49,8 @@ class MinariSource:
             raise UserError(f"{self.path}: no episode {index}; it has {len(self)}, 0 to {len(self) - 1}")
         try:
             data = self.dataset[index]
-        except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
-            # Minari reads through a generator: a missing part file arrives as its StopIteration.
+        except (OSError, ValueError, KeyError, IndexError, RuntimeError, StopIteration) as error:
+            # A missing part file arrives as a StopIteration, or as the RuntimeError that a generator makes of it.
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{self.path}, episode {index}: cannot be read ({reason}); collect it again") from None
         return self._episode(index, data)

@@ -46,8 +46,8 @@ class Actor:
     def __init__(
         self, model: GatitoForCausalLM, layout: Layout, num_sessions: int = 1, *, temperature: float = TEMPERATURE
     ) -> None:
-        """Actions are sampled at `temperature`, 0 takes the likeliest; ids are always restricted to the legal ones of each action element."""
-        if temperature < 0:
+        """Actions are sampled at `temperature`, 0 takes the likeliest; of legal ids only."""
+        if not temperature >= 0:
             raise UserError(f"temperature is {temperature}, allowed 0 (greedy) and more")
         self.model, self.layout, self.temperature = model.eval(), layout, temperature
         self.context = int(model.config.context)
@@ -113,7 +113,7 @@ class Actor:
 
     def _feed(self, active: Sequence[int]) -> Tensor:
         """Feed what is pending and return the hidden state (R, D) of each session's last token."""
-        hidden = torch.empty((len(active), self.model.config.hidden_size), device=self.device)
+        hidden = torch.empty((len(active), self.model.config.hidden_size), device=self.device, dtype=self.model.dtype)
         refilled = [r for r, s in enumerate(active) if self.sessions[s].cached == 0]
         others = [r for r, s in enumerate(active) if self.sessions[s].cached > 0]
         for rows in (refilled, others):
@@ -147,7 +147,7 @@ class Actor:
         """Index (R,) into the legal ids, greedy or sampled with each session's own generator."""
         if self.temperature == 0.0:
             return logits.argmax(-1).cpu().numpy()
-        cumulative = torch.softmax(logits.double() / self.temperature, -1).cumsum(-1).cpu().numpy()
+        cumulative = torch.softmax(logits.float().cpu().double() / self.temperature, -1).cumsum(-1).numpy()
         draws = np.array([self.sessions[s].rng.random() for s in active])
         return np.minimum((cumulative < draws[:, None]).sum(-1), logits.shape[-1] - 1)
 

@@ -45,7 +45,7 @@ def load_checkpoint(path: str | Path) -> tuple[GatitoForCausalLM, GatitoProcesso
     absent = sorted(loading["missing_keys"]) + sorted(loading["unexpected_keys"])
     if absent:
         raise UserError(f"checkpoint {path} does not hold the weights of its configuration: {absent[0]} and others")
-    return model.eval().to(torch.accelerator.current_accelerator() or "cpu"), processor
+    return model.eval().to(torch.accelerator.current_accelerator(check_available=True) or "cpu"), processor
 
 
 def prompt_from(demonstration: Episode, layout: Layout, context: int) -> TokenSequence | None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from gatito.data.domains import digits
 from gatito.eval.statistics import wilson_interval
@@ -28,9 +29,9 @@ def caption_images(
     """Greedy captions of the held-out digits, all 360 unless `count` says fewer."""
     pairs = digits.held_out_pairs()[:count]
     captions: list[Caption] = []
-    for first in range(0, len(pairs), batch):
+    for first in tqdm(range(0, len(pairs), batch), desc="captions", unit="batch"):
         chunk = pairs[first : first + batch]
-        inputs = processor(images=[image for image, _ in chunk])
+        inputs = processor(images=[image for image, _ in chunk]).to(model.device)
         with torch.inference_mode():
             ids = model.generate(**inputs, max_new_tokens=10, do_sample=False)
         written = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
@@ -60,7 +61,7 @@ def continue_texts(
 ) -> list[str]:
     """Sampled continuations, each with its beginning."""
     torch.manual_seed(seed)
-    inputs = processor(beginnings)
+    inputs = processor(beginnings).to(model.device)
     with torch.inference_mode():
         ids = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=True, temperature=0.7, top_p=0.9)
     return processor.batch_decode(ids)

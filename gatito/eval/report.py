@@ -170,7 +170,7 @@ def _videos(videos: Sequence[Video]) -> str:
             f'<figure><img alt="{escape(v.task)}: {escape(v.caption)}" src="{gif}">'
             f"<figcaption><b>{escape(v.task)}</b><br>{escape(v.caption)}{note}</figcaption></figure>"
         )
-    lead = "Greedy episodes, shown whether they succeed or fail."
+    lead = "Episodes, shown whether they succeed or fail."
     return _section("Acting", lead, f'<div class="figures">{"".join(figures)}</div>') if figures else ""
 
 

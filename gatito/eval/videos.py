@@ -57,7 +57,7 @@ def record_episode(
     seed: int = EVALUATION_SEEDS,
     max_frames: int = MAX_FRAMES,
 ) -> Video:
-    """Play one greedy episode and film it; where rendering fails, the frames are drawings of the observations."""
+    """Play one episode and film it; where rendering fails, the frames are drawings of the observations."""
     spec, layout = get_task(task), processor.layout(task)
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory; without a screen it would fail
     observations, actions, total, speed = _play(spec, Actor(model, layout), seed)
@@ -77,7 +77,7 @@ def record_episode(
         task=task,
         frames=frames,
         fps=len(frames) / float(np.clip(T / speed, *DURATION_S)),
-        caption=f"return {total:.4g}{score}, {T - 1} timesteps, greedy, seed {seed}",
+        caption=f"return {total:.4g}{score}, {T - 1} timesteps, seed {seed}",
         note=note,
     )
 
