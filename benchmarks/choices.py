@@ -15,19 +15,19 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
 
 from gatito.data.sampler import Sampler
 from gatito.data.store import open_store
 from gatito.eval.agent import load_checkpoint
 from gatito.eval.rollout import evaluate_task
-from gatito.recipes import recipe_path
-from gatito.train.configs import ModelConfig, Recipe, TrainConfig
+from gatito.recipes import load_recipe
+from gatito.train.configs import Recipe
 from gatito.train.trainer import train
 
-VARIANTS: dict[str, dict[str, object]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "without rotary": {"rotary": False},
     "full softmax": {"loss_over": "full"},
@@ -38,10 +38,10 @@ HELD_OUT_ROWS = 96
 def run(arguments: argparse.Namespace, variant: str, seed: int, out: Path) -> None:
     """Train and measure one variant, and write `out/result.json`."""
     torch.set_num_threads(1)
-    values = yaml.safe_load(Path(recipe_path("demo")).read_text())
-    recipe = Recipe(model=ModelConfig(**values["model"] | VARIANTS[variant]), train=TrainConfig(**values["train"]))
+    recipe = load_recipe("demo")
+    changed = dataclasses.replace(recipe.model, **VARIANTS[variant])
     budget = dataclasses.replace(recipe.train, seed=seed, minutes=arguments.minutes)
-    checkpoint = train(dataclasses.replace(recipe, train=budget), arguments.store, out)
+    checkpoint = train(Recipe(model=changed, train=budget), arguments.store, out)
     model, processor = load_checkpoint(checkpoint)
     model.config.loss_over = "group"
     sampler = Sampler(store=open_store(arguments.held_out), context=budget.context, seed=10**6)

@@ -96,7 +96,7 @@ def evaluate(
     """Score a checkpoint on seeded episodes and write results.json and report.html.
 
     Args:
-        checkpoint: Checkpoint folder, folder of a run, or hub repository.
+        checkpoint: Checkpoint folder, folder of a run, or `hf:owner/name` on the hub.
         out: Folder for the results.
         tasks: Task ids, separated by commas; all that the checkpoint knows by default.
         episodes: Seeded episodes per task.
@@ -130,7 +130,7 @@ def build_parser() -> ArgumentParser:
     def verb(function: Any, positional: str | None = None) -> _Parser:
         parser = _Parser(description=(function.__doc__ or "").split("\n")[0])
         if positional:
-            parser.add_argument(positional, type=str)
+            parser.add_argument(positional, type=str, help=_help_of(function, positional))
         parser.add_function_arguments(function, as_positional=False, skip={positional} if positional else None)
         return parser
 
@@ -187,6 +187,12 @@ def run(arguments: Sequence[str]) -> None:
         functions[values.verb](**chosen.as_dict())
 
 
+def _help_of(function: Any, parameter: str) -> str:
+    """The line of a parameter in the docstring of a verb."""
+    lines = (line.strip() for line in (function.__doc__ or "").splitlines())
+    return next(line.removeprefix(f"{parameter}: ") for line in lines if line.startswith(f"{parameter}: "))
+
+
 def _run_data(parser: ArgumentParser, chosen: Namespace) -> None:
     values = chosen[chosen.data_verb]
     if chosen.data_verb == "collect":
@@ -214,9 +220,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        if error.filename is None:
+        if error.errno is None:
             raise
-        print(f"gatito: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"gatito: {error.filename or 'writing failed'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("gatito: interrupted", file=sys.stderr)

@@ -1,6 +1,7 @@
 """What the verbs print."""
 
 import json
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -10,18 +11,22 @@ import gymnasium as gym
 from tqdm import tqdm
 
 from gatito.data.build import open_layout
-from gatito.data.collect import collect_episode
+from gatito.data.checks import checked_tokens
+from gatito.data.collect import collect_episode, simulation
 from gatito.data.domains import digits, texts
 from gatito.data.explain import token_rows
 from gatito.data.minari_episodes import episode_from_buffer, open_minari
 from gatito.data.store import Store, TokenDataset, open_store
-from gatito.data.tasks import Policy, TaskSpec, get_task, references, registry
+from gatito.data.tasks import ExpertFailed, Policy, TaskSpec, get_task, references, registry
 from gatito.errors import UserError, nearest
 from gatito.eval.agent import load_checkpoint
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results, print_results, write_results
 from gatito.eval.rollout import evaluate, measure_references
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
+
+MAX_STEPS = 1000
+"""Timesteps after which an episode is cut of an environment that has no limit of its own."""
 
 
 def list_tasks(as_json: bool) -> None:
@@ -58,6 +63,8 @@ def measure_tasks(tasks: list[str], episodes: int, out: str | None) -> None:
     chosen = sorted(registry()) if tasks == ["all"] else tasks
     for task in chosen:
         get_task(task)
+    if out and (Path(out).exists() or not Path(out).absolute().parent.is_dir()):
+        raise UserError(f"--out {out} exists, or its folder does not; choose another file")
     text = json.dumps({"episodes": episodes, "tasks": measure_references(chosen, episodes)}, indent=1)
     if out:
         Path(out).write_text(text + "\n")
@@ -80,8 +87,7 @@ def tokens_of(source: str, episode: int) -> tuple[TokenSequence, Vocabulary, Tex
         opened = open_minari(location if scheme == "minari" else source)
         layout = open_layout(opened, vocabulary, text)
         data = opened.episode(episode)
-        where = f"{opened.path}, episode {episode}"
-        sequence = layout.episode_tokens(data.observations, data.actions, targets=data.targets, where=where)
+        sequence, _ = checked_tokens(layout, data, where=f"{opened.path}, episode {episode}")
         return sequence, vocabulary, text, layout
     if scheme == "text":
         documents = texts.documents(location)
@@ -112,13 +118,17 @@ def _task_tokens(
     """The expert's episode of a task, or a random one of any other Gymnasium environment."""
     spec = _any_environment(task)
     env = spec.make()
-    layout = Layout.from_spaces(
-        env.observation_space, env.action_space, vocabulary=vocabulary, text=text, overrides=spec.overrides
-    )
+    layout = spec.layout(env, vocabulary, text)
     agent: Literal["expert", "random"] = "expert" if task in registry() else "random"
-    data = episode_from_buffer(collect_episode(spec, env, seed, agent=agent), task, agent)
+    try:
+        data = episode_from_buffer(collect_episode(spec, env, seed, agent=agent), task, agent)
+    except ExpertFailed as error:
+        raise UserError(
+            f"task {task!r}: the expert fails on seed {seed} ({error}); choose another --episode"
+        ) from None
     env.close()
-    return layout.episode_tokens(data.observations, data.actions, where=task), vocabulary, text, layout
+    sequence, _ = checked_tokens(layout, data, where=f"{task}, seed {seed}")
+    return sequence, vocabulary, text, layout
 
 
 def _no_expert(env: gym.Env[Any, Any]) -> Policy:
@@ -131,11 +141,11 @@ def _any_environment(name: str) -> TaskSpec:
         return get_task(name)
     if name not in gym.registry:
         raise UserError(nearest(name, [*registry(), *gym.registry], "task, environment id or folder"))
-    try:
-        gym.make(name).close()
-    except (gym.error.Error, ImportError) as error:
-        raise UserError(f"environment {name!r} cannot be built: {str(error).splitlines()[0]}") from None
-    return TaskSpec(id=name, make=partial(gym.make, name), expert=_no_expert)
+    steps = gym.spec(name).max_episode_steps or MAX_STEPS
+    make = partial(gym.make, name, max_episode_steps=steps)
+    with simulation(lambda: f"environment {name!r}"):
+        make().close()
+    return TaskSpec(id=name, make=make, expert=_no_expert)
 
 
 def _index(episode: int, count: int, source: str) -> int:
@@ -187,8 +197,9 @@ def evaluate_checkpoint(
 ) -> None:
     """Score a checkpoint and write `results.json` and `report.html`."""
     began = time.monotonic()
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; name a folder")
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"--out {out} cannot be written: {existing} is a file or read-only; name another folder")
     if (out / "results.json").exists():
         raise UserError(f"{out / 'results.json'} exists; choose another --out or remove it")
     model, processor = load_checkpoint(checkpoint)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from tqdm import tqdm
 
 from gatito.commands import describe_store, tokens_of
@@ -24,9 +23,9 @@ from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results, print_results, write_results
 from gatito.eval.rollout import evaluate
 from gatito.eval.videos import record_episode
-from gatito.recipes import recipe_path
+from gatito.recipes import load_recipe
 from gatito.tokenizers.patches import PATCH, from_patches
-from gatito.train.configs import ModelConfig, Recipe, TrainConfig
+from gatito.train.configs import Recipe
 from gatito.train.trainer import train
 
 SHOWN = ("classic/cartpole", "box2d/lunar-lander", "metaworld/plate-slide", "babyai/go-to-local-s5n2")
@@ -97,8 +96,7 @@ class Stages:
 
 def demo_recipe(small: bool) -> Recipe:
     """The recipe `demo` of the package, cut down for --small."""
-    values = yaml.safe_load(Path(recipe_path("demo")).read_text())
-    recipe = Recipe(model=ModelConfig(**values["model"]), train=TrainConfig(**values["train"]))
+    recipe = load_recipe("demo")
     if small:
         cut = dataclasses.replace(recipe.train, steps=60, warmup=10, minutes=0.5)
         return dataclasses.replace(recipe, train=cut)

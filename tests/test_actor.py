@@ -356,6 +356,15 @@ def test_a_negative_temperature_is_refused(vocabulary: Vocabulary, text: TextTok
         Actor(tiny_model(vocabulary), layout_of(make("vectors"), vocabulary, text), temperature=-1)
 
 
+def test_observed_values_outside_their_bounds_are_counted(vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    env = ToyEnv(spaces.Box(np.array([-1, -np.inf]), np.array([1, np.inf]), dtype=np.float64), spaces.Discrete(2))
+    actor = Actor(tiny_model(vocabulary), layout_of(env, vocabulary, text))
+    actor.reset(0)
+    for observation in ([0.5, 256.0], [1.5, 0.0], [-2.0, -257.0]):
+        actor.act({0: np.array(observation)})
+    assert actor.num_clipped == 3
+
+
 def test_an_observation_of_another_space_is_refused_by_session(vocabulary: Vocabulary, text: TextTokenizer) -> None:
     actor = Actor(tiny_model(vocabulary), layout_of(make("vectors"), vocabulary, text), 2)
     actor.reset(1)

@@ -315,6 +315,47 @@ def test_tokens_of_a_store_are_those_of_its_episode(run: Run, checkpoint: Path, 
     assert np.mean(["target" in line for line in table[1:]]) == pytest.approx(1 / 3)
 
 
+def test_an_evaluation_writes_its_results_and_a_report(run: Run, folder: Path) -> None:
+    line = "data collect --tasks classic/cartpole --episodes 4 --out d"
+    assert run(*line.split())[0] == 0
+    (folder / "mix.yaml").write_text("datasets:\n- source: minari:d/classic/cartpole/expert-v0\n")
+    assert run("data", "build", "--config", "mix.yaml", "--out", "s")[0] == 0
+    small = "--train.steps 2 --model.width 16 --model.layers 1 --model.heads 1 --model.feed_forward 16"
+    assert run(*f"train --config tiny --data s --out r {small}".split())[0] == 0
+    code, out, _ = run(*["eval", "r", "--episodes", "2", "--prompt", "demo", "--out", "r/eval"])
+    assert code == 0
+    assert "classic/cartpole" in out
+    results = json.loads((folder / "r" / "eval" / "results.json").read_text())
+    assert sorted(results) == ["captions", "mean_score", "schema", "seconds", "tasks"]
+    keys = "id domain prompt episodes return score ci_low ci_high random expert"
+    assert sorted(results["tasks"][0]) == sorted(keys.split())
+    assert "<svg" in (folder / "r" / "eval" / "report.html").read_text()
+    code, out, _ = run("tokens", "minari:d/classic/cartpole/expert-v0", "--json")
+    assert code == 0
+    assert json.loads(out)[0]["meaning"].startswith("observation[0] = ")
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_evaluation(run: Run, checkpoint: Path) -> None:
+    Path("file").write_text("x")
+    code, _, error = run("eval", str(checkpoint / "run"), "--out", "file/e")
+    assert code == 2
+    assert "--out file/e cannot be written: file is a file" in error.replace(str(Path.cwd()) + "/", "")
+
+
+def test_tokens_of_any_gymnasium_environment_are_shown(run: Run) -> None:
+    code, out, _ = run("tokens", "Blackjack-v1", "--json")
+    assert code == 0
+    assert {row["modality"] for row in json.loads(out)} == {"discrete", "separator"}
+
+
+def test_references_are_measured_into_a_file_that_is_never_overwritten(run: Run, folder: Path) -> None:
+    line = "tasks --measure classic/mountain-car-continuous --episodes 2 --out m.json"
+    assert run(*line.split())[0] == 0
+    measured = json.loads((folder / "m.json").read_text())["tasks"]["classic/mountain-car-continuous"]
+    assert measured["random"] < measured["expert"]
+    assert run(*line.split())[0] == 2
+
+
 def test_tokens_of_one_dataset_of_a_store_are_shown_by_its_name(run: Run, checkpoint: Path) -> None:
     store = checkpoint / "store"
     name = next(p.name for p in store.iterdir() if p.is_dir())

@@ -283,7 +283,7 @@ def test_seeds_on_which_the_expert_gives_up_are_passed_over(tmp_path: Path, regi
 
 def test_a_nan_reward_is_refused_and_nothing_is_left(tmp_path: Path, register: Any) -> None:
     register(dataclasses.replace(WALK, make=partial(Walk, nan_reward=True)))
-    with pytest.raises(UserError, match=r"task 'toy/walk', seed 0, timestep 2: NaN reward"):
+    with pytest.raises(UserError, match=r"task 'toy/walk', seed 0, timestep 2: the reward is nan"):
         collect_task("toy/walk", tmp_path, CollectConfig(episodes=4))
     assert files_in(tmp_path) == []
 
@@ -292,6 +292,7 @@ BAD_OBSERVATIONS = {
     r"observation place, timestep 2: NaN or Inf in \[nan": {"place": np.array([np.nan, 0])},
     r"observation place, timestep 2: shape \(3,\) of float64, expected \(2,\) of float32": {"place": np.zeros(3)},
     r"observation image, timestep 2: .* has fractions, expected uint8": {"image": np.full((16, 20, 3), 0.5)},
+    r"observation image, timestep 2: .* does not fit into uint8": {"image": np.full((16, 20, 3), 300)},
     r"observation mission, timestep 2: int, expected text": {"mission": 3},
     r"observation, timestep 2: keys \['image', 'mission'\], 'place' is missing": {"place": None},
 }
@@ -325,6 +326,46 @@ def test_a_simulator_that_fails_is_named_with_its_timestep(tmp_path: Path, regis
     message = r"seed 0, timestep 2: the environment or its expert failed: RuntimeError: the arm fell off$"
     with pytest.raises(UserError, match=message):
         collect_task("toy/walk", tmp_path, CollectConfig(episodes=4))
+    assert files_in(tmp_path) == []
+
+
+def test_an_environment_that_writes_into_one_array_is_recorded_as_it_was(tmp_path: Path, register: Any) -> None:
+    class InPlace(Walk):
+        def _observe(self) -> dict[str, Any]:
+            new = super()._observe()
+            if not hasattr(self, "shared"):
+                self.shared = {key: np.array(new[key]) for key in ("place", "image")}
+            for key, array in self.shared.items():
+                array[...] = new[key]
+            return self.shared | {"mission": new["mission"]}
+
+    episodes = []
+    for make in (Walk, InPlace):
+        register(dataclasses.replace(WALK, make=make))
+        path = collect_task("toy/walk", tmp_path / make.__name__, CollectConfig(episodes=1))
+        episodes.append(open_minari(path).episode(0))
+    assert_same(episodes[0].observations, episodes[1].observations)
+    assert not np.array_equal(episodes[0].observations["place"][0], episodes[0].observations["place"][-1])
+
+
+def test_chunks_add_up_to_the_episodes_of_one_piece(
+    tmp_path: Path, register: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(WALK)
+    whole = open_minari(collect_task("toy/walk", tmp_path / "whole", CollectConfig(episodes=5)))
+    monkeypatch.setattr(collecting, "CHUNK", 2)
+    parts = open_minari(collect_task("toy/walk", tmp_path / "parts", CollectConfig(episodes=5)))
+    assert len(parts) == len(whole) == 5
+    for a, b in zip(whole.episodes(), parts.episodes(), strict=True):
+        assert_same(a.observations, b.observations)
+        assert_same(a.actions, b.actions)
+
+
+def test_no_seed_of_evaluation_is_ever_collected(tmp_path: Path, register: Any) -> None:
+    register(dataclasses.replace(WALK, expert=give_up))
+    config = CollectConfig(episodes=3, first_seed=EVALUATION_SEEDS - 3)
+    with pytest.raises(UserError, match=rf"seed {EVALUATION_SEEDS} is kept for evaluation"):
+        collect_task("toy/walk", tmp_path, config)
     assert files_in(tmp_path) == []
 
 

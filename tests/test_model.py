@@ -195,16 +195,21 @@ def test_a_batch_without_targets_has_loss_zero_and_finite_gradients(
 
 
 def test_hits_are_counted_by_group(vocabulary: Vocabulary, sequences: list[TokenSequence]) -> None:
-    model, batch = tiny_model(vocabulary), pack([sequences])
-    ids = batch.input_ids.clone()
+    model, batch = tiny_model(vocabulary, tie_word_embeddings=False), pack([sequences])
+    ids = batch.input_ids[0].tolist()
     inputs = batch.tensors()
     del inputs["loss_mask"]
-    logits = model(**inputs).logits
     a, b = vocabulary.groups["discrete"]
-    expected = 0
-    for t in range(1, ids.shape[1]):
-        if batch.loss_mask[0, t] and a <= int(ids[0, t]) < b:
-            expected += int(logits[0, t - 1, a:b].argmax()) == int(ids[0, t]) - a
+    targets = [t for t in range(1, len(ids)) if batch.loss_mask[0, t] and a <= ids[t] < b]
+    states: list[torch.Tensor] = []
+    hook = model.model.norm.register_forward_hook(lambda module, args, output: states.append(output))
+    model(**inputs)
+    hook.remove()
+    with torch.no_grad():  # the head now ranks the first of them first
+        model.lm_head.weight[ids[targets[0]]] = 100 * states[0][0, targets[0] - 1]
+    logits = model(**inputs).logits[0]
+    expected = sum(int(logits[t - 1, a:b].argmax()) == ids[t] - a for t in targets)
+    assert expected > 0
     assert int(model(**batch.tensors()).targets.num_correct["discrete"]) == expected
 
 

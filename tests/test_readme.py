@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from gatito import cli
 from gatito.data import tasks
 from gatito.data.build import DatasetConfig, MixtureConfig, build
 from gatito.data.collect import CollectConfig, collect_task
@@ -75,12 +76,18 @@ def test_the_readme_references_are_what_the_environment_gives(my_package: Module
     assert measured["expert"] == pytest.approx(stated.expert, rel=0.15)
 
 
-def test_the_readme_mixture_and_commands_parse() -> None:
+def test_the_readme_mixture_and_commands_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = README.read_text()
-    for recipe in re.findall(r"--config (\w+) ", text):
-        from gatito.recipes import recipe_path
-
-        assert Path(recipe_path(recipe)).is_file()
+    monkeypatch.chdir(tmp_path)
+    lines = text.splitlines()
+    first = lines.index("    datasets:")
+    end = lines.index("", first)
+    (tmp_path / "mixture.yaml").write_text("\n".join(line[4:] for line in lines[first:end]))
+    commands = [line.split("#")[0].split()[1:] for line in lines if line.startswith("    gatito ")]
+    assert len(commands) >= 6
+    parser = cli.build_parser()
+    for command in commands:
+        parser.parse_args(cli._normalised(command, cli._switches(parser)))
     for task in re.findall(r"\b(?:classic|box2d|babyai|metaworld)/[a-z0-9-]+", text):
         if not task.endswith("expert-v0"):
             assert task in tasks.registry(), task

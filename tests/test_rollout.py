@@ -160,6 +160,38 @@ def test_a_prompt_that_does_not_fit_is_refused(processor: GatitoProcessor) -> No
         demonstrations(SPECS["toy/points"], processor.layout("toy/points"), 8, 1)
 
 
+def test_a_reward_that_is_no_number_never_becomes_a_score(processor: GatitoProcessor, vocabulary: Vocabulary) -> None:
+    class Broken(Recorded):
+        def step(self, action: Any) -> Any:
+            observation, _, *rest = super().step(action)
+            return observation, float("nan"), *rest
+
+    spec = dataclasses.replace(SPECS["toy/points"], make=Broken)
+    with pytest.raises(UserError, match=rf"task 'toy/points', seed {EVALUATION_SEEDS}: the reward is nan"):
+        play(spec, Actor(tiny_model(vocabulary), processor.layout("toy/points"), 2), [EVALUATION_SEEDS] * 2)
+
+
+def test_a_simulator_that_fails_while_acting_is_named_with_its_seed(
+    processor: GatitoProcessor, vocabulary: Vocabulary
+) -> None:
+    class Broken(Recorded):
+        def step(self, action: Any) -> Any:
+            raise RuntimeError("the arm fell off")
+
+    spec = dataclasses.replace(SPECS["toy/points"], make=Broken)
+    with pytest.raises(UserError, match=r"'toy/points', seed 7: the environment .* RuntimeError: the arm fell off"):
+        play(spec, Actor(tiny_model(vocabulary), processor.layout("toy/points")), [7])
+
+
+def test_a_layout_that_differs_is_found_before_the_first_episode(
+    processor: GatitoProcessor, vocabulary: Vocabulary
+) -> None:
+    processor.layouts["toy/success"] = layout_of(Line(), vocabulary, processor.text)
+    with pytest.raises(UserError, match="the spaces have changed"):
+        evaluate(tiny_model(vocabulary), processor, ["toy/points", "toy/success"], episodes=3)
+    assert SEEDS == []
+
+
 def test_scores_and_intervals_are_those_of_the_returns(processor: GatitoProcessor, vocabulary: Vocabulary) -> None:
     model = tiny_model(vocabulary)
     seeds = [EVALUATION_SEEDS + i for i in range(12)]

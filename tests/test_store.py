@@ -242,7 +242,7 @@ def test_a_file_that_lost_its_end_is_refused(store: Store, tmp_path: Path) -> No
     shutil.copytree(store.folder, copy)
     path = copy / store.datasets[0].name / "ids.bin"
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(UserError, match=r"ids\.bin does not match its SHA-256; the file is damaged, build the store"):
+    with pytest.raises(UserError, match=r"ids\.bin has \d+ bytes, expected \d+; build the store"):
         open_store(copy)
 
 

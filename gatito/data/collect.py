@@ -5,7 +5,9 @@ the label (DART, Laskey et al. 2017): the expert shows how to come back, the noi
 """
 
 import contextlib
+import copy
 import dataclasses
+import math
 import multiprocessing
 import os
 import queue
@@ -15,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -65,6 +67,25 @@ def random_policy(env: gym.Env[Any, Any], seed: int) -> Policy:
     return lambda _: env.action_space.sample()
 
 
+@contextlib.contextmanager
+def simulation(where: Callable[[], str]) -> Iterator[None]:
+    """Turn whatever an environment or its expert raises into a `UserError` that names `where`."""
+    try:
+        yield
+    except (UserError, ExpertFailed):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{where()}: the environment or its expert failed: {reason}") from error
+
+
+def finite_reward(reward: SupportsFloat, where: str) -> float:
+    """Return the reward, or raise `UserError` for NaN and Inf."""
+    if not math.isfinite(float(reward)):
+        raise UserError(f"{where}: the reward is {float(reward)}; repair the environment")
+    return float(reward)
+
+
 def collect_episode(
     spec: TaskSpec,
     env: gym.Env[Any, Any],
@@ -83,9 +104,9 @@ def collect_episode(
     actions, exploratory = [], []
     rewards: list[float] = []
     ends: list[tuple[bool, bool]] = []
-    try:
+    with simulation(lambda: f"{where}, timestep {len(ends)}"):
         observation, _ = env.reset(seed=seed)
-        observations = [observation]
+        observations = [copy.deepcopy(observation)]  # some environments write the next one into the same array
         policy = spec.expert(env) if agent == "expert" else random_policy(env, seed)
         env.action_space.seed(seed)
         rng = np.random.default_rng([seed, 0xDA27])
@@ -93,19 +114,12 @@ def collect_episode(
             action = policy(observation)
             explore = bool(rng.random() < noise)
             executed = env.action_space.sample() if explore else action
+            actions.append(copy.deepcopy(executed if labels == "executed" else action))
             observation, reward, terminated, truncated, _ = env.step(executed)
-            observations.append(observation)
-            actions.append(executed if labels == "executed" else action)
-            rewards.append(float(reward))
+            observations.append(copy.deepcopy(observation))
+            rewards.append(finite_reward(reward, f"{where}, timestep {len(ends)}"))
             ends.append((bool(terminated), bool(truncated)))
             exploratory.append(explore)
-    except (UserError, ExpertFailed):
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{where}, timestep {len(ends)}: the environment or its expert failed: {reason}") from error
-    if not np.isfinite(rewards).all():
-        raise UserError(f"{where}, timestep {int(np.argmin(np.isfinite(rewards)))}: NaN reward")
     return EpisodeBuffer(
         seed=seed,
         observations=stack(env.observation_space, observations, f"{where}, observation"),
@@ -131,6 +145,8 @@ def episodes_of(spec: TaskSpec, config: CollectConfig) -> Iterator[EpisodeBuffer
             if failures > 10 + config.episodes // 2:
                 raise UserError(f"task {spec.id!r}: the expert failed {failures} times, last: {error}") from None
         seed += 1
+        if seed >= EVALUATION_SEEDS and found < config.episodes:
+            raise UserError(f"task {spec.id!r}: seed {seed} is kept for evaluation; lower --first-seed")
     env.close()
 
 

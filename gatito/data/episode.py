@@ -84,6 +84,10 @@ def _leaf(space: spaces.Space[Any], value: Any, t: int, where: str) -> NDArray[A
             raise UserError(f"{where}, timestep {t}: NaN or Inf in {array.ravel()[:8]}; repair the environment")
         if np.issubdtype(space.dtype, np.integer) and (array != np.floor(array)).any():
             raise UserError(f"{where}, timestep {t}: {array.ravel()[:8]} has fractions, expected {space.dtype}")
+    if np.issubdtype(space.dtype, np.integer):
+        limits = np.iinfo(space.dtype)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise UserError(f"{where}, timestep {t}: {array.ravel()[:8]} does not fit into {space.dtype}")
     return array
 
 

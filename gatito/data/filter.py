@@ -7,6 +7,7 @@ same where the random policy scores 0 and right where returns are negative.
 import numpy as np
 from numpy.typing import NDArray
 
+from gatito.data.tasks import Reference
 from gatito.errors import UserError
 
 
@@ -23,10 +24,9 @@ def is_expert(returns: NDArray[np.floating], random_return: float, threshold: fl
     Raises `UserError` where the best stretch of the dataset is no better than the random policy.
     """
     best = expert_return(returns)
-    span = best - random_return
-    if span <= 0:
+    if best <= random_return:
         raise UserError(
             f"its best stretch returns {best:.6g}, no more than the random policy's {random_return:.6g}; collect "
             "better episodes, or keep all of them with expert_filter: null"
         )
-    return (np.asarray(returns) - random_return) / span >= threshold
+    return Reference(random=random_return, expert=best).score(np.asarray(returns, np.float64)) >= threshold

@@ -72,7 +72,7 @@ class MinariSource:
 
 
 def episode_from_buffer(buffer: EpisodeBuffer, task: str, agent: str) -> Episode:
-    """The episode of a buffer that was just collected, as Minari gives it back."""
+    """The episode of a buffer that was just collected with the expert's actions."""
     T = len(buffer.rewards)
     return Episode(
         task=task,
@@ -105,6 +105,8 @@ def open_minari(location: str | Path) -> MinariSource:
             raise UserError(f"{metadata}: {key!r} is missing; gatito reads spaces from the file, never from code")
     try:
         dataset = minari.MinariDataset(MinariStorage.read(path / "data"))
+    except ImportError as error:
+        raise UserError(f"{path}: {error}; pip install 'minari[hdf5]'") from None
     except (ValueError, KeyError, AssertionError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: Minari cannot open it ({type(error).__name__}: {error})") from None
     if dataset.total_episodes == 0:

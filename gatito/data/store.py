@@ -10,6 +10,7 @@ episode_agents                          (E,) index into `agents`
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -182,12 +183,25 @@ class TokenDataset:
         """All timesteps of one episode."""
         return self.sequence(int(self.episode_timesteps[index]), int(self.episode_timesteps[index + 1]))
 
+    def check_sizes(self) -> None:
+        """Compare the size of every file with the counts; raises `UserError` naming the one that is too short."""
+        m = self.metadata
+        counts = dict.fromkeys(("ids", "loss_mask", "local_positions"), m["tokens"])
+        counts |= {"patches": m["patches"], "patch_intervals": m["patches"], "episode_agents": m["episodes"]}
+        counts |= {"timestep_tokens": m["timesteps"] + 1, "timestep_patches": m["timesteps"] + 1}
+        counts["episode_timesteps"] = m["episodes"] + 1
+        for name, count in counts.items():
+            path = self.folder / f"{name}.bin"
+            if not path.is_file():
+                raise UserError(f"{path} is missing; build the store again")
+            size = count * np.dtype(_dtype(name, self.vocabulary)).itemsize * math.prod(ARRAYS[name][1])
+            if path.stat().st_size != size:
+                raise UserError(f"{path} has {path.stat().st_size} bytes, expected {size}; build the store again")
+
     def verify(self) -> None:
         """Compare every file with its hash; raises `UserError` naming the file that changed."""
         for name, expected in self.metadata["sha256"].items():
             path = self.folder / f"{name}.bin"
-            if not path.is_file():
-                raise UserError(f"{path} is missing; build the store again")
             if sha256_of(path) != expected:
                 raise UserError(_damaged(path))
 
@@ -208,7 +222,9 @@ class Store:
     @cached_property
     def sha256(self) -> str:
         """Hash over all hashes: two stores are the same data where it is equal."""
-        parts = [json.dumps(d.metadata, sort_keys=True) for d in self.datasets]
+        where = ("name", "source")  # the same episodes built from another folder are the same data
+        kept = [{k: v for k, v in d.metadata.items() if k not in where} for d in self.datasets]
+        parts = [json.dumps(values, sort_keys=True) for values in kept]
         return hashlib.sha256("".join([self.text.sha256, *parts]).encode()).hexdigest()
 
     def layouts(self) -> dict[str, dict[str, Any]]:
@@ -253,7 +269,8 @@ def open_store(folder: Path, *, verify: bool = True) -> Store:
         values = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); build the store again") from None
-    if values.get("schema") != SCHEMA:
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+        values = values if isinstance(values, dict) else {}
         raise UserError(f"{path}: schema {values.get('schema')}, this gatito reads {SCHEMA}; build the store again")
     stated = values.pop("sha256", None)
     if stated != _sha256_of_values(values):
@@ -276,7 +293,9 @@ def _open_dataset(folder: Path, vocabulary: Vocabulary, sha256: str) -> TokenDat
         raise UserError(f"{path} is missing; build the store again")
     if sha256 != sha256_of(path):
         raise UserError(_damaged(path))
-    return TokenDataset(folder=folder, vocabulary=vocabulary, metadata=json.loads(path.read_text()))
+    dataset = TokenDataset(folder=folder, vocabulary=vocabulary, metadata=json.loads(path.read_text()))
+    dataset.check_sizes()
+    return dataset
 
 
 def _sha256_of_values(values: dict[str, Any]) -> str:

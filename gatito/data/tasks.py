@@ -13,14 +13,21 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
 
 from gatito.errors import UserError, nearest
+from gatito.tokenizers import Layout, TextTokenizer, Vocabulary
 
+Score = TypeVar("Score", float, NDArray[np.float64])
 Policy = Callable[[Any], Any]
 """Maps one observation to one action; asked once per timestep, in order."""
+
+EXTRAS = ("classic", "box2d", "babyai", "metaworld", "demo")
+"""Extras of gatito that bring simulators."""
 
 EVALUATION_SEEDS = 1 << 30
 """Episode seeds below are for collecting, from here on for references, prompts and evaluation."""
@@ -40,8 +47,8 @@ class Reference:
         if not self.expert > self.random:
             raise UserError(f"the expert's return {self.expert} is not above the random policy's {self.random}")
 
-    def score(self, episode_return: float) -> float:
-        """Normalise a return: 0 is the random policy, 1 the expert (Reed et al. 2022, section 4)."""
+    def score(self, episode_return: Score) -> Score:
+        """Normalise returns: 0 is the random policy, 1 the expert (Reed et al. 2022, section 4)."""
         return (episode_return - self.random) / (self.expert - self.random)
 
 
@@ -58,7 +65,7 @@ class TaskSpec:
     noise: float = 0.0
     """Share of random actions executed while collecting; the expert's action stays the label."""
     modules: Mapping[str, str] = field(default_factory=dict)
-    """Modules that must be importable, each with the extra that installs it."""
+    """Modules that must be importable, each with what installs it: an extra of gatito, or another package."""
     overrides: Mapping[str, str] = field(default_factory=dict)
     """Field path to field kind, where the space alone would be read differently."""
     success: bool = False
@@ -71,11 +78,18 @@ class TaskSpec:
         """The part of the id before the slash."""
         return self.id.split("/")[0]
 
+    def layout(self, env: gym.Env[Any, Any], vocabulary: Vocabulary, text: TextTokenizer) -> Layout:
+        """The layout of an environment of this task."""
+        return Layout.from_spaces(
+            env.observation_space, env.action_space, vocabulary=vocabulary, text=text, overrides=self.overrides
+        )
+
     def missing_extra(self) -> str | None:
         """Return the sentence that tells what to install, or None where all is there."""
         for module, extra in self.modules.items():
             if importlib.util.find_spec(module) is None:
-                return f"task {self.id!r} needs {module}: pip install 'gatito[{extra}]'"
+                package = f"gatito[{extra}]" if extra in EXTRAS else extra
+                return f"task {self.id!r} needs {module}: pip install '{package}'"
         return None
 
 

@@ -5,7 +5,7 @@ the oldest half of the timesteps leaves it and the rest is fed anew: evicting fr
 one layer only, since deeper keys have already looked at what was evicted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,10 +72,15 @@ class Actor:
         self.sessions[session] = _Session(rng=np.random.default_rng(seed), prompt=prompt, pending=pending)
 
     @torch.inference_mode()
-    def act(self, observations: Mapping[int, Any]) -> dict[int, Any]:
-        """Observe and act in the given sessions: session to observation, session to action."""
+    def act(
+        self, observations: Mapping[int, Any], where: Callable[[int], str] = "session {}".format
+    ) -> dict[int, Any]:
+        """Observe and act in the given sessions: session to observation, session to action.
+
+        `where` names a session in the `UserError` for an observation that is not of the task's space.
+        """
         active = sorted(observations)
-        seen = {s: self.layout.observation_tokens(observations[s], f"session {s}, observation") for s in active}
+        seen = {s: self.layout.observation_tokens(observations[s], where(s)) for s in active}
         for s in active:
             self.num_clipped += self.layout.num_clipped(self.layout.with_time_axis(observations[s]))
             self._admit(self.sessions[s], seen[s])

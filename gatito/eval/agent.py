@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
+from gatito.data.checks import checked_tokens
 from gatito.data.episode import Episode
 from gatito.data.sampler import prompt_budget, prompt_timesteps
 from gatito.errors import UserError
@@ -54,7 +55,7 @@ def prompt_from(demonstration: Episode, layout: Layout, context: int) -> TokenSe
     None where not even the first fits.
     """
     where = f"demonstration {demonstration.id} of {demonstration.task}"
-    sequence = layout.episode_tokens(demonstration.observations, demonstration.actions, where=where)
+    sequence, _ = checked_tokens(layout, demonstration, where=where)
     last = prompt_timesteps(sequence.timestep_starts, 0, prompt_budget(context))
     return sequence.timesteps(0, last, layout.vocabulary.patch) if last else None
 
@@ -83,7 +84,7 @@ class Agent:
     def reset(self, task: str, demonstration: Episode | None = None, seed: int = 0) -> None:
         """Begin an episode of a task, with or without a demonstration of the same task as prompt.
 
-        Raises `UserError` for an unknown task and for a demonstration of another one.
+        Raises `UserError` for an unknown task, and for a demonstration of another one or with too long a timestep.
         """
         layout = self.processor.layout(task)
         prompt = None
@@ -92,7 +93,12 @@ class Agent:
                 raise UserError(
                     f"a demonstration of {demonstration.task!r} cannot prompt {task!r}; give one of {task!r}"
                 )
-            prompt = prompt_from(demonstration, layout, int(self.model.config.context))
+            context = int(self.model.config.context)
+            prompt = prompt_from(demonstration, layout, context)
+            if prompt is None:
+                raise UserError(
+                    f"the first timestep of demonstration {demonstration.id} exceeds half of {context} tokens"
+                )
         if self._task != task:
             self._actor, self._task = Actor(self.model, layout, temperature=self.temperature), task
         assert self._actor is not None

@@ -64,4 +64,5 @@ def continue_texts(
     inputs = processor(beginnings).to(model.device)
     with torch.inference_mode():
         ids = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=True, temperature=0.7, top_p=0.9)
-    return processor.batch_decode(ids)
+    padding = (inputs["attention_mask"] == 0).sum(-1).tolist()
+    return [processor.decode(row[count:]) for row, count in zip(ids, padding, strict=True)]

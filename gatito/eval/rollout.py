@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from gatito.data.collect import collect_episode
+from gatito.data.collect import collect_episode, finite_reward, simulation
 from gatito.data.minari_episodes import episode_from_buffer
-from gatito.data.tasks import EVALUATION_SEEDS, PROMPT_SEEDS, ExpertFailed, TaskSpec, get_task, reference
+from gatito.data.tasks import EVALUATION_SEEDS, PROMPT_SEEDS, ExpertFailed, Reference, TaskSpec, get_task, reference
 from gatito.errors import UserError
 from gatito.eval import TEMPERATURE
 from gatito.eval.actor import Actor
@@ -107,23 +108,43 @@ def play(
             return
         playing[session] = episode
         actor.reset(session, prompts[episode % len(prompts)] if prompts else None, seed=seeds[episode])
-        observations[session] = envs[session].reset(seed=seeds[episode])[0]
+        with simulation(lambda: where(session)):
+            observations[session] = envs[session].reset(seed=seeds[episode])[0]
 
-    for session in range(count):
-        begin(session)
-    while playing:
-        actions = actor.act(observations)
-        for session, action in actions.items():
-            observation, reward, terminated, truncated, _ = envs[session].step(action)
-            returns[playing[session]] += float(reward)
-            observations[session] = observation
-            if terminated or truncated:
-                del playing[session], observations[session]
-                on_episode()
-                begin(session)
-    for env in envs:
-        env.close()
+    def where(session: int) -> str:
+        return f"task {spec.id!r}, seed {seeds[playing[session]]}"
+
+    try:
+        for session in range(count):
+            begin(session)
+        while playing:
+            for session, action in actor.act(observations, where).items():
+                with simulation(partial(where, session)):
+                    observation, reward, terminated, truncated, _ = envs[session].step(action)
+                returns[playing[session]] += finite_reward(reward, where(session))
+                observations[session] = observation
+                if terminated or truncated:
+                    del playing[session], observations[session]
+                    on_episode()
+                    begin(session)
+    finally:
+        for env in envs:
+            env.close()
     return returns
+
+
+def check_task(processor: GatitoProcessor, task: str) -> tuple[TaskSpec, Layout, Reference]:
+    """What evaluating a task needs; raises `UserError` where it is unknown, unmeasured or has other spaces now."""
+    spec, layout, known = get_task(task), processor.layout(task), reference(task)
+    env = spec.make()
+    fresh = spec.layout(env, layout.vocabulary, layout.text)
+    env.close()
+    if fresh.sha256 != layout.sha256:
+        raise UserError(
+            f"task {task!r}: the environment's layout {fresh.sha256[:12]} is not the checkpoint's "
+            f"{layout.sha256[:12]}; the spaces have changed since the data was built, train again"
+        )
+    return spec, layout, known
 
 
 def evaluate_task(
@@ -137,21 +158,7 @@ def evaluate_task(
     on_episode: Callable[[], object] = lambda: None,
 ) -> TaskResult:
     """Score a checkpoint on one task. Same checkpoint, task, episodes and prompt: same result."""
-    spec, layout, known = get_task(task), processor.layout(task), reference(task)
-    env = spec.make()
-    fresh = Layout.from_spaces(
-        env.observation_space,
-        env.action_space,
-        vocabulary=layout.vocabulary,
-        text=layout.text,
-        overrides=spec.overrides,
-    )
-    env.close()
-    if fresh.sha256 != layout.sha256:
-        raise UserError(
-            f"task {task!r}: the environment's layout {fresh.sha256[:12]} is not the checkpoint's "
-            f"{layout.sha256[:12]}; the spaces have changed since the data was built, train again"
-        )
+    spec, layout, known = check_task(processor, task)
     context = int(model.config.context)
     prompts = demonstrations(spec, layout, context, min(episodes, 20)) if prompt == "demo" else None
     actor = Actor(model, layout, min(NUM_SESSIONS, episodes), temperature=temperature)
@@ -159,7 +166,7 @@ def evaluate_task(
     returns = play(spec, actor, seeds, prompts, on_episode)
     if actor.num_clipped:
         tqdm.write(f"{task}: {actor.num_clipped} observed values outside their bounds, clipped by the bins")
-    scores = (returns - known.random) / (known.expert - known.random)
+    scores = known.score(returns)
     if spec.success:
         rate_low, rate_high = wilson_interval(int(returns.sum()), episodes)
         low, high = known.score(rate_low), known.score(rate_high)
@@ -194,9 +201,7 @@ def evaluate(
     for task in tasks:
         if list(tasks).count(task) > 1:
             raise UserError(f"task {task!r} is listed twice; raise --episodes instead")
-        get_task(task)
-        processor.layout(task)
-        reference(task)
+        check_task(processor, task)
     results = []
     with tqdm(total=len(tasks) * episodes, desc=f"evaluate, prompt {prompt}", unit="episode") as bar:
         for task in tasks:
@@ -233,6 +238,8 @@ def measure_references(tasks: Sequence[str], episodes: int = 100) -> dict[str, d
                     returns.append(sum(buffer.rewards))
                 except ExpertFailed:  # passed over, as in collecting
                     continue
+            if not returns:
+                raise UserError(f"task {task!r}: the expert failed in all of {episodes} episodes")
             means[agent] = float(np.mean(returns))
         env.close()
         measured[task] = means

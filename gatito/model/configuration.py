@@ -46,12 +46,10 @@ class GatitoConfig(PreTrainedConfig):
     """Text pieces, see `Vocabulary`."""
     num_bins: int = 1024
     """Bins of a continuous value, see `Vocabulary`."""
-    num_discrete: int = 1024
-    """Discrete values, see `Vocabulary`."""
     overlapping_discrete: bool = False
     """The paper's unshifted discrete ids, see `Vocabulary`."""
     vocab_size: int = 34_112
-    """Rows of the embedding and the head; follows from the four above."""
+    """Rows of the embedding and the head; follows from the three above."""
     tie_word_embeddings: bool = True
     """Whether the head is the embedding (paper: shared)."""
     use_cache: bool = True
@@ -77,6 +75,5 @@ class GatitoConfig(PreTrainedConfig):
         return Vocabulary(
             text_size=self.text_size,
             num_bins=self.num_bins,
-            num_discrete=self.num_discrete,
             overlapping_discrete=self.overlapping_discrete,
         )

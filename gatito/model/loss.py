@@ -20,6 +20,11 @@ class TargetLoss:
     """Group to number of targets that the model ranks first."""
 
 
+def predicting(loss_mask: Tensor, segments: Tensor) -> Tensor:
+    """Positions (B, L - 1) whose next token is a target of the same segment; masks are (B, L)."""
+    return loss_mask[:, 1:] & (segments[:, 1:] == segments[:, :-1])
+
+
 def next_token_loss(
     hidden: Tensor,
     head: Tensor,
@@ -34,7 +39,7 @@ def next_token_loss(
     A target's probability is taken over the ids of its own group (`over="group"`: 1024 bins instead of 34 112
     ids) or over all of them (`over="full"`). `head` is (V, D).
     """
-    predicts = loss_mask[:, 1:] & (segments[:, 1:] == segments[:, :-1])  # (B, L - 1)
+    predicts = predicting(loss_mask, segments)  # (B, L - 1)
     states, targets = hidden[:, :-1][predicts], input_ids[:, 1:][predicts]  # (N, D), (N,)
     loss_sum, num_targets, num_correct = {}, {}, {}
     # One split, whose gradient is one concatenation; a slice per group would each fill a (V, D) gradient.

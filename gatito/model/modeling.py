@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from gatito.errors import UserError
 from gatito.model.cache import SessionCache
 from gatito.model.configuration import GatitoConfig
 from gatito.model.embedding import Embedding, TokenTable, rotary_angles, rotate, smooth_rows
@@ -209,6 +210,8 @@ class GatitoForCausalLM(GatitoPreTrainedModel, GenerationMixin):
         Rows may hold several `segments` (B, L) that do not see each other (0 is padding); `positions` count inside
         each. Text alone needs nothing but ids, with `attention_mask` (B, S) for left padding.
         """
+        if "labels" in kwargs:
+            raise UserError("gatito takes a loss_mask (B, L) beside the ids, not labels; targets are shifted inside")
         B, L = input_ids.shape
         if local_positions is None:
             local_positions = torch.full_like(input_ids, TEXT_POSITION)

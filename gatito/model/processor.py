@@ -51,6 +51,8 @@ class GatitoProcessor(ProcessorMixin):
             if not parts:
                 raise UserError("an empty prompt: give a text or an image")
             rows.append(concatenate(parts))
+        if not rows:
+            raise UserError("no prompts: give at least one text or image")
         return BatchFeature(_left_padded(rows))
 
     def batch_decode(self, ids: torch.Tensor, **kwargs: Any) -> list[str]:
@@ -72,6 +74,8 @@ class GatitoProcessor(ProcessorMixin):
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Write the text model, the layouts and the id ranges into a checkpoint folder."""
+        if push_to_hub:
+            raise UserError("save_pretrained of the processor only writes a folder; upload it with push_to_hub()")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TOKENIZER_FILE).write_bytes(self.text.model)

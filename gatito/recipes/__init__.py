@@ -1,4 +1,4 @@
-"""Named runs: YAML files of `Recipe`, and mixtures."""
+"""Named runs: YAML files of `Recipe`."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from gatito.errors import UserError, nearest
+from gatito.train.configs import ModelConfig, Recipe, TrainConfig
 
 
 def recipe_names() -> list[str]:
@@ -24,6 +25,12 @@ def check_yaml(path: Path) -> None:
     if not isinstance(values, dict):
         got = "nothing" if values is None else type(values).__name__
         raise UserError(f"{path}: holds {got}, expected keys and values")
+
+
+def load_recipe(name: str) -> Recipe:
+    """A recipe of the package, or of a YAML file that has both of its sections."""
+    values = yaml.safe_load(Path(recipe_path(name)).read_text())
+    return Recipe(model=ModelConfig(**values["model"]), train=TrainConfig(**values["train"]))
 
 
 def recipe_path(name: str) -> str:

@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from gatito.errors import UserError, nearest
 from gatito.tokenizers.patches import grid
+from gatito.tokenizers.vocabulary import NUM_DISCRETE
 
 Role = Literal["observation", "action"]
 Path = tuple[str | int, ...]
@@ -114,6 +115,9 @@ def image_problem(shape: tuple[int, ...], dtype: str) -> str | None:
 def _leaves(space: spaces.Space[Any], path: Path) -> Iterator[tuple[Path, spaces.Space[Any]]]:
     """Walk Dict spaces in key order and Tuple spaces in index order."""
     if isinstance(space, spaces.Dict):
+        for key in space.spaces:
+            if not isinstance(key, str):
+                raise UserError(f"a Dict space has the key {key!r}, allowed is text; wrap the environment")
         for key in sorted(space.spaces):
             yield from _leaves(space.spaces[key], (*path, key))
     elif isinstance(space, spaces.Tuple):
@@ -187,20 +191,21 @@ def _(space: spaces.Box, path: Path, role: Role, where: str, kind: str | None) -
 
 
 def _box_kind(space: spaces.Box, role: Role) -> str:
-    """An image, discrete where an integer Box has fewer than 1024 values, else continuous."""
+    """An image, discrete where an integer Box has fewer than `NUM_DISCRETE` values, else continuous."""
     if space.dtype.kind not in "iub":
         return "continuous"
     if role == "observation" and image_problem(space.shape, str(space.dtype)) is None:
         return "image"
     widest = max(int(h) - int(a) + 1 for a, h in zip(np.ravel(space.low), np.ravel(space.high), strict=True))
-    return "discrete" if widest < 1024 else "continuous"
+    return "discrete" if widest < NUM_DISCRETE else "continuous"
 
 
 def _discrete(
     path: Path, shape: tuple[int, ...], dtype: str, start: tuple[int, ...], sizes: tuple[int, ...], where: str
 ) -> Field:
-    if not sizes or min(sizes) < 1 or max(sizes) > 1024:
-        raise UserError(f"{where} has {max(sizes, default=0)} discrete values, allowed 1 to 1024; split the space")
+    if not sizes or min(sizes) < 1 or max(sizes) > NUM_DISCRETE:
+        most = max(sizes, default=0)
+        raise UserError(f"{where} has {most} discrete values, allowed 1 to {NUM_DISCRETE}; split the space")
     return Field(path=path, kind="discrete", dtype=dtype, shape=shape, start=start, num_values=sizes)
 
 

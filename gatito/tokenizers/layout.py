@@ -3,8 +3,8 @@
     observation fields in lexicographic key order | separator | action fields in lexicographic key order
       local positions 0, 1, 2, ...                    next      one shared position, and the targets
 
-Training calls `episode_tokens`; acting calls `observation_tokens`, then `action_tokens` and
-`action_from_tokens`; all four go through `_tokens`. (Reed et al. 2022, sections 2.1 and 2.2.)
+Training calls `episode_tokens`; acting calls `observation_tokens`, which goes through the same `_tokens`, then
+`action_tokens` and `action_from_tokens`. (Reed et al. 2022, sections 2.1 and 2.2.)
 """
 
 import dataclasses
@@ -61,8 +61,8 @@ class Layout:
         fixed = sum(field.num_tokens or 0 for field in layout.observations) + 1
         if fixed > NUM_LOCAL_POSITIONS:
             raise UserError(
-                f"an observation of {observation_space} has {fixed} tokens, allowed {NUM_LOCAL_POSITIONS}; "
-                "resize its images or drop fields"
+                f"an observation of this {type(observation_space).__name__} space has {fixed} tokens, allowed "
+                f"{NUM_LOCAL_POSITIONS}; resize its images or drop fields"
             )
         return layout
 

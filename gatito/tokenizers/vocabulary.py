@@ -5,6 +5,8 @@ from typing import Any
 
 from gatito.errors import UserError
 
+NUM_DISCRETE = 1024
+"""Values that one discrete element may have."""
 NUM_LOCAL_POSITIONS = 512
 """Rows of the local position table for observation tokens (appendix of Reed et al. 2022)."""
 ACTION_POSITION = NUM_LOCAL_POSITIONS
@@ -22,17 +24,15 @@ class Vocabulary:
     """Pieces of the SentencePiece model."""
     num_bins: int = 1024
     """Bins of a continuous value, an even number."""
-    num_discrete: int = 1024
-    """Discrete values, counted from the start of their space."""
     overlapping_discrete: bool = False
     """The paper's option: discrete ids unshifted, so that they share [0, 1024) with the text."""
 
     def __post_init__(self) -> None:
         if self.num_bins < 2 or self.num_bins % 2:
             raise UserError(f"num_bins is {self.num_bins}, allowed even numbers: zero is the edge between two bins")
-        if self.overlapping_discrete and self.text_size < self.num_discrete:
+        if self.overlapping_discrete and self.text_size < NUM_DISCRETE:
             raise UserError(
-                f"overlapping discrete ids need at least {self.num_discrete} text pieces, got {self.text_size}"
+                f"overlapping discrete ids need at least {NUM_DISCRETE} text pieces, got {self.text_size}"
             )
 
     @property
@@ -48,7 +48,7 @@ class Vocabulary:
     @property
     def separator(self) -> int:
         """Id between the observation and the action of a timestep."""
-        return self.text_size + self.num_bins + (0 if self.overlapping_discrete else self.num_discrete)
+        return self.text_size + self.num_bins + (0 if self.overlapping_discrete else NUM_DISCRETE)
 
     @property
     def patch(self) -> int:
@@ -69,7 +69,7 @@ class Vocabulary:
             "continuous": (self.continuous_start, self.continuous_start + self.num_bins),
         }
         if not self.overlapping_discrete:
-            groups["discrete"] = (self.discrete_start, self.discrete_start + self.num_discrete)
+            groups["discrete"] = (self.discrete_start, self.discrete_start + NUM_DISCRETE)
         return groups
 
     def modality(self, token_id: int) -> str:
@@ -84,6 +84,5 @@ class Vocabulary:
         return {
             "text_size": self.text_size,
             "num_bins": self.num_bins,
-            "num_discrete": self.num_discrete,
             "overlapping_discrete": self.overlapping_discrete,
         }

@@ -81,6 +81,8 @@ def find_problem(checkpoint: Path) -> str | None:
         hashes = json.loads(manifest.read_text())
     except ValueError:
         return f"{manifest} is damaged"
+    if not isinstance(hashes, dict):
+        return f"{manifest} is damaged"
     for name, expected in hashes.items():
         path = checkpoint / name
         if not path.is_file():

@@ -115,13 +115,14 @@ class TrainConfig:
             raise UserError(f"--train.prompt_share is {self.prompt_share}, allowed 0 to 1")
         if self.minutes is not None and not self.minutes > 0:
             raise UserError(f"--train.minutes is {self.minutes}, allowed > 0")
-        for name in ("workers", "warmup", "seed", "weight_decay", "clip", "final_lr"):
+        for name in ("workers", "warmup", "seed", "weight_decay", "final_lr"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--train.{name} is {getattr(self, name)}, allowed 0 and more")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise UserError(f"--train.beta1 and beta2 are {self.beta1} and {self.beta2}, allowed 0 to below 1")
-        if not self.lr > 0:
-            raise UserError(f"--train.lr is {self.lr}, allowed > 0")
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--train.{name} is {getattr(self, name)}, allowed > 0")
 
 
 @dataclass(frozen=True, kw_only=True)

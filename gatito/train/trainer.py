@@ -21,6 +21,7 @@ from gatito.data.sampler import Sampler
 from gatito.data.store import Store, open_store
 from gatito.errors import UserError
 from gatito.model import GatitoForCausalLM, GatitoProcessor
+from gatito.model.loss import predicting
 from gatito.tokenizers import Layout
 from gatito.train.checkpoint import (
     TrainingState,
@@ -79,7 +80,7 @@ def processor_of(store: Store) -> GatitoProcessor:
     return GatitoProcessor(store.vocabulary, store.text, layouts)
 
 
-def train(recipe: Recipe, data: Path, out: Path, *, desc: str = "train") -> Path:
+def train(recipe: Recipe, data: Path, out: Path) -> Path:
     """Train a recipe on a store and return the last checkpoint.
 
     Raises `UserError` for data that is damaged or does not fit, for an `out` that holds another run, and for a
@@ -120,7 +121,7 @@ def train(recipe: Recipe, data: Path, out: Path, *, desc: str = "train") -> Path
     if newest:
         restore_optimizer(plain, optimizer, newest[1].optimizer)
     loop = _Loop(recipe, store, sampler, accelerator, model, plain, prepared, out, settings)
-    return loop.run(newest[1].step if newest else 0, desc)
+    return loop.run(newest[1].step if newest else 0)
 
 
 class _Loop:
@@ -144,7 +145,7 @@ class _Loop:
         self.processor = processor_of(store)
         self.seconds_loading = 0.0
 
-    def run(self, first_step: int, desc: str) -> Path:
+    def run(self, first_step: int) -> Path:
         config, accelerator = self.config, self.accelerator
         if first_step >= config.steps:
             return list_checkpoints(self.out)[-1]
@@ -165,7 +166,7 @@ class _Loop:
         window_began = began
         self.model.train()
         bar = tqdm(
-            total=config.steps, initial=first_step, desc=desc, unit="step", disable=not accelerator.is_main_process
+            total=config.steps, initial=first_step, desc="train", unit="step", disable=not accelerator.is_main_process
         )
         while step < config.steps:
             elapsed = self._elapsed(began)
@@ -223,7 +224,9 @@ class _Loop:
         sums: dict[str, float] = {
             "tokens": float(sum(b.input_ids.numel() for b in batches)) * accelerator.num_processes
         }
+        groups = list(self.store.vocabulary.groups)
         losses = torch.zeros((), device=accelerator.device)
+        by_group = torch.zeros((3, len(groups)), device=accelerator.device)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             with accelerator.autocast(), _synchronised(accelerator, self.model, last):
@@ -232,14 +235,12 @@ class _Loop:
                 # Data-parallel gradients are averaged over the processes; the loss is a sum over them.
                 accelerator.backward(loss * accelerator.num_processes)
             losses = losses + loss.detach()
-            for name in targets.loss_sum:
-                for key, values in (
-                    ("loss", targets.loss_sum),
-                    ("n", targets.num_targets),
-                    ("hits", targets.num_correct),
-                ):
-                    sums[f"{key}/{name}"] = sums.get(f"{key}/{name}", 0.0) + float(values[name].detach())
-        sums["loss"] = float(accelerator.reduce(losses, "sum"))
+            counted = (targets.loss_sum, targets.num_targets, targets.num_correct)
+            by_group += torch.stack([torch.stack([values[name].detach() for name in groups]) for values in counted])
+        loss_of_all, *rest = accelerator.reduce(torch.cat([losses[None], by_group.flatten()]), "sum").tolist()
+        sums["loss"] = loss_of_all
+        keys = [f"{key}/{name}" for key in ("loss", "n", "hits") for name in groups]
+        sums |= dict(zip(keys, rest, strict=True))
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
         sums["grad_norm"] = float(norm)
         if all_targets > 0 and math.isfinite(sums["loss"]) and math.isfinite(sums["grad_norm"]):
@@ -304,7 +305,7 @@ def _forget_steps(metrics: Path, step: int) -> None:
 
 
 def _num_targets(batch: Batch) -> torch.Tensor:
-    return (batch.loss_mask[:, 1:] & (batch.segments[:, 1:] == batch.segments[:, :-1])).sum()
+    return predicting(batch.loss_mask, batch.segments).sum()
 
 
 def _synchronised(accelerator: Accelerator, model: torch.nn.Module, last: bool) -> Any:
