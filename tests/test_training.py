@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from gymnasium import spaces
 from safetensors.torch import load_file
 from toy import CONTEXT, Line, ToyEnv, layout_of, metrics_of, tiny_recipe, toy_sequence, write_store
@@ -387,11 +388,22 @@ def test_minutes_end_the_run_and_its_schedule(tmp_path: Path, store: Path) -> No
     assert metrics[max(metrics)]["lr"] < 0.3 * 3e-3
 
 
+def test_bf16_trains_to_nearly_the_same_losses(tmp_path: Path, store: Path) -> None:
+    for precision in ("bf16", "no"):
+        AcceleratorState._reset_state(reset_partial_state=True)  # one process has one precision
+        train(tiny_recipe(steps=6, precision=precision), store, tmp_path / precision)
+    plain, mixed = metrics_of(tmp_path / "no"), metrics_of(tmp_path / "bf16")
+    assert any(mixed[step]["loss"] != plain[step]["loss"] for step in plain)
+    for step in plain:
+        assert mixed[step]["loss"] == pytest.approx(plain[step]["loss"], rel=0.02), step
+
+
 def test_matrices_decay_and_tables_norms_and_biases_do_not(store: Path) -> None:
     opened = open_store(store)
     model = GatitoForCausalLM(tiny_recipe().model.build(opened.vocabulary, CONTEXT, 2))
     optimizer = build_optimizer(model, TrainConfig(weight_decay=0.1))
     names = {p: n for n, p in model.named_parameters()}
+    assert optimizer.defaults["fused"]
     decayed, kept = ({names[p] for p in group["params"]} for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     assert decayed | kept == set(names.values())
