@@ -1,6 +1,7 @@
 """What many tests share: a small text model, its vocabulary, and one space of every supported kind."""
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import torch
 from gymnasium import spaces
 
 from gatito.tokenizers import TextTokenizer, Vocabulary
+
+# No test reaches the hub: a download is an error, not a wait.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 NUM_PIECES = 300
 

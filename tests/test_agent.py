@@ -1,5 +1,6 @@
 """An agent out of a checkpoint in a Gymnasium loop."""
 
+import shutil
 from pathlib import Path
 
 import gymnasium as gym
@@ -7,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from huggingface_hub.errors import LocalEntryNotFoundError
 from toy import ToyEnv, layout_of, tiny_recipe, toy_episode, toy_sequence, write_store
 
 import gatito
+import gatito.eval.agent as module
 from gatito.data.collect import collect_episode
 from gatito.data.minari_episodes import episode_from_buffer
 from gatito.data.tasks import get_task
 from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint, prompt_from
 from gatito.tokenizers import TextTokenizer, Vocabulary
+from gatito.train.checkpoint import list_checkpoints
 from gatito.train.trainer import train
 
 CARTPOLE = "classic/cartpole"
@@ -73,6 +77,30 @@ def test_an_agent_acts_in_a_gymnasium_loop(run: Path, prompted: bool) -> None:
 def test_the_folder_of_a_run_means_its_newest_checkpoint(run: Path) -> None:
     a, b = load_checkpoint(run)[0], load_checkpoint(run / "checkpoints/step-00000002")[0]
     assert torch.equal(a.lm_head.weight, b.lm_head.weight)
+
+
+def test_a_checkpoint_on_the_hub_is_loaded_without_its_optimizer(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(repository: str, ignore_patterns: list[str]) -> str:
+        assert repository == "owner/name"
+        newest = list_checkpoints(run)[-1]
+        shutil.copytree(newest, tmp_path / "hub", ignore=lambda folder, names: {"training"} & set(names))
+        assert ignore_patterns == ["training/*"]
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr(module, "snapshot_download", download)
+    agent = gatito.load_agent("hf:owner/name")
+    assert agent.tasks == gatito.load_agent(run).tasks
+
+
+def test_a_repository_that_cannot_be_reached_is_an_error_of_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(repository: str, ignore_patterns: list[str]) -> str:
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(module, "snapshot_download", download)
+    with pytest.raises(UserError, match="cannot load checkpoint hf:owner/name: LocalEntryNotFoundError: offline"):
+        load_checkpoint("hf:owner/name")
 
 
 def test_an_agent_switches_between_tasks_with_one_set_of_weights(run: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
@@ -30,8 +31,8 @@ def load_checkpoint(path: str | Path) -> tuple[GatitoForCausalLM, GatitoProcesso
     The model is put on the accelerator where there is one. Raises `UserError` where it is damaged, of another kind
     of model, or lacks weights; pickled weights are not read.
     """
-    source = str(path).removeprefix("hf:") if str(path).startswith("hf:") else str(resolve_checkpoint(path))
     try:
+        source = _downloaded(str(path)[3:]) if str(path).startswith("hf:") else str(resolve_checkpoint(path))
         processor = GatitoProcessor.from_pretrained(source)
         kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
         if kind != GatitoConfig.model_type:
@@ -47,6 +48,11 @@ def load_checkpoint(path: str | Path) -> tuple[GatitoForCausalLM, GatitoProcesso
     if absent:
         raise UserError(f"checkpoint {path} does not hold the weights of its configuration: {absent[0]} and others")
     return model.eval().to(torch.accelerator.current_accelerator(check_available=True) or "cpu"), processor
+
+
+def _downloaded(repository: str) -> str:
+    """The folder of a checkpoint on the hub, without what only resuming needs."""
+    return snapshot_download(repository, ignore_patterns=["training/*"])
 
 
 def prompt_from(demonstration: Episode, layout: Layout, context: int) -> TokenSequence | None:
