@@ -18,12 +18,23 @@ from gatito.eval import TEMPERATURE
 class _Parser(ArgumentParser):
     """Raises `UserError` where jsonargparse would print its usage."""
 
+    words: Sequence[str] = ()
+    """The first words that were typed, among them the verb."""
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if type(ex) is KeyError:
             # jsonargparse trips over an unknown key of a nested verb (`data.build.dataset`) while wording it.
             *_, (frame, _) = traceback.walk_tb(ex.__traceback__)
             message = f"'{str(frame.f_locals.get('key', ex)).split('.', 2)[-1]}' is not accepted"
-        raise UserError(_one_line(message, [k for p in _all_parsers(self) for k in _keys(p)]))
+        raise UserError(_one_line(message, sorted({k for p in _all_parsers(self._verb()) for k in _keys(p)})))
+
+    def _verb(self) -> ArgumentParser:
+        """The parser of the verb that was typed, as far as it is known."""
+        parser: ArgumentParser = self
+        for word in self.words:
+            parsers = {k: v for a in parser._actions for k, v in (getattr(a, "_name_parser_map", None) or {}).items()}
+            parser = parsers.get(word, parser)
+        return parser
 
 
 def tasks(measure: str | None = None, episodes: int = 100, out: str | None = None, json: bool = False) -> None:
@@ -38,7 +49,7 @@ def tasks(measure: str | None = None, episodes: int = 100, out: str | None = Non
     from gatito.commands import list_tasks, measure_tasks
 
     if measure:
-        measure_tasks(measure.split(","), episodes, out)
+        measure_tasks(_names(measure, "measure"), episodes, out)
     else:
         list_tasks(json)
 
@@ -81,7 +92,7 @@ def collect(
     from gatito.data.collect import collect as run
 
     config = CollectConfig(episodes=episodes, agent=agent, labels=labels, first_seed=first_seed, processes=processes)
-    for path in run([task.strip() for task in tasks.split(",")], Path(out), config):
+    for path in run(_names(tasks, "tasks"), Path(out), config):
         print(path)
 
 
@@ -105,7 +116,7 @@ def evaluate(
     """
     from gatito.commands import evaluate_checkpoint
 
-    chosen = [task.strip() for task in tasks.split(",")] if tasks is not None else None
+    chosen = _names(tasks, "tasks") if tasks is not None else None
     evaluate_checkpoint(checkpoint, Path(out), chosen, episodes, prompt, temperature)
 
 
@@ -121,7 +132,7 @@ def demo(out: str = "demo", small: bool = False) -> None:
     run_demo(Path(out), small=small)
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> _Parser:
     """The parser of `gatito` with all its verbs."""
     from gatito import __version__
     from gatito.data.build import MixtureConfig
@@ -169,6 +180,7 @@ def run(arguments: Sequence[str]) -> None:
 
     logging.disable_progress_bar()
     parser = build_parser()
+    parser.words = [word for word in arguments if not word.startswith("-")][:2]
     values = parser.parse_args(_normalised(arguments, _switches(parser)))
     chosen = values[values.verb]
     if values.verb == "data":
@@ -176,7 +188,7 @@ def run(arguments: Sequence[str]) -> None:
     elif values.verb == "train":
         from gatito.train.trainer import train
 
-        recipe = parser.instantiate_classes(values)[values.verb]
+        recipe = parser.instantiate(values)[values.verb]
         from gatito.train.configs import Recipe
 
         built = Recipe(**{f.name: recipe[f.name] for f in fields(Recipe)})
@@ -185,6 +197,14 @@ def run(arguments: Sequence[str]) -> None:
     else:
         functions: dict[str, Callable[..., None]] = {"demo": demo, "tasks": tasks, "tokens": tokens, "eval": evaluate}
         functions[values.verb](**chosen.as_dict())
+
+
+def _names(listed: str, option: str) -> list[str]:
+    """The names of an option that takes several, separated by commas."""
+    names = [name.strip() for name in listed.split(",")]
+    if not all(names):
+        raise UserError(f"--{option} {listed!r} names nothing between or after its commas; list task ids")
+    return names
 
 
 def _help_of(function: Any, parameter: str) -> str:
@@ -281,7 +301,7 @@ def _all_parsers(parser: ArgumentParser) -> list[ArgumentParser]:
 def _keys(parser: ArgumentParser) -> list[str]:
     from gatito.data.build import DatasetConfig
 
-    names = [option for action in parser._actions for option in action.option_strings]
+    names = [o for action in parser._actions for o in action.option_strings if o.startswith("--") and o[-1] != "+"]
     verbs = [name for action in parser._actions for name in (getattr(action, "_name_parser_map", None) or {})]
     inner = [f.name for f in fields(DatasetConfig)] if "--datasets" in names else []
     return [*names, *verbs, *inner]
@@ -295,17 +315,26 @@ def _one_line(message: str, valid: list[str]) -> str:
         return nearest(match.group(1).partition("=")[0], valid, "option")
     match = re.search(r"does not accept option '([^']+)'", text) or re.search(r"'([^']+)' is not accepted", text)
     if match:
-        name = match.group(1)
-        if f"--{name}" in valid:
-            return f"key {name!r} is one of another verb; --help lists those of this one"
-        return nearest(name, [v.removeprefix("--") for v in valid], "key")
+        return nearest(match.group(1), [v.removeprefix("--") for v in valid], "key")
     match = re.search(r'key "([^"]+)": Expected a typing.Literal\[(.*)\]. Got value: (.*)', text)
     if match:
         return nearest(match.group(3), re.findall(r"'([^']+)'", match.group(2)), f"value of {match.group(1)}")
+    match = re.search(r'((?:[Pp]arser key "[^"]+": ?)+)Expected a (.*)\. Got value: (.*)', text)
+    if match:
+        keys = re.findall(r'key "([^"]+)"', match.group(1))
+        wanted = match.group(2).removeprefix("<class '").removesuffix("'>")
+        kind = "a finite number" if wanted.endswith("float") else "a whole number" if wanted == "int" else wanted
+        return f"{'.'.join(keys)} is {match.group(3)}, expected {kind}"
+    match = re.search(r"arguments are required: (.*)", text)
+    if match:
+        missing = [name.strip() for name in match.group(1).split(",")]
+        return f"missing: {', '.join('--' + name.removeprefix('data.').partition('.')[2] for name in missing)}"
+    if re.search(r'expected "[a-z_.]*verb" to be one of', text):
+        return "a verb is missing; --help lists them"
     match = re.search(r"invalid choice: '([^']+)' \(choose from (.*)\)", text)
     if match:
         return nearest(match.group(1), re.findall(r"'([^']+)'", match.group(2)), "verb or choice")
-    return text
+    return re.sub(r'^[Pp]arser key "([^"]+)": ', r"\1: ", text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What the verbs print."""
 
 import json
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from gatito.data.collect import collect_episode, simulation
 from gatito.data.domains import digits, texts
 from gatito.data.explain import token_rows
 from gatito.data.minari_episodes import episode_from_buffer, open_minari
+from gatito.data.publish import check_writable
 from gatito.data.store import Store, TokenDataset, open_store
 from gatito.data.tasks import ExpertFailed, Policy, TaskSpec, get_task, references, registry
 from gatito.errors import UserError, nearest
@@ -156,6 +156,8 @@ def _index(episode: int, count: int, source: str) -> int:
 
 def show_tokens(source: str, episode: int, timesteps: int, as_json: bool) -> None:
     """Print rows of tokens."""
+    if timesteps < 1:
+        raise UserError(f"--timesteps is {timesteps}, allowed 1 and more")
     sequence, vocabulary, text, layout = tokens_of(source, episode)
     rows = token_rows(sequence, vocabulary, text, layout)
     if as_json:
@@ -197,9 +199,7 @@ def evaluate_checkpoint(
 ) -> None:
     """Score a checkpoint and write `results.json` and `report.html`."""
     began = time.monotonic()
-    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"--out {out} cannot be written: {existing} is a file or read-only; name another folder")
+    check_writable(out)
     if (out / "results.json").exists():
         raise UserError(f"{out / 'results.json'} exists; choose another --out or remove it")
     model, processor = load_checkpoint(checkpoint)

@@ -16,6 +16,7 @@ from gatito.commands import describe_store, tokens_of
 from gatito.data.build import DatasetConfig, MixtureConfig, build
 from gatito.data.collect import CollectConfig, collect
 from gatito.data.explain import token_rows
+from gatito.data.publish import check_writable
 from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint
 from gatito.eval.language import caption_images, caption_score, continue_texts
@@ -105,6 +106,7 @@ def demo_recipe(small: bool) -> Recipe:
 
 def run_demo(out: Path, *, small: bool = False) -> Results:
     """Run all stages into `out`, which must not hold an earlier demo."""
+    check_writable(out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; remove it or choose another --out")
     size, stages = (SMALL if small else FULL), Stages()

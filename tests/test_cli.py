@@ -36,6 +36,9 @@ FILES = {
     "mixture-minari.yaml": "datasets:\n- source: minari:nothing\n",
     "mixture-empty.yaml": "datasets: []\n",
     "empty.yaml": "",
+    "number.yaml": "datasets:\n- source: 3\n",
+    "foo.yaml": "foo: 1\n",
+    "garbage-model.yaml": "datasets:\n- source: captions:digits\ntext_model: mixture-key.yaml\n",
     "list.yaml": "- source: captions:digits\n",
     "binary.yaml": "\x00\x01",
 }
@@ -63,13 +66,13 @@ BAD = {
     "eval ./nothing --promt demo --out e": "unknown option '--promt'; did you mean '--prompt'?",
     "eval ./nothing --prompt demos --out e": "'demos'; did you mean 'demo'?",
     # what is not there
-    "": "expected",
-    "data": "expected",
+    "": "a verb is missing; --help lists them",
+    "data": "a verb is missing; --help lists them",
     "train --config nothing.yaml --data s --out o": "no recipe file nothing.yaml",
     "train --config tiny --data s --out o": "no tokenized store at s: s/mixture.json is missing; run gatito",
-    "train --config tiny --out o": "required: train.data",
+    "train --config tiny --out o": "missing: --data",
     "eval ./nothing --out e": "no checkpoint at ./nothing",
-    "eval ./nothing": "required: eval.out",
+    "eval ./nothing": "missing: --out",
     "tokens minari:nothing": "no Minari dataset at nothing",
     "tokens text:nothing.txt": "cannot read nothing.txt",
     "tokens captions:digits --episode 99999": "has no episode 99999; it has 1437, 0 to 1436",
@@ -80,11 +83,20 @@ BAD = {
     "data build --config empty.yaml --out b": "empty.yaml: holds nothing, expected keys and values",
     "train --config list.yaml --data s --out o": "list.yaml: holds list, expected keys and values",
     "data build --config binary.yaml --out b": "binary.yaml: not YAML",
-    "train --config mixture-captions.yaml --data s --out o": "key 'datasets' is one of another verb",
+    "train --config mixture-captions.yaml --data s --out o": "unknown key 'datasets'; did you mean 'data'?",
     # values
     "tokens classic/cartpole --episode -1": "--episode is -1, allowed 0 and more",
     "train --config syntax.yaml --data s --out o": "line 1, column 8",
     "train --config type.yaml --data s --out o": "train.steps",
+    "train --config tiny --data s --out o --train.lr nan": "train.lr is nan, expected a finite number",
+    "data build --config number.yaml --out b": "datasets: source is 3, expected str",
+    "data build --config foo.yaml --out b": "unknown key 'foo'; valid: clip_actions, config, datasets,",
+    "data build --config garbage-model.yaml --out b": "mixture-key.yaml: not a SentencePiece model",
+    "data collect --tasks classic/cartpole, --out d": "'classic/cartpole,' names nothing between or after its commas",
+    "tokens classic/cartpole --timesteps 0": "--timesteps is 0, allowed 1 and more",
+    "data collect --tasks classic/cartpole --out key.yaml": "--out key.yaml cannot be written",
+    "train --config tiny --data s --out key.yaml": "--out key.yaml cannot be written",
+    "demo --out key.yaml": "--out key.yaml cannot be written",
     "train --config impossible.yaml --data s --out o": "--train.batch 5 does not divide by --train.accumulation 3",
     "train --config tiny --data s --out o --train.lr=-1": "--train.lr is -1.0, allowed > 0",
     "data build --config mixture-weight.yaml --out b": "weight of 'captions:digits' is -2.0, allowed > 0",
@@ -178,7 +190,7 @@ def test_a_layout_that_differs_between_checkpoint_and_environment_is_refused(run
 def test_a_task_that_the_checkpoint_was_not_trained_on_is_refused(run: Run, checkpoint: Path) -> None:
     code, _, err = run("eval", str(checkpoint / "run"), "--tasks", "classic/acrobot", "--out", "e")
     assert code == 2
-    assert "this checkpoint was not trained on it: unknown task 'classic/acrobot'; did you mean" in err
+    assert "this checkpoint was not trained on task 'classic/acrobot'; did you mean" in err
     assert not Path("e").exists()
 
 
@@ -209,7 +221,7 @@ def test_an_unwritable_folder_is_named(run: Run, checkpoint: Path, folder: Path)
         "train", "--config", "tiny", "--data", str(checkpoint / "store"), "--out", "file/run", "--train.context=64"
     )
     assert code == 2
-    assert "gatito: file" in err
+    assert "--out file/run cannot be written" in err
     assert "Not a directory" in err
     assert "Traceback" not in err
 
@@ -339,7 +351,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_evaluation(run: Ru
     Path("file").write_text("x")
     code, _, error = run("eval", str(checkpoint / "run"), "--out", "file/e")
     assert code == 2
-    assert "--out file/e cannot be written: file is a file" in error.replace(str(Path.cwd()) + "/", "")
+    assert "--out file/e cannot be written (file: Not a directory)" in error.replace(str(Path.cwd()) + "/", "")
 
 
 def test_tokens_of_any_gymnasium_environment_are_shown(run: Run) -> None:

@@ -241,7 +241,7 @@ WITH_INF = np.array([[0, 0], [0, 0], [np.inf, 0]], np.float32)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"place": WITH_NAN}, r"ep 7, observation place, timestep 1: NaN or Inf in .*; repair or drop the episode"),
+        ({"place": WITH_NAN}, r"ep 7, observation place, timestep 1: NaN or Inf in .*; repair or drop it"),
         ({"place": WITH_INF}, r"ep 7, observation place, timestep 2: NaN or Inf in"),
         ({"place": np.zeros((3, 3))}, r"ep 7, observation place: shape \(3,\), expected \(2,\)"),
         ({"place": np.float32(0)}, r"ep 7, observation place: no time axis; expected \(timesteps, 2\)"),

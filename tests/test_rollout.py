@@ -242,7 +242,7 @@ def test_a_task_that_the_checkpoint_does_not_know_is_refused_before_any_episode(
     processor: GatitoProcessor, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollout, "get_task", lambda task: SPECS["toy/points"])
-    with pytest.raises(UserError, match="not trained on it: unknown task 'toy/point'; did you mean 'toy/points'"):
+    with pytest.raises(UserError, match="not trained on task 'toy/point'; did you mean 'toy/points'"):
         evaluate(tiny_model(vocabulary), processor, ["toy/points", "toy/point"], episodes=1)
     assert SEEDS == []
     with pytest.raises(UserError, match="--episodes is 0, allowed 1 and more"):

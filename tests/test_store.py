@@ -266,7 +266,7 @@ def test_another_schema_is_refused(store: Store, tmp_path: Path) -> None:
     shutil.copytree(store.folder, copy)
     values = json.loads((copy / "mixture.json").read_text())
     (copy / "mixture.json").write_text(json.dumps({**values, "schema": 99}))
-    with pytest.raises(UserError, match=r"mixture\.json: schema 99, this gatito reads 1; build the store again"):
+    with pytest.raises(UserError, match=r"mixture\.json: schema 99, this gatito reads 2; build the store again"):
         open_store(copy)
 
 
@@ -336,9 +336,7 @@ def test_actions_slightly_outside_are_clipped_and_counted(build_one: Any) -> Non
 
 
 def test_actions_far_outside_are_refused_with_what_to_do(build_one: Any) -> None:
-    message = (
-        r"toy/one, episode 1, timestep 1: action \[0\] is -1\.1, allowed \[-1\.0, 1\.0\]; pass --clip-actions to"
-    )
+    message = r"toy/one, episode 1, timestep 1: action\[0\] is -1\.1, allowed \[-1\.0, 1\.0\]; pass --clip-actions to"
     good = box_episode([[0]] * 3, [[1.0], [0.5]])
     with pytest.raises(UserError, match=message):
         build_one(UNIT, UNIT, [good, box_episode([[0]] * 3, [[0.0], [-1.1]])])

@@ -96,7 +96,8 @@ def build(config: MixtureConfig, out: Path) -> Store:
         for dataset in tqdm(config.datasets, desc="tokenize", unit="dataset"):
             name = _unused_name(dataset, names)
             names.append(name)
-            _build_dataset(dataset, name, StoreWriter(folder / name, vocabulary), text, config)
+            with StoreWriter(folder / name, vocabulary) as writer:
+                _build_dataset(dataset, name, writer, text, config)
         write_mixture(folder, vocabulary, text, names)
         open_store(folder, verify=False).layouts()
     return open_store(out, verify=False)

@@ -33,6 +33,9 @@ def checked_tokens(
     Raises `UserError` for NaN, a wrong shape or dtype, and for an action further than 1e-3 outside its bounds
     unless `clip_actions`.
     """
+    if not np.isfinite(episode.rewards).all():
+        t = int(np.argmin(np.isfinite(episode.rewards)))
+        raise UserError(f"{where}, timestep {t}: the reward is {episode.rewards[t]}; repair or drop the episode")
     sequence = layout.episode_tokens(episode.observations, episode.actions, targets=episode.targets, where=where)
     observations = layout.num_clipped(episode.observations)
     actions = 0
@@ -44,9 +47,10 @@ def checked_tokens(
         actions += int(np.count_nonzero(is_clipped(field, values)))
         if outside.max() > CLIP_TOLERANCE and not clip_actions:
             t, i = (int(k[0]) for k in np.nonzero(outside > CLIP_TOLERANCE))
+            name = f"action {field.name}".rstrip()
             value = values.reshape(len(values), -1)[t, i]
             raise UserError(
-                f"{where}, timestep {t}: action {field.name}[{i}] is {value:.6g}, allowed [{field.low[i]}, "
+                f"{where}, timestep {t}: {name}[{i}] is {value:.6g}, allowed [{field.low[i]}, "
                 f"{field.high[i]}]; pass --clip-actions to clip it, or rescale the dataset"
             )
     return sequence, Clipped(observations=observations, actions=actions)

@@ -26,12 +26,16 @@ from tqdm import tqdm
 
 from gatito.data.episode import stack
 from gatito.data.minari_episodes import EXPLORATORY, MinariWriter
-from gatito.data.publish import published
+from gatito.data.publish import check_writable, published
 from gatito.data.tasks import EVALUATION_SEEDS, ExpertFailed, Policy, TaskSpec, get_task
 from gatito.errors import UserError
 
 CHUNK = 100
 """Episodes held in memory before they are written."""
+
+
+MAX_TIMESTEPS = 100_000
+"""Timesteps after which an environment is taken for one that never ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,8 @@ def collect_episode(
         env.action_space.seed(seed)
         rng = np.random.default_rng([seed, 0xDA27])
         while not ends or not any(ends[-1]):
+            if len(ends) == MAX_TIMESTEPS:
+                raise UserError(f"{where}: no end after {MAX_TIMESTEPS} timesteps; wrap it in gymnasium's TimeLimit")
             action = policy(observation)
             explore = bool(rng.random() < noise)
             executed = env.action_space.sample() if explore else action
@@ -195,6 +201,7 @@ def collect(
             raise UserError(
                 f"{_dataset(root, task, config)} exists; remove it, choose another --out or leave the task out"
             )
+    check_writable(root)
     context = multiprocessing.get_context("spawn")
     with (
         context.Manager() as manager,

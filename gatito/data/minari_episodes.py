@@ -108,7 +108,9 @@ def open_minari(location: str | Path) -> MinariSource:
     except ImportError as error:
         raise UserError(f"{path}: {error}; pip install 'minari[hdf5]'") from None
     except (ValueError, KeyError, AssertionError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: Minari cannot open it ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"{path}: Minari cannot open it ({type(error).__name__}: {error}); collect it again"
+        ) from None
     if dataset.total_episodes == 0:
         raise UserError(f"{path}: the dataset has no episodes")
     return MinariSource(

@@ -5,6 +5,7 @@ import glob
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,18 @@ from pathlib import Path
 import psutil
 
 from gatito.errors import UserError
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `UserError` where nothing can be written into a folder that may not exist yet."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--out {folder} cannot be written ({existing}: {error.strerror}); name another folder"
+        ) from None
 
 
 @contextmanager
@@ -23,6 +36,7 @@ def published(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     if target.exists() and not replace:
         raise UserError(f"{target} exists; choose another --out or remove it")
+    check_writable(target)
     host = socket.gethostname()
     created = [parent for parent in target.parents if not parent.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from gatito.errors import UserError
 from gatito.tokenizers import TextTokenizer, TokenSequence, Vocabulary
 from gatito.tokenizers.patches import PATCH
 
-SCHEMA = 1
+SCHEMA = 2
 ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
     "ids": ("", ()),
     "loss_mask": ("bool", ()),
@@ -61,6 +61,13 @@ class StoreWriter:
         self._tokens = self._patches = self._timesteps = self._episodes = self._targets = 0
         for name in ("timestep_tokens", "timestep_patches", "episode_timesteps"):
             self._append(name, np.zeros(1))
+
+    def __enter__(self) -> "StoreWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self._files.values():
+            file.close()
 
     def write(self, sequence: TokenSequence, agent: str) -> None:
         """Append one episode, document or pair."""

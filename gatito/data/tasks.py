@@ -102,18 +102,23 @@ def registry() -> dict[str, TaskSpec]:
     """Return every known task by id: our own first, then those of installed packages."""
     from gatito.data.domains import babyai, classic, metaworld
 
-    specs = [*classic.tasks(), *babyai.tasks(), *metaworld.tasks()]
+    tasks = {spec.id: spec for spec in (*classic.tasks(), *babyai.tasks(), *metaworld.tasks())}
     for entry in entry_points(group="gatito.tasks"):
         try:
-            specs.extend(entry.load()())
+            tasks |= _checked(entry.load()(), tasks)
         except Exception as error:  # another package's code; the tasks of all others stay usable
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(f"no tasks from {entry.value!r} (entry point {entry.name!r}): {reason}", stacklevel=2)
+    return tasks
+
+
+def _checked(specs: list[TaskSpec], known: Mapping[str, TaskSpec]) -> dict[str, TaskSpec]:
+    """The tasks of a package by id; raises `UserError` for an id that is no folder or is taken."""
     tasks: dict[str, TaskSpec] = {}
     for spec in specs:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*/[a-z0-9][a-z0-9_.-]*", spec.id):
             raise UserError(f"task id {spec.id!r}: allowed is domain/name, each of a-z, 0-9, '-', '_' and '.'")
-        if spec.id in tasks:
+        if spec.id in known or spec.id in tasks:
             raise UserError(f"task {spec.id!r} is registered twice; rename one of them")
         tasks[spec.id] = spec
     return tasks

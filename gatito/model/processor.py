@@ -16,6 +16,7 @@ from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, 
 from gatito.tokenizers.documents import image_tokens
 from gatito.tokenizers.sequence import concatenate
 
+SCHEMA = 1
 TOKENIZER_FILE, LAYOUTS_FILE, CONFIG_FILE = "tokenizer.model", "layouts.json", "processor_config.json"
 
 
@@ -69,7 +70,8 @@ class GatitoProcessor(ProcessorMixin):
     def layout(self, task: str) -> Layout:
         """The layout of a task, or `UserError` with the nearest one that the checkpoint knows."""
         if task not in self.layouts:
-            raise UserError(f"this checkpoint was not trained on it: {nearest(task, self.layouts, 'task')}")
+            hint = nearest(task, self.layouts, "task").partition("; ")[2]
+            raise UserError(f"this checkpoint was not trained on task {task!r}; {hint}")
         return self.layouts[task]
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
@@ -81,7 +83,7 @@ class GatitoProcessor(ProcessorMixin):
         (folder / TOKENIZER_FILE).write_bytes(self.text.model)
         layouts = {task: layout.to_json() for task, layout in self.layouts.items()}
         (folder / LAYOUTS_FILE).write_text(json.dumps(layouts))
-        config = {"processor_class": "GatitoProcessor", "vocabulary": self.vocabulary.to_json()}
+        config = {"schema": SCHEMA, "processor_class": "GatitoProcessor", "vocabulary": self.vocabulary.to_json()}
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1))
         return [str(folder / name) for name in (TOKENIZER_FILE, LAYOUTS_FILE, CONFIG_FILE)]
 
@@ -97,9 +99,15 @@ class GatitoProcessor(ProcessorMixin):
         for name in (TOKENIZER_FILE, LAYOUTS_FILE, CONFIG_FILE):
             if not (folder / name).is_file():
                 raise UserError(f"{folder}: {name} is missing; this is no complete gatito checkpoint")
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        if config.get("schema") != SCHEMA:
+            raise UserError(
+                f"{folder / CONFIG_FILE}: schema {config.get('schema')}, this gatito reads {SCHEMA}; use the gatito "
+                "that wrote it, or train again"
+            )
         text = TextTokenizer.load(folder / TOKENIZER_FILE)
         layouts = json.loads((folder / LAYOUTS_FILE).read_text())
-        vocabulary = Vocabulary(**json.loads((folder / CONFIG_FILE).read_text())["vocabulary"])
+        vocabulary = Vocabulary(**config["vocabulary"])
         return cls(vocabulary, text, {task: Layout.from_json(values, text) for task, values in layouts.items()})
 
 

@@ -28,9 +28,7 @@ def as_array(field: Field, values: ArrayLike, where: str) -> NDArray[np.generic]
         bad = ~np.isfinite(array).reshape(len(array), field.size).all(axis=1)
         if bad.any():
             t = int(np.flatnonzero(bad)[0])
-            raise UserError(
-                f"{where}, timestep {t}: NaN or Inf in {array[t].ravel()[:8]}; repair or drop the episode"
-            )
+            raise UserError(f"{where}, timestep {t}: NaN or Inf in {array[t].ravel()[:8]}; repair or drop it")
         if field.kind != "continuous" and (array != np.floor(array)).any():
             raise UserError(f"{where}: fractions where the space is {field.kind}; expected {field.dtype}")
     if field.kind == "image" and array.dtype != np.uint8:

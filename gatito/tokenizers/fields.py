@@ -114,6 +114,8 @@ def image_problem(shape: tuple[int, ...], dtype: str) -> str | None:
 
 def _leaves(space: spaces.Space[Any], path: Path) -> Iterator[tuple[Path, spaces.Space[Any]]]:
     """Walk Dict spaces in key order and Tuple spaces in index order."""
+    if path and isinstance(space, spaces.Dict | spaces.Tuple) and not len(space.spaces):
+        raise UserError(f"{'/'.join(map(str, path))} is an empty {type(space).__name__}; wrap the environment")
     if isinstance(space, spaces.Dict):
         for key in space.spaces:
             if not isinstance(key, str):

@@ -19,8 +19,8 @@ class TextTokenizer:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
-        except RuntimeError as error:
-            raise UserError(f"not a SentencePiece model ({len(model)} bytes): {error}") from None
+        except RuntimeError:
+            raise UserError(f"not a SentencePiece model ({len(model)} bytes); give a .model file") from None
         if self.end < 0:
             raise UserError("the SentencePiece model has no end-of-sequence piece; train it with eos_id >= 0")
 
@@ -28,11 +28,17 @@ class TextTokenizer:
     def load(cls, path: str | Path | None = None) -> "TextTokenizer":
         """Read a `.model` file; without a path, the default one out of the `mistral-common` package."""
         if path is None:
-            return cls(files("mistral_common").joinpath("data/tokenizer.model.v1").read_bytes())
+            try:
+                package = files("mistral_common")
+            except ImportError:
+                raise UserError("the default text model is in mistral-common: pip install mistral-common") from None
+            return cls(package.joinpath("data/tokenizer.model.v1").read_bytes())
         try:
             return cls(Path(path).read_bytes())
         except OSError as error:
             raise UserError(f"cannot read the SentencePiece model {path}: {error.strerror}") from None
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
 
     @property
     def size(self) -> int:

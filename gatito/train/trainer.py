@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from gatito.data.packing import Batch
+from gatito.data.publish import check_writable
 from gatito.data.sampler import Sampler
 from gatito.data.store import Store, open_store
 from gatito.errors import UserError
@@ -88,6 +89,7 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     """
     config = recipe.train
     _check_tracker(config)
+    check_writable(out)
     store = open_store(data)
     sampler = Sampler(store=store, context=config.context, seed=config.seed, prompt_share=config.prompt_share)
     newest = _newest(config, out)
@@ -320,7 +322,7 @@ def _check_tracker(config: TrainConfig) -> None:
 
 def _newest(config: TrainConfig, out: Path) -> tuple[Path, TrainingState] | None:
     if config.resume == "never":
-        if list_checkpoints(out):
+        if list_checkpoints(out) or (out / "metrics.jsonl").exists():
             raise UserError(
                 f"{out} holds a run already; continue it with --train.resume auto, or choose another --out"
             )
