@@ -36,6 +36,8 @@ def models(vocabulary: Vocabulary) -> tuple[GatitoForCausalLM, GPT2LMHeadModel]:
     """Ours and the peer, of equal depth and width, with fresh weights."""
     ours = GatitoForCausalLM(ModelConfig().build(vocabulary, CONTEXT, end_id=2))
     shape = GPT2Config(
+        bos_token_id=None,
+        eos_token_id=None,
         vocab_size=vocabulary.size, n_positions=CONTEXT, n_embd=128, n_layer=4, n_head=4, n_inner=512,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
