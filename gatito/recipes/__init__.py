@@ -28,7 +28,7 @@ def check_yaml(path: Path) -> None:
 
 
 def load_recipe(name: str) -> Recipe:
-    """A recipe of the package, or of a YAML file that has both of its sections."""
+    """A recipe of the package, or of a YAML file that has both of its sections; its `data` is not read."""
     values = yaml.safe_load(Path(recipe_path(name)).read_text())
     return Recipe(model=ModelConfig(**values["model"]), train=TrainConfig(**values["train"]))
 
