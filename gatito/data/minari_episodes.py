@@ -15,6 +15,7 @@ from minari.dataset.minari_storage import MinariStorage
 
 from gatito.data.episode import Episode, rows
 from gatito.errors import UserError
+from gatito.tokenizers.fields import fields_of
 
 EXPLORATORY = "exploratory"
 """Info key: (T + 1, 1) booleans, True where a random action was executed."""
@@ -126,14 +127,19 @@ class MinariWriter:
     """Writes episodes in chunks into a Minari dataset (Arrow, lossless images)."""
 
     def __init__(self, folder: Path, dataset_id: str, env: gym.Env[Any, Any], metadata: dict[str, Any]) -> None:
-        """Start a dataset in `folder`; `metadata` is added to Minari's own keys."""
-        self.folder = folder.absolute()  # Minari adds up sizes of absolute paths only
+        """Start a dataset in `folder`; `metadata` is added to Minari's own keys.
+
+        Raises `UserError` for spaces that could not be tokenized later; Minari stores all the others.
+        """
         try:
-            self._storage = MinariStorage.new(
-                self.folder / "data", env.observation_space, env.action_space, None, "arrow", jpeg_encoding=False
-            )
-        except NotImplementedError as error:
-            raise UserError(f"{dataset_id}: Minari cannot store its spaces ({error}); wrap the environment") from None
+            fields_of(env.observation_space, "observation")
+            fields_of(env.action_space, "action")
+        except UserError as error:
+            raise UserError(f"{dataset_id}: {error}") from None
+        self.folder = folder.absolute()  # Minari adds up sizes of absolute paths only
+        self._storage = MinariStorage.new(
+            self.folder / "data", env.observation_space, env.action_space, None, "arrow", jpeg_encoding=False
+        )
         # Minari walks the whole folder after every episode to add up its size: quadratic, 10 s at 600 episodes.
         self._get_size = self._storage.get_size
         self._storage.get_size = lambda: 0.0
