@@ -139,6 +139,7 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
         captions = caption_images(model, processor, size.images)
         written = continue_texts(model, processor, list(BEGINNINGS))
     scores = caption_score(captions)
+    # Written now as well: whatever fails while filming must not cost the scores.
     write_results(Results(tasks=rows, captions=scores, seconds=stages.seconds), out / "results.json")
     with stages.stage("report", "5/5 record videos and write the report"):
         videos = [record_episode(model, processor, task) for task in tqdm(SHOWN, desc="film", unit="episode")]

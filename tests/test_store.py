@@ -409,7 +409,9 @@ def test_without_the_filter_all_are_kept(build_one: Any) -> None:
 
 @pytest.mark.usefixtures("known")
 def test_a_nan_reward_names_its_episode(build_one: Any) -> None:
-    with pytest.raises(UserError, match=r"toy/one, episode 1: NaN or Inf in its rewards; repair or drop the episode"):
+    with pytest.raises(
+        UserError, match=r"toy/one, episode 1, timestep 0: the reward is nan; repair or drop the episode"
+    ):
         build_one(spaces.Discrete(3), ACTION, number_episodes([12.0, np.nan, 3.0]), expert_filter=0.8)
 
 

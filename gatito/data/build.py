@@ -1,5 +1,6 @@
 """From Minari datasets, texts and captioned images to a tokenized store."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from gatito.data.checks import Clipped, checked_tokens
 from gatito.data.domains import digits, texts
 from gatito.data.filter import is_expert
 from gatito.data.minari_episodes import MinariSource, open_minari
-from gatito.data.publish import published
+from gatito.data.publish import check_writable, published
 from gatito.data.store import Store, StoreWriter, open_store, write_mixture
 from gatito.data.tasks import references, registry
 from gatito.errors import UserError, nearest
@@ -89,6 +90,7 @@ def open_layout(source: MinariSource, vocabulary: Vocabulary, text: TextTokenize
 
 def build(config: MixtureConfig, out: Path) -> Store:
     """Build the store `out`; a failure leaves nothing behind. Raises `UserError` for bad data."""
+    check_writable(out)
     text = TextTokenizer.load(config.text_model)
     vocabulary = Vocabulary(text_size=text.size, overlapping_discrete=config.overlapping_discrete)
     with published(out) as folder:
@@ -105,8 +107,9 @@ def build(config: MixtureConfig, out: Path) -> Store:
 
 def _unused_name(dataset: DatasetConfig, names: list[str]) -> str:
     """A folder name for a dataset; `a/b` and `a-b` would have the same one."""
-    name = re.sub(r"[:/\\\\]", "-", dataset.source).strip("-.")
-    return name if name not in names else f"{name}-{len(names)}"
+    name = re.sub(r"[:/\\]", "-", dataset.source).strip("-.")
+    numbered = (f"{name}-{k}" for k in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([name], numbered) if candidate not in names)
 
 
 def _build_dataset(
@@ -154,9 +157,6 @@ def _kept_episodes(source: MinariSource, config: DatasetConfig) -> list[int]:
             "(gatito tasks --measure) or set expert_filter: null"
         )
     returns = np.array([episode.total_return for episode in source.episodes()])
-    if not np.isfinite(returns).all():
-        index = int(np.argmin(np.isfinite(returns)))
-        raise UserError(f"{source.path}, episode {index}: NaN or Inf in its rewards; repair or drop the episode")
     try:
         return [int(i) for i in np.flatnonzero(is_expert(returns, known.random, config.expert_filter))]
     except UserError as error:

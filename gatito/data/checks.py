@@ -33,9 +33,6 @@ def checked_tokens(
     Raises `UserError` for NaN, a wrong shape or dtype, and for an action further than 1e-3 outside its bounds
     unless `clip_actions`.
     """
-    if not np.isfinite(episode.rewards).all():
-        t = int(np.argmin(np.isfinite(episode.rewards)))
-        raise UserError(f"{where}, timestep {t}: the reward is {episode.rewards[t]}; repair or drop the episode")
     sequence = layout.episode_tokens(episode.observations, episode.actions, targets=episode.targets, where=where)
     observations = layout.num_clipped(episode.observations)
     actions = 0

@@ -45,7 +45,7 @@ class MinariSource:
             yield self.episode(i)
 
     def episode(self, index: int) -> Episode:
-        """Read one episode; raises `UserError` where it is not there or its file is broken."""
+        """Read one episode; raises `UserError` where it is not there, its file is broken or a reward is NaN."""
         if not 0 <= index < len(self):
             raise UserError(f"{self.path}: no episode {index}; it has {len(self)}, 0 to {len(self) - 1}")
         try:
@@ -57,7 +57,12 @@ class MinariSource:
         return self._episode(index, data)
 
     def _episode(self, index: int, data: Any) -> Episode:
-        T = len(data.rewards)
+        T, rewards = len(data.rewards), np.asarray(data.rewards, np.float64)
+        if not np.isfinite(rewards).all():
+            t = int(np.argmin(np.isfinite(rewards)))
+            raise UserError(
+                f"{self.path}, episode {index}, timestep {t}: the reward is {rewards[t]}; repair or drop the episode"
+            )
         exploratory = np.zeros(T, np.bool_)
         if self.executed and EXPLORATORY in (data.infos or {}):
             exploratory = np.asarray(data.infos[EXPLORATORY]).reshape(-1)[:T].astype(np.bool_)
@@ -67,7 +72,7 @@ class MinariSource:
             agent=self.agent,
             observations=rows(data.observations, T),
             actions=rows(data.actions, T),
-            rewards=np.asarray(data.rewards, np.float64),
+            rewards=rewards,
             targets=~exploratory,
         )
 

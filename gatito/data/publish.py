@@ -36,7 +36,6 @@ def published(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     if target.exists() and not replace:
         raise UserError(f"{target} exists; choose another --out or remove it")
-    check_writable(target)
     host = socket.gethostname()
     created = [parent for parent in target.parents if not parent.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -276,9 +276,9 @@ def open_store(folder: Path, *, verify: bool = True) -> Store:
         values = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); build the store again") from None
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-        values = values if isinstance(values, dict) else {}
-        raise UserError(f"{path}: schema {values.get('schema')}, this gatito reads {SCHEMA}; build the store again")
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if schema != SCHEMA:
+        raise UserError(f"{path}: schema {schema}, this gatito reads {SCHEMA}; build the store again")
     stated = values.pop("sha256", None)
     if stated != _sha256_of_values(values):
         raise UserError(_damaged(path))

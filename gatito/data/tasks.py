@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, metadata
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -23,11 +23,10 @@ from gatito.errors import UserError, nearest
 from gatito.tokenizers import Layout, TextTokenizer, Vocabulary
 
 Score = TypeVar("Score", float, NDArray[np.float64])
+"""One return, or an array of them."""
+
 Policy = Callable[[Any], Any]
 """Maps one observation to one action; asked once per timestep, in order."""
-
-EXTRAS = ("classic", "box2d", "babyai", "metaworld", "demo")
-"""Extras of gatito that bring simulators."""
 
 EVALUATION_SEEDS = 1 << 30
 """Episode seeds below are for collecting, from here on for references, prompts and evaluation."""
@@ -88,7 +87,8 @@ class TaskSpec:
         """Return the sentence that tells what to install, or None where all is there."""
         for module, extra in self.modules.items():
             if importlib.util.find_spec(module) is None:
-                package = f"gatito[{extra}]" if extra in EXTRAS else extra
+                ours = metadata("gatito").get_all("Provides-Extra") or []
+                package = f"gatito[{extra}]" if extra in ours else extra
                 return f"task {self.id!r} needs {module}: pip install '{package}'"
         return None
 

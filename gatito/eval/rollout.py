@@ -158,14 +158,26 @@ def evaluate_task(
     on_episode: Callable[[], object] = lambda: None,
 ) -> TaskResult:
     """Score a checkpoint on one task. Same checkpoint, task, episodes and prompt: same result."""
-    spec, layout, known = check_task(processor, task)
+    return _score(model, *check_task(processor, task), episodes, prompt, temperature, on_episode)
+
+
+def _score(
+    model: GatitoForCausalLM,
+    spec: TaskSpec,
+    layout: Layout,
+    known: Reference,
+    episodes: int,
+    prompt: Prompt,
+    temperature: float,
+    on_episode: Callable[[], object],
+) -> TaskResult:
     context = int(model.config.context)
     prompts = demonstrations(spec, layout, context, min(episodes, 20)) if prompt == "demo" else None
     actor = Actor(model, layout, min(NUM_SESSIONS, episodes), temperature=temperature)
     seeds = [EVALUATION_SEEDS + i for i in range(episodes)]
     returns = play(spec, actor, seeds, prompts, on_episode)
     if actor.num_clipped:
-        tqdm.write(f"{task}: {actor.num_clipped} observed values outside their bounds, clipped by the bins")
+        tqdm.write(f"{spec.id}: {actor.num_clipped} observed values outside their bounds, clipped by the bins")
     scores = known.score(returns)
     if spec.success:
         rate_low, rate_high = wilson_interval(int(returns.sum()), episodes)
@@ -173,7 +185,7 @@ def evaluate_task(
     else:
         low, high = bootstrap_interval(scores)
     return TaskResult(
-        id=task,
+        id=spec.id,
         domain=spec.domain,
         prompt=prompt,
         episodes=episodes,
@@ -201,20 +213,11 @@ def evaluate(
     for task in tasks:
         if list(tasks).count(task) > 1:
             raise UserError(f"task {task!r} is listed twice; raise --episodes instead")
-        check_task(processor, task)
+    checked = [check_task(processor, task) for task in tasks]  # all of them before the first episode
     results = []
     with tqdm(total=len(tasks) * episodes, desc=f"evaluate, prompt {prompt}", unit="episode") as bar:
-        for task in tasks:
-            result = evaluate_task(
-                model,
-                processor,
-                task,
-                episodes=episodes,
-                prompt=prompt,
-                temperature=temperature,
-                on_episode=bar.update,
-            )
-            results.append(result)
+        for spec, layout, known in checked:
+            results.append(_score(model, spec, layout, known, episodes, prompt, temperature, bar.update))
     return results
 
 
