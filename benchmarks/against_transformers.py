@@ -1,8 +1,9 @@
 """Training tokens/s and acting ms/step against a transformers GPT-2 of the same size, fed the peers' way.
 
 The peer computes all logits over the whole vocabulary in training, and recomputes its window for every action
-token when it acts. Both see the same rows of tokens; the peer embeds a placeholder id where we embed a patch, so
-images cost it nothing. Measured in turn, round by round, in one process:
+token when it acts. Both see the same rows of tokens, ours with a flat trunk: what latents and the action decoder add
+is measured by benchmarks/resampler.py. The peer embeds a placeholder id where we embed a patch, so images cost it
+nothing. Measured in turn, round by round, in one process:
 
     python benchmarks/against_transformers.py --store demo/store
 """
@@ -34,7 +35,8 @@ NUM_OBSERVATIONS, NUM_ACTIONS = 17, 6
 
 def models(vocabulary: Vocabulary) -> tuple[GatitoForCausalLM, GPT2LMHeadModel]:
     """Ours and the peer, of equal depth and width, with fresh weights."""
-    ours = GatitoForCausalLM(ModelConfig().build(vocabulary, CONTEXT, end_id=2))
+    flat = ModelConfig(latents=0, action_layers=0)
+    ours = GatitoForCausalLM(flat.build(vocabulary, CONTEXT, end_id=2))
     shape = GPT2Config(
         bos_token_id=None,
         eos_token_id=None,
@@ -102,9 +104,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     store = open_store(arguments.store)
-    sampler = Sampler(store=store, context=CONTEXT, seed=0)
-    batches = [sampler.batch(i * ROWS, ROWS) for i in range(arguments.rounds + 1)]
     ours, peer = models(store.vocabulary)
+    sampler = Sampler(store=store, context=CONTEXT, trunk=ours.config.trunk, seed=0)
+    batches = [sampler.batch(i * ROWS, ROWS) for i in range(arguments.rounds + 1)]
     train = {
         "gatito": training_step(ours, lambda batch: ours(**batch.tensors()).loss),
         "transformers": training_step(peer, lambda batch: peer_loss(peer, batch)),
@@ -127,8 +129,8 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in act}
     for _ in range(6 * arguments.rounds):
         observation = rng.normal(size=NUM_OBSERVATIONS)
-        for name, step in act.items():
-            times[name].append(step(observation))
+        for name, environment_step in act.items():
+            times[name].append(environment_step(observation))
     filled = CONTEXT // (NUM_OBSERVATIONS + 1 + NUM_ACTIONS)
 
     def median(values: dict[str, list[float]], name: str, first: int = 0) -> float:

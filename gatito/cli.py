@@ -120,6 +120,18 @@ def evaluate(
     evaluate_checkpoint(checkpoint, Path(out), chosen, episodes, prompt, temperature)
 
 
+def info(source: str, data: str | None = None) -> None:
+    """Show what a recipe or checkpoint is made of, and how many timesteps its context holds for each task.
+
+    Args:
+        source: Name of a recipe, a YAML file, a checkpoint folder, folder of a run, or `hf:owner/name` on the hub.
+        data: Store whose timesteps are counted; by default the one that the recipe names.
+    """
+    from gatito.commands import show_info
+
+    show_info(source, data)
+
+
 def demo(out: str = "demo", small: bool = False) -> None:
     """Collect, build, train and evaluate five domains with one set of weights, then write a report.
 
@@ -152,6 +164,7 @@ def build_parser() -> _Parser:
     verbs.add_subcommand("demo", verb(demo))
     verbs.add_subcommand("tasks", verb(tasks))
     verbs.add_subcommand("tokens", verb(tokens, "source"))
+    verbs.add_subcommand("info", verb(info, "source"))
 
     data = _Parser(description="Collect datasets and build tokenized stores.")
     verbs.add_subcommand("data", data)
@@ -195,7 +208,9 @@ def run(arguments: Sequence[str]) -> None:
         path = train(built, Path(chosen.data), Path(chosen.out))
         print(f"{path}\nnext: gatito eval {chosen.out} --out {chosen.out}/eval")
     else:
-        functions: dict[str, Callable[..., None]] = {"demo": demo, "tasks": tasks, "tokens": tokens, "eval": evaluate}
+        functions: dict[str, Callable[..., None]] = {
+            "demo": demo, "tasks": tasks, "tokens": tokens, "info": info, "eval": evaluate
+        }  # fmt: skip
         functions[values.verb](**chosen.as_dict())
 
 

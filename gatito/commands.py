@@ -23,7 +23,9 @@ from gatito.eval.agent import load_checkpoint
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results, print_results, write_results
 from gatito.eval.rollout import evaluate, measure_references
+from gatito.recipes import load_recipe, recipe_data, recipe_names
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
+from gatito.train.info import parameters_by_part, reach_of_data, reach_of_layouts
 
 MAX_STEPS = 1000
 """Timesteps after which an episode is cut of an environment that has no limit of its own."""
@@ -187,6 +189,33 @@ def describe_store(store: Store) -> None:
             )
             print(f"    filtered {m['filtered_episodes']} episodes; outside their declared bounds: {outside}")
     print(store.folder)
+
+
+def show_info(source: str, data: str | None) -> None:
+    """Print what a recipe or checkpoint is made of, and how many timesteps its context holds."""
+    store: Store | None
+    if source in recipe_names() or Path(source).suffix in (".yaml", ".yml"):
+        recipe = load_recipe(source)
+        store = open_store(Path(data or recipe_data(source)), verify=False)
+        config, layouts = recipe.model.build(store.vocabulary, recipe.train.context, store.text.end), {}
+    elif source.startswith("hf:") or Path(source).is_dir():
+        model, processor = load_checkpoint(source)
+        config, layouts = model.config, processor.layouts
+        store = open_store(Path(data), verify=False) if data else None
+        if store and store.vocabulary != config.vocabulary:
+            raise UserError(f"--data {data} has other ids than checkpoint {source}; give the store it was trained on")
+    else:
+        raise UserError(nearest(source, recipe_names(), "recipe or checkpoint"))
+    print(
+        f"{source}: width {config.hidden_size}, {config.num_hidden_layers} layers, context {config.context} positions"
+    )
+    for part, count in parameters_by_part(config).items():
+        print(f"  {part:18} {count:>12,} parameters")
+    print(f"{'task':44} {'tokens':>7} {'positions':>9}   a context holds")
+    for row in reach_of_data(list(store), config) if store else reach_of_layouts(layouts, config):
+        print(f"{row.name:44} {row.tokens:>7.1f} {row.positions:>9.1f}   {row.timesteps} {row.unit}")
+    if store is None:
+        print("texts inside observations are counted as empty; --data STORE measures them")
 
 
 def evaluate_checkpoint(

@@ -24,6 +24,7 @@ from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results, print_results, write_results
 from gatito.eval.rollout import evaluate
 from gatito.eval.videos import record_episode
+from gatito.model import GatitoForCausalLM
 from gatito.recipes import load_recipe
 from gatito.tokenizers.patches import PATCH, from_patches
 from gatito.train.configs import Recipe
@@ -75,7 +76,7 @@ TASKS = {
     "babyai/go-to-local-s5n2": DemoTask(episodes=3000, weight=1.8),
 }
 CAPTIONS_WEIGHT, TEXT_WEIGHT = 0.4, 0.2
-FULL = Size(share=1.0, episodes=50, prompted_episodes=20, images=None, minutes=14)
+FULL = Size(share=1.0, episodes=50, prompted_episodes=20, images=None, minutes=10)
 SMALL = Size(share=0.04, episodes=3, prompted_episodes=2, images=40, minutes=3)
 
 
@@ -177,14 +178,16 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
     return results
 
 
-def facts(model: torch.nn.Module, metrics: Path) -> dict[str, str]:
+def facts(model: GatitoForCausalLM, metrics: Path) -> dict[str, str]:
     """What was trained, on what."""
     parameters = sum(p.numel() for p in model.parameters())
-    table = model.get_input_embeddings().weight.numel()  # type: ignore[operator]
+    table = model.model.embedding.tokens.weight.numel()
+    latents, context = model.config.latents, model.config.context
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     return {
         "parameters": f"{parameters / 1e6:.2f} M, {(parameters - table) / 1e6:.2f} M without the token table",
         "steps": str(lines[-1]["step"]),
+        "context": f"{context} positions, of which an observation takes {latents or 'one per token'}",
         "training tokens per second": f"{sum(line['tokens_per_s'] for line in lines) / len(lines):.0f}",
         "machine": f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}",
     }

@@ -1,19 +1,22 @@
 """Acting: the same tokens as training, the same logits as without a cache, the same actions in a batch as alone."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from toy import CONTEXT, ToyEnv, hidden_of, layout_of, tiny_model, toy_sequence
+from toy import CONTEXT, TRUNKS, ToyEnv, action_states_of, hidden_of, layout_of, tiny_model, toy_sequence
 
 from gatito.data.episode import stack
+from gatito.data.packing import Batch, pack
 from gatito.data.sampler import prompt_budget
 from gatito.errors import UserError
 from gatito.eval.actor import Actor
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary
 from gatito.tokenizers.sequence import concatenate
+from gatito.tokenizers.trunk import Trunk
 
 IMAGE = spaces.Box(0, 255, (16, 32, 3), np.uint8)
 ENVS = {
@@ -32,10 +35,10 @@ def make(name: str, length: int = 20) -> ToyEnv:
     return ToyEnv(*ENVS[name], length=length)
 
 
-def prompt_of(env: ToyEnv, layout: Layout, context: int = CONTEXT, seed: int = 77) -> TokenSequence:
+def prompt_of(env: ToyEnv, layout: Layout, trunk: Trunk) -> TokenSequence:
     """As many whole timesteps of another episode as half the context holds."""
-    sequence = toy_sequence(make_like(env, 20), layout, seed)
-    last = int(np.searchsorted(sequence.timestep_starts, prompt_budget(context), side="right")) - 1
+    sequence = toy_sequence(make_like(env, 40), layout, seed=77)
+    last = int(np.searchsorted(trunk.timestep_starts(sequence), prompt_budget(CONTEXT), side="right")) - 1
     assert last >= 1
     return sequence.timesteps(0, last, layout.vocabulary.patch)
 
@@ -44,40 +47,51 @@ def make_like(env: ToyEnv, length: int) -> ToyEnv:
     return ToyEnv(env.observation_space, env.action_space, length)
 
 
+@dataclass
+class Fed:
+    """One row of one call of the model, without its padding."""
+
+    ids: list[int]
+    local: list[int]
+    positions: list[int]
+
+
 class Spy:
     """Records what an actor feeds to the model and between which logits it chooses."""
 
     def __init__(self, actor: Actor, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.fed: list[tuple[int, list[int], list[int], list[int]]] = []
-        """Session, ids, local positions and positions of each call, without its padding."""
+        self.fed: list[Fed] = []
+        self.observed: list[int] = []
+        """Ids of observations that were resampled."""
+        self.taken: list[int] = []
+        """Ids of actions that were decoded and then fed."""
         self.logits: list[torch.Tensor] = []
-        step, choose, feed = actor.model.step, actor._choose, actor._feed_rows
+        step, choose = actor.model.step, actor._choose
 
-        def spied_feed(active: Any) -> torch.Tensor:
-            self._lengths = [sum(map(len, actor.sessions[s].pending)) for s in active]
-            return feed(active)
-
-        def spied_step(ids: Any, local: Any, positions: Any, rows: Any, *others: Any) -> torch.Tensor:
-            for r, (session, n) in enumerate(zip(rows.tolist(), self._lengths, strict=True)):
-                self.fed.append((session, ids[r, :n].tolist(), local[r, :n].tolist(), positions[r, :n].tolist()))
-            return step(ids, local, positions, rows, *others)
+        def spied_step(batch: Batch, positions: Any, rows: Any, cache: Any) -> torch.Tensor:
+            for r, n in enumerate((batch.segments > 0).sum(-1).tolist()):
+                shown = (batch.input_ids, batch.local_positions, positions)
+                self.fed.append(Fed(*(tensor[r, :n].tolist() for tensor in shown)))
+            for kept, ids in ((self.observed, batch.observation_ids), (self.taken, batch.action_ids)):
+                kept.extend([] if ids is None else ids.tolist())
+            return step(batch, positions, rows, cache)
 
         def spied_choose(logits: torch.Tensor, active: Any) -> np.ndarray:
             self.logits.append(logits.clone())
             return choose(logits, active)
 
         monkeypatch.setattr(actor.model, "step", spied_step)
-        monkeypatch.setattr(actor, "_feed_rows", spied_feed)
         monkeypatch.setattr(actor, "_choose", spied_choose)
 
 
+@pytest.mark.parametrize("trunk", TRUNKS)
 @pytest.mark.parametrize("name", ENVS)
 def test_acting_builds_exactly_the_tokens_that_training_sees(
-    name: str, vocabulary: Vocabulary, text: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+    name: str, trunk: str, vocabulary: Vocabulary, text: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env = make(name, length=8)
     layout = layout_of(env, vocabulary, text)
-    actor = Actor(tiny_model(vocabulary, context=256), layout)
+    actor = Actor(tiny_model(vocabulary, context=256, **TRUNKS[trunk]), layout)
     spy = Spy(actor, monkeypatch)
     actor.reset(0)
     observations, done = [env.reset(seed=3)[0]], False
@@ -91,39 +105,54 @@ def test_acting_builds_exactly_the_tokens_that_training_sees(
     for field in FIELDS:
         np.testing.assert_array_equal(getattr(window, field), getattr(expected, field), err_msg=field)
         assert getattr(window, field).dtype == getattr(expected, field).dtype, field
-    # The same in what the model was fed, but for the last action's last token, which nothing follows.
-    n = len(expected) - 1
-    assert [i for _, ids, _, _ in spy.fed for i in ids] == expected.ids[:n].tolist()
-    assert [i for _, _, local, _ in spy.fed for i in local] == expected.local_positions[:n].tolist()
-    assert [i for _, _, _, positions in spy.fed for i in positions] == list(range(n))
+    # The same in what the model was fed, but for the last action, or its last token, which nothing follows.
+    batch = pack([[expected]], actor.trunk)
+    n = batch.input_ids.shape[1] - (0 if actor.trunk.decoded_actions else 1)
+    assert [i for fed in spy.fed for i in fed.ids] == batch.input_ids[0, :n].tolist()
+    assert [i for fed in spy.fed for i in fed.local] == batch.local_positions[0, :n].tolist()
+    assert [i for fed in spy.fed for i in fed.positions] == list(range(n))
+    for field, given in (("observation_ids", spy.observed), ("action_ids", spy.taken)):
+        packed = getattr(batch, field)
+        if packed is None:
+            assert not given
+        else:
+            given = given if field == "observation_ids" else [*given, *expected.ids[-layout.num_action_tokens :]]
+            assert sorted(packed.tolist()) == sorted(given)
 
 
 @pytest.mark.parametrize("with_prompt", [False, True])
+@pytest.mark.parametrize("trunk", TRUNKS)
 @pytest.mark.parametrize("name", ENVS)
 def test_cached_acting_equals_the_uncached_model_at_every_step_of_three_windows(
-    name: str, with_prompt: bool, vocabulary: Vocabulary, text: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    trunk: str,
+    with_prompt: bool,
+    vocabulary: Vocabulary,
+    text: TextTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     env = make(name, length=10_000)
     layout = layout_of(env, vocabulary, text)
-    model = tiny_model(vocabulary, initializer_range=0.2)
-    prompt = prompt_of(env, layout) if with_prompt else None
+    model = tiny_model(vocabulary, initializer_range=0.2, **TRUNKS[trunk])
+    length = model.config.trunk.length
+    prompt = prompt_of(env, layout, model.config.trunk) if with_prompt else None
     actor = Actor(model, layout)
     spy = Spy(actor, monkeypatch)
     actor.reset(0, prompt)
     observation = env.reset(seed=3)[0]
-    observations, tokens, drops, A = [], 0, 0, layout.num_action_tokens
-    while tokens < 3 * CONTEXT:
+    observations, fed, drops, A = [], 0, 0, layout.num_action_tokens
+    while fed < 3 * CONTEXT:
         before = len(actor.sessions[0].timesteps)
         observations.append(observation)
         observation = env.step(actor.act({0: observation})[0])[0]
         window = actor.sessions[0].window()
-        tokens += len(window[-1])
+        fed += length(window[-1])
         drops += len(actor.sessions[0].timesteps) <= before
-        assert sum(map(len, window)) <= CONTEXT
+        assert sum(map(length, window)) <= CONTEXT
         with torch.no_grad():
-            hidden = hidden_of(model, window)
+            states = action_states_of(model, window, A)
         for j, (start, stop) in enumerate(layout.legal_ids):
-            expected = model.logits_over(hidden[len(hidden) - A - 1 + j], start, stop)
+            expected = model.logits_over(states[j], start, stop)
             torch.testing.assert_close(spy.logits[j - A][0], expected, atol=1e-5, rtol=1e-5)
         # The window is the pinned prompt and the newest timesteps of the episode.
         kept = len(actor.sessions[0].timesteps)
@@ -189,15 +218,16 @@ def play(
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("trunk", TRUNKS)
 @pytest.mark.parametrize("name", ["vectors", "missions", "images"])
 def test_batched_sessions_act_as_each_alone(
-    name: str, temperature: float, vocabulary: Vocabulary, text: TextTokenizer
+    name: str, trunk: str, temperature: float, vocabulary: Vocabulary, text: TextTokenizer
 ) -> None:
     lengths, steps = [3, 7, 40, 11], 25
     envs = [make(name, length) for length in lengths]
     layout = layout_of(envs[0], vocabulary, text)
-    model = tiny_model(vocabulary)
-    prompt = prompt_of(envs[0], layout)
+    model = tiny_model(vocabulary, **TRUNKS[trunk])
+    prompt = prompt_of(envs[0], layout, model.config.trunk)
     plans = [[(100 * s + e, prompt if (s + e) % 2 else None) for e in range(20)] for s in range(len(envs))]
     together = play(Actor(model, layout, len(envs), temperature=temperature), envs, plans, steps)
     alone = [
@@ -206,7 +236,8 @@ def test_batched_sessions_act_as_each_alone(
     ]
     assert together == alone
     assert [len(episodes) for episodes in together] == [9, 4, 1, 3]
-    assert len({str(a) for episodes in together for episode in episodes for a in episode}) > 2
+    if temperature:  # the likeliest action of a random network may always be the same
+        assert len({str(a) for episodes in together for episode in episodes for a in episode}) > 2
 
 
 def test_a_session_may_pause_while_others_act(vocabulary: Vocabulary, text: TextTokenizer) -> None:
@@ -322,7 +353,7 @@ def test_a_prompt_changes_the_actions(vocabulary: Vocabulary, text: TextTokenize
     layout, model = layout_of(env, vocabulary, text), tiny_model(vocabulary)
     observation = env.reset(seed=1)[0]
     actions = []
-    for prompt in (None, prompt_of(env, layout)):
+    for prompt in (None, prompt_of(env, layout, model.config.trunk)):
         actor = Actor(model, layout)
         actor.reset(0, prompt)
         actions.append(actor.act({0: observation})[0].tolist())
@@ -334,7 +365,7 @@ def test_a_prompt_of_more_than_half_the_context_is_refused(vocabulary: Vocabular
     layout = layout_of(env, vocabulary, text)
     actor, episode = Actor(tiny_model(vocabulary), layout), toy_sequence(env, layout, 0)
     actor.reset(0, episode.timesteps(0, 4, vocabulary.patch))  # 32 of 64 tokens fit
-    with pytest.raises(UserError, match="a prompt of 40 tokens, allowed 32: half the context"):
+    with pytest.raises(UserError, match="a prompt of 40 positions, allowed 32: half the context"):
         actor.reset(0, episode)
 
 
@@ -347,7 +378,7 @@ def test_one_timestep_longer_than_the_context_is_refused(vocabulary: Vocabulary,
     words = "the class " * 60
     needed = len(text.encode(words)) + 2
     assert needed > CONTEXT
-    with pytest.raises(UserError, match=f"one timestep of {needed} tokens .* exceed the context of {CONTEXT}"):
+    with pytest.raises(UserError, match=f"one timestep of {needed} positions .* exceed the context of {CONTEXT}"):
         actor.act({0: words})
 
 

@@ -19,6 +19,7 @@ from gatito.data.tasks import get_task
 from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint, prompt_from
 from gatito.tokenizers import TextTokenizer, Vocabulary
+from gatito.tokenizers.trunk import Trunk
 from gatito.train.checkpoint import list_checkpoints
 from gatito.train.trainer import train
 
@@ -119,10 +120,12 @@ def test_a_prompt_is_the_first_whole_timesteps_of_a_demonstration(run: Path) -> 
     layout = load_checkpoint(run)[1].layout(CARTPOLE)
     demonstration = cartpole_demonstration()
     whole = layout.episode_tokens(demonstration.observations, demonstration.actions)
-    prompt = prompt_from(demonstration, layout, 64)
+    prompt = prompt_from(demonstration, layout, Trunk(vocabulary=layout.vocabulary), 64)
     assert prompt is not None
     np.testing.assert_array_equal(prompt.ids, whole.ids[:30])
-    assert prompt_from(demonstration, layout, 11) is None  # 5 tokens hold no timestep of 6
+    assert (
+        prompt_from(demonstration, layout, Trunk(vocabulary=layout.vocabulary), 11) is None
+    )  # 5 tokens hold no timestep of 6
 
 
 def test_a_demonstration_of_another_task_is_refused(run: Path) -> None:

@@ -18,7 +18,9 @@ from toy import Line, layout_of, tiny_recipe, write_store
 import gatito.data.tasks as tasks_module
 from gatito import cli
 from gatito.data.tasks import registry
+from gatito.model import GatitoForCausalLM
 from gatito.tokenizers import TextTokenizer, Vocabulary
+from gatito.train.checkpoint import resolve_checkpoint
 from gatito.train.trainer import train
 
 Run = Callable[..., tuple[int, str, str]]
@@ -101,6 +103,16 @@ BAD = {
     "demo --out key.yaml": "--out key.yaml cannot be written",
     "train --config impossible.yaml --data s --out o": "--train.batch 5 does not divide by --train.accumulation 3",
     "train --config tiny --data s --out o --train.lr=-1": "--train.lr is -1.0, allowed > 0",
+    "train --config tiny --data s --out o --model.latents 9": "--model.latents is 9, allowed 0",
+    "train --config tiny --data s --out o --model.resampler-depth 3": "--model.resampler_depth is 3, allowed 0 to 2",
+    "train --config tiny --data s --out o --model.action-layers=-1": "--model.action_layers is -1, allowed 0 (none)",
+    "train --config tiny --data s --out o --model.latents 0 --model.resample-images": "resample_images needs",
+    "train --config tiny --data s --out o --train.predict-observations": "--train.predict_observations needs",
+    "info demmo": "unknown recipe or checkpoint 'demmo'; did you mean 'demo'?",
+    "info demo": "no tokenized store at demo/store",
+    "info demo --data s": "no tokenized store at s",
+    "info key.yaml --data s": "recipe key.yaml: got an unexpected keyword argument 'stepz'",
+    "info foo.yaml": "recipe foo.yaml names no data; give a store with --data",
     "data build --config mixture-weight.yaml --out b": "weight of 'captions:digits' is -2.0, allowed > 0",
     "data collect --tasks classic/cartpole --episodes 0 --out d": "episodes is 0, allowed 1 and more",
     "demo --out .": "is not empty; remove it or choose another --out",
@@ -327,6 +339,35 @@ def test_tokens_of_a_store_are_those_of_its_episode(run: Run, checkpoint: Path, 
     table = run("tokens", str(checkpoint / "store"), "--timesteps", "3")[1].splitlines()
     assert len(table) == 1 + 3 * 3
     assert np.mean(["target" in line for line in table[1:]]) == pytest.approx(1 / 3)
+
+
+def test_info_says_what_a_context_holds_for_each_task(run: Run, checkpoint: Path) -> None:
+    store = str(checkpoint / "store")
+    code, printed, _ = run("info", "paper", "--data", store)
+    assert code == 0
+    assert "context 256 positions" in printed
+    # One value, the separator and one action: 3 tokens and 3 positions a timestep.
+    (row,) = [line.split() for line in printed.splitlines() if line.startswith("toy/line")]
+    assert row == ["toy/line", "3.0", "3.0", "85", "timesteps"]
+    code, printed, _ = run("info", "demo", "--data", store)
+    (row,) = [line.split() for line in printed.splitlines() if line.startswith("toy/line")]
+    assert row[:3] == ["toy/line", "3.0", "1.0"]
+    assert f"context {row[3]} positions" in printed
+    assert "resampler" in printed
+    assert "action decoder" in printed
+
+
+def test_info_of_a_checkpoint_needs_no_data(run: Run, checkpoint: Path) -> None:
+    code, printed, _ = run("info", str(checkpoint / "run"))
+    assert code == 0
+    (row,) = [line.split() for line in printed.splitlines() if line.startswith("toy/line")]
+    assert row == ["toy/line", "3.0", "3.0", "21", "timesteps"]  # of 64
+    assert "texts inside observations are counted as empty" in printed
+    model = GatitoForCausalLM.from_pretrained(resolve_checkpoint(checkpoint / "run"))
+    counted = [int(line.split()[-2].replace(",", "")) for line in printed.splitlines() if "parameters" in line]
+    assert sum(counted) == sum(p.numel() for p in model.parameters())
+    code, _, err = run("info", str(checkpoint / "run"), "--data", "nowhere")
+    assert (code, "no tokenized store at nowhere" in err) == (2, True)
 
 
 def test_an_evaluation_writes_its_results_and_a_report(run: Run, folder: Path) -> None:

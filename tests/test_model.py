@@ -1,5 +1,6 @@
 """The network: against a reference, packed against single rows, its loss, generation and files."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from safetensors import safe_open
-from toy import CONTEXT, ToyEnv, hidden_of, layout_of, tiny_model, toy_sequence
+from toy import CONTEXT, TRUNKS, ToyEnv, hidden_of, layout_of, tiny_model, toy_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, StableLmConfig, StableLmForCausalLM
 
 import gatito
@@ -17,6 +18,7 @@ from gatito.data.packing import pack
 from gatito.errors import UserError
 from gatito.model import GatitoConfig, GatitoForCausalLM, GatitoProcessor
 from gatito.tokenizers import TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
+from gatito.tokenizers.trunk import Trunk
 
 
 @pytest.fixture
@@ -146,7 +148,7 @@ def test_the_loss_is_the_masked_cross_entropy_of_all_logits_in_value_and_gradien
 ) -> None:
     # In float64: the norm of one channel a group leaves the patch embedding's biases gradients of rounding alone.
     model = tiny_model(vocabulary, loss_over=over, initializer_range=0.1).double()
-    batch = pack([sequences[:2], sequences[2:]])
+    batch = pack([sequences[:2], sequences[2:]], model.config.trunk)
     output = model(**batch.tensors())
     output.loss.backward()
     found = gradients(model)
@@ -179,7 +181,7 @@ def test_the_loss_is_the_masked_cross_entropy_of_all_logits_in_value_and_gradien
 def test_the_loss_over_the_group_differs_from_the_loss_over_everything(
     vocabulary: Vocabulary, sequences: list[TokenSequence]
 ) -> None:
-    batch = pack([sequences]).tensors()
+    batch = pack([sequences], Trunk(vocabulary=vocabulary)).tensors()
     full, group = (tiny_model(vocabulary, loss_over=over)(**batch).loss for over in ("full", "group"))
     assert full.item() > group.item() + 0.1
 
@@ -188,7 +190,7 @@ def test_a_batch_without_targets_has_loss_zero_and_finite_gradients(
     vocabulary: Vocabulary, sequences: list[TokenSequence]
 ) -> None:
     model = tiny_model(vocabulary)
-    batch = pack([sequences])
+    batch = pack([sequences], model.config.trunk)
     output = model(**replace(batch, loss_mask=torch.zeros_like(batch.loss_mask)).tensors())
     output.loss.backward()
     assert output.loss.item() == 0.0
@@ -196,7 +198,8 @@ def test_a_batch_without_targets_has_loss_zero_and_finite_gradients(
 
 
 def test_hits_are_counted_by_group(vocabulary: Vocabulary, sequences: list[TokenSequence]) -> None:
-    model, batch = tiny_model(vocabulary, tie_word_embeddings=False), pack([sequences])
+    model = tiny_model(vocabulary, tie_word_embeddings=False)
+    batch = pack([sequences], model.config.trunk)
     ids = batch.input_ids[0].tolist()
     inputs = batch.tensors()
     del inputs["loss_mask"]
@@ -215,18 +218,19 @@ def test_hits_are_counted_by_group(vocabulary: Vocabulary, sequences: list[Token
 
 
 @pytest.mark.parametrize("rotary", [True, False])
+@pytest.mark.parametrize("trunk", TRUNKS)
 @torch.no_grad()
 def test_packed_rows_have_the_hidden_states_of_separate_sequences(
-    vocabulary: Vocabulary, sequences: list[TokenSequence], rotary: bool
+    vocabulary: Vocabulary, sequences: list[TokenSequence], rotary: bool, trunk: str
 ) -> None:
-    model = tiny_model(vocabulary, rotary=rotary).double()
-    batch = pack([sequences], length=CONTEXT + 30)
+    model = tiny_model(vocabulary, rotary=rotary, **TRUNKS[trunk]).double()
+    batch = pack([sequences], model.config.trunk, length=CONTEXT + 30)
     inputs = {k: v for k, v in batch.tensors().items() if k != "loss_mask"}
     packed = model(**inputs).logits[0]
     leaking = model(**{k: v for k, v in inputs.items() if k != "segments"}).logits[0]
     start = 0
     for number, sequence in enumerate(sequences):
-        stop = start + len(sequence)
+        stop = start + model.config.trunk.length(sequence)
         alone = model.lm_head(hidden_of(model, [sequence]))
         torch.testing.assert_close(packed[start:stop], alone, atol=1e-6, rtol=1e-6)
         if number:  # without the segment mask the test must fail
@@ -234,10 +238,11 @@ def test_packed_rows_have_the_hidden_states_of_separate_sequences(
         start = stop
 
 
+@pytest.mark.parametrize("trunk", TRUNKS)
 def test_packed_rows_have_the_gradients_of_separate_sequences(
-    vocabulary: Vocabulary, sequences: list[TokenSequence]
+    vocabulary: Vocabulary, sequences: list[TokenSequence], trunk: str
 ) -> None:
-    model = tiny_model(vocabulary, initializer_range=0.1).double()
+    model = tiny_model(vocabulary, initializer_range=0.1, **TRUNKS[trunk]).double()
 
     def gradients_of(batches: list) -> dict[str, torch.Tensor]:
         model.zero_grad()
@@ -246,10 +251,10 @@ def test_packed_rows_have_the_gradients_of_separate_sequences(
             torch.stack(list(output.targets.loss_sum.values())).sum().div(10.0).backward()
         return gradients(model)
 
-    separate = gradients_of([pack([[s]]) for s in sequences])
-    packed = gradients_of([pack([sequences], length=90)])
+    separate = gradients_of([pack([[s]], model.config.trunk) for s in sequences])
+    packed = gradients_of([pack([sequences], model.config.trunk, length=90)])
     assert_same_gradients(packed, separate, 1e-6)
-    batch = pack([sequences])
+    batch = pack([sequences], model.config.trunk)
     merged = gradients_of([replace(batch, segments=torch.ones_like(batch.segments))])
     name = "model.blocks.0.attention.qkv.weight"
     assert float((merged[name] - separate[name]).abs().max()) > 1e-4 * float(separate[name].abs().max())
@@ -260,7 +265,7 @@ def test_equal_patches_are_embedded_alike_wherever_they_stand_in_the_batch(
     vocabulary: Vocabulary, sequences: list[TokenSequence]
 ) -> None:
     model = tiny_model(vocabulary)
-    batch = pack([[sequences[1], sequences[1]], [sequences[2], sequences[1]]])
+    batch = pack([[sequences[1], sequences[1]], [sequences[2], sequences[1]]], model.config.trunk)
     assert len(batch.patches) < len(batch.patch_indices)  # repeated patches are stored once
     inputs = {k: v for k, v in batch.tensors().items() if k != "loss_mask"}
     logits, n = model(**inputs).logits, len(sequences[1])
@@ -271,7 +276,8 @@ def test_equal_patches_are_embedded_alike_wherever_they_stand_in_the_batch(
 
 @torch.no_grad()
 def test_pixels_and_patch_places_reach_the_logits(vocabulary: Vocabulary, sequences: list[TokenSequence]) -> None:
-    model, batch = tiny_model(vocabulary), pack([[sequences[1]]])
+    model = tiny_model(vocabulary)
+    batch = pack([[sequences[1]]], model.config.trunk)
     inputs = {k: v for k, v in batch.tensors().items() if k != "loss_mask"}
     logits = model(**inputs).logits
     for name, other in (("patches", 255 - batch.patches), ("patch_positions", 127 - batch.patch_positions)):
@@ -304,7 +310,16 @@ def test_stochastic_depth_keeps_the_mean_of_a_branch(vocabulary: Vocabulary) -> 
 
 @pytest.fixture
 def processor(vocabulary: Vocabulary, text: TextTokenizer) -> GatitoProcessor:
-    return GatitoProcessor(vocabulary, text, {})
+    return GatitoProcessor(Trunk(vocabulary=vocabulary), text, {})
+
+
+@pytest.fixture(params=["flat", "4 latents"])
+def writer(
+    request: pytest.FixtureRequest, vocabulary: Vocabulary, text: TextTokenizer
+) -> tuple[GatitoForCausalLM, GatitoProcessor]:
+    """A model and its processor, whose images have a position per patch, or are resampled."""
+    model = tiny_model(vocabulary, **TRUNKS[request.param])
+    return model, GatitoProcessor(model.config.trunk, text, {})
 
 
 PROMPTS = ["the", "if the expression is a class then the value is", "an object"]
@@ -318,9 +333,9 @@ def continued(model: GatitoForCausalLM, inputs: dict, **options: object) -> list
 
 @pytest.mark.parametrize("with_images", [False, True])
 def test_a_batch_of_unequal_prompts_continues_as_each_alone(
-    vocabulary: Vocabulary, processor: GatitoProcessor, with_images: bool
+    writer: tuple[GatitoForCausalLM, GatitoProcessor], with_images: bool
 ) -> None:
-    model = tiny_model(vocabulary)
+    model, processor = writer
     together = processor(PROMPTS, images=IMAGES if with_images else None)
     assert len(set(together["attention_mask"].sum(-1).tolist())) == 3  # the lengths do differ
     alone = [
@@ -333,15 +348,15 @@ def test_a_batch_of_unequal_prompts_continues_as_each_alone(
 
 @pytest.mark.parametrize("with_images", [False, True])
 def test_generating_with_and_without_a_cache_agrees(
-    vocabulary: Vocabulary, processor: GatitoProcessor, with_images: bool
+    writer: tuple[GatitoForCausalLM, GatitoProcessor], with_images: bool
 ) -> None:
-    model = tiny_model(vocabulary)
+    model, processor = writer
     inputs = processor(PROMPTS, images=IMAGES if with_images else None)
     assert continued(model, inputs, use_cache=True) == continued(model, inputs, use_cache=False)
 
 
-def test_the_image_in_a_prompt_changes_what_is_written(vocabulary: Vocabulary, processor: GatitoProcessor) -> None:
-    model = tiny_model(vocabulary)
+def test_the_image_in_a_prompt_changes_what_is_written(writer: tuple[GatitoForCausalLM, GatitoProcessor]) -> None:
+    model, processor = writer
     black, white = (continued(model, processor(images=[np.full((16, 16, 1), v, np.uint8)])) for v in (0, 255))
     assert black != white
 
@@ -367,9 +382,9 @@ def test_generate_stops_at_the_end_token(vocabulary: Vocabulary, processor: Gati
 
 
 def test_beams_over_a_batch_of_images_are_those_of_each_alone(
-    vocabulary: Vocabulary, processor: GatitoProcessor
+    writer: tuple[GatitoForCausalLM, GatitoProcessor],
 ) -> None:
-    model = tiny_model(vocabulary)
+    model, processor = writer
     inputs = processor(PROMPTS, images=IMAGES)
     beams = model.generate(**inputs, max_new_tokens=6, num_beams=3, do_sample=False, eos_token_id=None)
     for row, (prompt, image) in enumerate(zip(PROMPTS, IMAGES, strict=True)):
@@ -386,7 +401,7 @@ def test_auto_classes_load_a_saved_folder(
 ) -> None:
     assert gatito.GatitoForCausalLM is GatitoForCausalLM
     env = ToyEnv(spaces.Dict(a=spaces.Tuple((spaces.Discrete(3), spaces.MultiBinary(2)))), spaces.Discrete(2))
-    processor = GatitoProcessor(vocabulary, text, {"toy/task": layout_of(env, vocabulary, text)})
+    processor = GatitoProcessor(Trunk(vocabulary=vocabulary), text, {"toy/task": layout_of(env, vocabulary, text)})
     model = tiny_model(vocabulary)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -405,6 +420,19 @@ def test_auto_classes_load_a_saved_folder(
     assert repr(again) == "GatitoProcessor(1 layouts: toy/task)"
     assert again.layout("toy/task").sha256 == processor.layout("toy/task").sha256
     assert again.layout("toy/task").observations == processor.layout("toy/task").observations
+
+
+def test_a_checkpoint_says_how_many_positions_it_has_and_an_older_one_is_flat(
+    tmp_path: Path, vocabulary: Vocabulary, text: TextTokenizer
+) -> None:
+    trunk = tiny_model(vocabulary, **TRUNKS["4 latents, decoded"]).config.trunk
+    GatitoProcessor(trunk, text, {}).save_pretrained(tmp_path)
+    assert GatitoProcessor.from_pretrained(tmp_path).trunk == trunk
+    path = tmp_path / "processor_config.json"
+    values = json.loads(path.read_text())
+    del values["trunk"]
+    path.write_text(json.dumps(values))
+    assert GatitoProcessor.from_pretrained(tmp_path).trunk.is_flat
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -459,6 +487,10 @@ def test_overlapping_discrete_ids_shrink_the_head_and_count_as_text(vocabulary: 
     [
         ({"patch_channels": 40}, "patch_channels is 40, allowed multiples of 32"),
         ({"head_dim": 15}, "head_dim is 15"),
+        ({"latents": 9}, "latents is 9, allowed 0 .* to 8"),
+        ({"resampler_depth": 3}, "resampler_depth is 3, allowed 0 to 2"),
+        ({"action_layers": -1}, "action_layers is -1, allowed 0"),
+        ({"resample_images": True}, "resample_images needs latents"),
         ({"loss_over": "groups"}, "loss_over is 'groups', allowed 'group' or 'full'"),
     ],
 )

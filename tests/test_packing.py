@@ -8,6 +8,9 @@ from gymnasium import spaces
 from gatito.data.packing import distinct_patches, pack
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, text_tokens
 from gatito.tokenizers.patches import mean_positions
+from gatito.tokenizers.trunk import Trunk
+
+FLAT = Trunk(vocabulary=Vocabulary(text_size=300))
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,7 @@ def episode(layout: Layout, values: list[int]) -> TokenSequence:
 
 
 def test_segments_and_positions_in_full(layout: Layout) -> None:
-    batch = pack([[episode(layout, [1]), episode(layout, [2, 3])], [episode(layout, [4])]], length=13)
+    batch = pack([[episode(layout, [1]), episode(layout, [2, 3])], [episode(layout, [4])]], FLAT, length=13)
     assert batch.segments.tolist() == [[1] * 4 + [2] * 8 + [0], [1] * 4 + [0] * 9]
     assert batch.positions.tolist() == [[*range(4), *range(8), 0], [*range(4)] + [0] * 9]
     step = [2349, 2349, 2348]
@@ -38,7 +41,7 @@ def test_segments_and_positions_in_full(layout: Layout) -> None:
 
 
 def test_padding_is_never_a_target_and_belongs_to_no_segment(layout: Layout) -> None:
-    batch = pack([[episode(layout, [1])], [episode(layout, [1, 2, 3])]])
+    batch = pack([[episode(layout, [1])], [episode(layout, [1, 2, 3])]], FLAT)
     assert batch.input_ids.shape == (2, 12)  # the longest row
     padding = batch.segments == 0
     assert padding.sum() == 8
@@ -48,7 +51,7 @@ def test_padding_is_never_a_target_and_belongs_to_no_segment(layout: Layout) -> 
 
 def test_distinct_patches_map_back_to_the_same_pixels(layout: Layout) -> None:
     rows = [[episode(layout, [1, 2, 1])], [episode(layout, [2, 7]), episode(layout, [0])]]
-    batch = pack(rows)
+    batch = pack(rows, FLAT)
     expected = np.concatenate([sequence.patches for row in rows for sequence in row])
     assert len(expected) == 12
     assert len(batch.patches) == 4  # 0, 1, 2 and 7
@@ -75,7 +78,7 @@ def test_many_random_patches_map_back(layout: Layout) -> None:
 
 
 def test_rows_without_patches_pack_to_empty_patch_tensors(text: TextTokenizer) -> None:
-    batch = pack([[text_tokens("a class", text)]])
+    batch = pack([[text_tokens("a class", text)]], FLAT)
     assert batch.patches.shape == (0, 16, 16, 3)
     assert batch.patch_indices.shape == (0,)
     assert batch.patch_positions.shape == (0, 2)
@@ -83,10 +86,10 @@ def test_rows_without_patches_pack_to_empty_patch_tensors(text: TextTokenizer) -
 
 def test_positions_are_means_when_acting_and_samples_in_training(layout: Layout) -> None:
     sequence = episode(layout, [1, 2, 3, 4])
-    acting = pack([[sequence]])
+    acting = pack([[sequence]], FLAT)
     assert acting.patch_positions.tolist() == mean_positions(sequence.patch_intervals).tolist()
     assert acting.patch_positions.tolist() == [[63, 31], [63, 95]] * 4
-    draws = [pack([[sequence]], rngs=[np.random.default_rng(s)]).patch_positions for s in (0, 0, 1)]
+    draws = [pack([[sequence]], FLAT, rngs=[np.random.default_rng(s)]).patch_positions for s in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     for places in draws:
@@ -96,13 +99,13 @@ def test_positions_are_means_when_acting_and_samples_in_training(layout: Layout)
 
 def test_a_row_s_positions_depend_on_its_own_generator_only(layout: Layout) -> None:
     a, b = episode(layout, [1, 2]), episode(layout, [3])
-    alone = pack([[b]], rngs=[np.random.default_rng(5)]).patch_positions
-    together = pack([[a], [b]], rngs=[np.random.default_rng(4), np.random.default_rng(5)]).patch_positions
+    alone = pack([[b]], FLAT, rngs=[np.random.default_rng(5)]).patch_positions
+    together = pack([[a], [b]], FLAT, rngs=[np.random.default_rng(4), np.random.default_rng(5)]).patch_positions
     assert torch.equal(together[-2:], alone)
 
 
 def test_to_keeps_every_field(layout: Layout) -> None:
-    batch = pack([[episode(layout, [1, 2])]])
+    batch = pack([[episode(layout, [1, 2])]], FLAT)
     moved = batch.to(torch.device("cpu"))
     assert all(torch.equal(value, moved.tensors()[name]) for name, value in batch.tensors().items())
     assert len(moved.tensors()) == 8

@@ -19,6 +19,7 @@ from gatito.eval.videos import Video, encode_gif, record_episode
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.model.configuration import GatitoConfig
 from gatito.tokenizers import Layout, TextTokenizer, Vocabulary
+from gatito.tokenizers.trunk import Trunk
 
 SCORES = {"toy/good": 1.0, "toy/bad": -3.0, "other/a<b": 0.5}
 
@@ -99,7 +100,7 @@ def walk(monkeypatch):
     vocabulary = Vocabulary(text_size=text.size)
     layout = Layout.from_spaces(Walk.observation_space, Walk.action_space, vocabulary=vocabulary, text=text)
     model = GatitoForCausalLM(GatitoConfig(num_hidden_layers=1, context=64))
-    return model, GatitoProcessor(vocabulary, text, {"toy/walk": layout})
+    return model, GatitoProcessor(Trunk(vocabulary=vocabulary), text, {"toy/walk": layout})
 
 
 def test_report_refers_to_nothing_outside_itself(page):

@@ -28,6 +28,7 @@ from gatito.eval.rollout import (
 from gatito.eval.statistics import bootstrap_interval, wilson_interval
 from gatito.model import GatitoProcessor
 from gatito.tokenizers import TextTokenizer, Vocabulary
+from gatito.tokenizers.trunk import Trunk
 
 SEEDS: list[int] = []
 
@@ -81,7 +82,9 @@ def toy_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def processor(vocabulary: Vocabulary, text: TextTokenizer) -> GatitoProcessor:
-    return GatitoProcessor(vocabulary, text, {t: layout_of(s.make(), vocabulary, text) for t, s in SPECS.items()})
+    return GatitoProcessor(
+        Trunk(vocabulary=vocabulary), text, {t: layout_of(s.make(), vocabulary, text) for t, s in SPECS.items()}
+    )
 
 
 @pytest.mark.parametrize("prompt", ["none", "demo"])
@@ -104,7 +107,7 @@ def test_the_results_do_not_depend_on_the_number_of_sessions(
     model, spec = tiny_model(vocabulary), SPECS["toy/points"]
     layout = processor.layout("toy/points")
     seeds = [EVALUATION_SEEDS + i for i in range(9)]
-    prompts = demonstrations(spec, layout, 64, 4)
+    prompts = demonstrations(spec, layout, Trunk(vocabulary=layout.vocabulary), 64, 4)
     alone, few, many = (play(spec, Actor(model, layout, n), seeds, prompts) for n in (1, 4, 25))
     np.testing.assert_array_equal(alone, few)
     np.testing.assert_array_equal(alone, many)
@@ -135,7 +138,7 @@ def test_demonstrations_pass_over_seeds_on_which_the_expert_fails(processor: Gat
         return act
 
     spec = dataclasses.replace(SPECS["toy/points"], expert=moody)
-    prompts = demonstrations(spec, processor.layout("toy/points"), 64, 3)
+    prompts = demonstrations(spec, processor.layout("toy/points"), processor.trunk, 64, 3)
     assert len(prompts) == 3
     assert [s - PROMPT_SEEDS for s in SEEDS] == [0, 1, 2, 3, 4]
     assert all(0 < len(p) <= 32 and len(p) % 5 == 0 for p in prompts)
@@ -143,7 +146,7 @@ def test_demonstrations_pass_over_seeds_on_which_the_expert_fails(processor: Gat
 
 def test_demonstrations_pass_over_seeds_on_which_the_expert_scores_low(processor: GatitoProcessor) -> None:
     spec, returns = SPECS["toy/success"], []
-    prompts = demonstrations(spec, processor.layout("toy/success"), 64, 3)
+    prompts = demonstrations(spec, processor.layout("toy/success"), processor.trunk, 64, 3)
     env = spec.make()
     for seed in SEEDS.copy():
         episode = collect_episode(spec, env, seed)
@@ -157,7 +160,7 @@ def test_a_prompt_that_does_not_fit_is_refused(processor: GatitoProcessor) -> No
     with pytest.raises(
         UserError, match=r"0 of 1 demonstrations; .* of 10 not even the first timestep fits half the context of 8"
     ):
-        demonstrations(SPECS["toy/points"], processor.layout("toy/points"), 8, 1)
+        demonstrations(SPECS["toy/points"], processor.layout("toy/points"), processor.trunk, 8, 1)
 
 
 def test_a_reward_that_is_no_number_never_becomes_a_score(processor: GatitoProcessor, vocabulary: Vocabulary) -> None:

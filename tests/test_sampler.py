@@ -11,10 +11,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from gatito.data.sampler import Sampler, goal_timesteps, prompt_budget, prompt_timesteps
+from gatito.data.sampler import Sampler, goal_timesteps, longest_timestep, prompt_budget, prompt_timesteps
 from gatito.data.store import Store, StoreWriter, TokenDataset
 from gatito.errors import UserError
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
+from gatito.tokenizers.trunk import Trunk
 
 CONTEXT = 40
 STEP = 4
@@ -100,7 +101,9 @@ def same_batch(a: Any, b: Any) -> bool:
 
 
 def test_a_row_depends_on_seed_and_index_only(store: Store) -> None:
-    one, two = (Sampler(store=store, context=CONTEXT, seed=3) for _ in range(2))
+    one, two = (
+        Sampler(store=store, trunk=Trunk(vocabulary=store.vocabulary), context=CONTEXT, seed=3) for _ in range(2)
+    )
     backwards = {i: two.row(i) for i in reversed(range(60))}
     for i in range(60):
         assert same_row(one.row(i), backwards[i])
@@ -108,9 +111,11 @@ def test_a_row_depends_on_seed_and_index_only(store: Store) -> None:
 
 
 def test_a_batch_is_its_rows_wherever_it_begins(store: Store) -> None:
-    sampler = Sampler(store=store, context=CONTEXT, seed=3)
+    sampler = Sampler(store=store, trunk=Trunk(vocabulary=store.vocabulary), context=CONTEXT, seed=3)
     whole = sampler.batch(10, 6)
-    assert same_batch(whole, Sampler(store=store, context=CONTEXT, seed=3).batch(10, 6))
+    assert same_batch(
+        whole, Sampler(store=store, trunk=Trunk(vocabulary=store.vocabulary), context=CONTEXT, seed=3).batch(10, 6)
+    )
     parts = [sampler.batch(10, 2), sampler.batch(12, 4)]
     for name in ("input_ids", "loss_mask", "local_positions", "segments", "positions", "patch_positions"):
         joined = torch.cat([part.tensors()[name] for part in parts])
@@ -121,12 +126,14 @@ def test_a_batch_is_its_rows_wherever_it_begins(store: Store) -> None:
 
 
 def test_another_seed_is_another_stream(store: Store) -> None:
-    a, b = (Sampler(store=store, context=CONTEXT, seed=seed) for seed in (3, 4))
+    a, b = (
+        Sampler(store=store, trunk=Trunk(vocabulary=store.vocabulary), context=CONTEXT, seed=seed) for seed in (3, 4)
+    )
     assert sum(same_row(a.row(i), b.row(i)) for i in range(50)) <= 1
 
 
 def test_rows_of_one_seed_differ(store: Store) -> None:
-    sampler = Sampler(store=store, context=CONTEXT, seed=3)
+    sampler = Sampler(store=store, trunk=Trunk(vocabulary=store.vocabulary), context=CONTEXT, seed=3)
     rows = [str([s.ids.tolist() for s in sampler.row(i)]) for i in range(100)]
     assert len(set(rows)) == 100
 
@@ -135,7 +142,7 @@ def test_rows_of_one_seed_differ(store: Store) -> None:
 
 
 def test_rows_are_exactly_the_context_without_padding(store: Store) -> None:
-    sampler = Sampler(store=store, context=CONTEXT, seed=0)
+    sampler = Sampler(store=store, trunk=Trunk(vocabulary=store.vocabulary), context=CONTEXT, seed=0)
     rows = [sampler.row(i) for i in range(300)]
     assert {sum(len(s) for s in row) for row in rows} == {CONTEXT}
     assert max(len(row) for row in rows) > 1  # packing occurred
@@ -145,7 +152,7 @@ def test_rows_are_exactly_the_context_without_padding(store: Store) -> None:
 
 
 def test_a_row_is_of_one_dataset(store: Store) -> None:
-    sampler = Sampler(store=store, context=CONTEXT, seed=0)
+    sampler = Sampler(store=store, trunk=Trunk(vocabulary=store.vocabulary), context=CONTEXT, seed=0)
     seen = Counter()
     for i in range(200):
         name = sampler.dataset(i).name
@@ -158,7 +165,7 @@ def test_a_row_is_of_one_dataset(store: Store) -> None:
 
 
 def test_windows_start_on_a_timestep_and_follow_their_episode(walk: Store) -> None:
-    sampler = Sampler(store=walk, context=CONTEXT, seed=1, prompt_share=0.0)
+    sampler = Sampler(store=walk, trunk=Trunk(vocabulary=walk.vocabulary), context=CONTEXT, seed=1, prompt_share=0.0)
     cut_ends = 0
     for i in range(200):
         for sequence in sampler.row(i):
@@ -170,7 +177,9 @@ def test_windows_start_on_a_timestep_and_follow_their_episode(walk: Store) -> No
 
 
 def test_a_window_ends_at_its_episode_s_end_or_with_the_row(walk: Store) -> None:
-    sampler = Sampler(store=walk, context=CONTEXT - 1, seed=1, prompt_share=0.0)
+    sampler = Sampler(
+        store=walk, trunk=Trunk(vocabulary=walk.vocabulary), context=CONTEXT - 1, seed=1, prompt_share=0.0
+    )
     at_the_end = 0
     for i in range(200):
         row = sampler.row(i)
@@ -182,7 +191,7 @@ def test_a_window_ends_at_its_episode_s_end_or_with_the_row(walk: Store) -> None
 
 
 def test_every_timestep_is_as_likely_a_start(walk: Store) -> None:
-    sampler = Sampler(store=walk, context=STEP, seed=0, prompt_share=0.0)
+    sampler = Sampler(store=walk, trunk=Trunk(vocabulary=walk.vocabulary), context=STEP, seed=0, prompt_share=0.0)
     starts = Counter(places(sampler.row(i)[0])[0] for i in range(6000))
     total = sum(LENGTHS)
     assert len(starts) > 0.99 * total
@@ -196,7 +205,7 @@ def test_every_timestep_is_as_likely_a_start(walk: Store) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_every_stretch_of_200_rows_has_the_weights(store: Store, seed: int) -> None:
-    sampler = Sampler(store=store, context=CONTEXT, seed=seed)
+    sampler = Sampler(store=store, trunk=Trunk(vocabulary=store.vocabulary), context=CONTEXT, seed=seed)
     names = [sampler.dataset(i).name for i in range(20_000)]
     for name, share in {"walk": 0.5, "words": 0.2, "pictures": 0.3}.items():
         counts = np.convolve([n == name for n in names], np.ones(200), "valid")
@@ -210,7 +219,7 @@ def test_every_stretch_of_200_rows_has_the_weights(store: Store, seed: int) -> N
 @pytest.fixture(scope="module")
 def prompts(walk: Store) -> list[tuple[list[tuple[int, int]], list[tuple[int, int]]]]:
     """(prompt, window) of the first sequence of 4 000 rows of 42 tokens: half of them hold 5 timesteps, not 5.25."""
-    sampler = Sampler(store=walk, context=42, seed=5)
+    sampler = Sampler(store=walk, trunk=Trunk(vocabulary=walk.vocabulary), context=42, seed=5)
     return [prompt_and_window(sampler.row(i)[0]) for i in range(4000)]
 
 
@@ -254,7 +263,7 @@ def test_the_other_half_starts_anywhere(prompts: Any) -> None:
 
 
 def test_prompts_are_drawn_afresh_for_the_same_window(walk: Store) -> None:
-    sampler = Sampler(store=walk, context=CONTEXT, seed=5)
+    sampler = Sampler(store=walk, trunk=Trunk(vocabulary=walk.vocabulary), context=CONTEXT, seed=5)
     seen: dict[tuple[int, int], set[tuple[int, int]]] = {}
     for i in range(6000):
         prompt, window = prompt_and_window(sampler.row(i)[0])
@@ -266,7 +275,9 @@ def test_prompts_are_drawn_afresh_for_the_same_window(walk: Store) -> None:
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0.0), (1.0, 1.0)])
 def test_the_share_of_prompts_is_as_asked(walk: Store, share: float, expected: float) -> None:
-    sampler = Sampler(store=walk, context=CONTEXT, seed=5, prompt_share=share)
+    sampler = Sampler(
+        store=walk, trunk=Trunk(vocabulary=walk.vocabulary), context=CONTEXT, seed=5, prompt_share=share
+    )
     firsts = [prompt_and_window(sampler.row(i)[0]) for i in range(100)]
     assert np.mean([bool(prompt) for prompt, _ in firsts]) == expected
 
@@ -276,14 +287,18 @@ def test_an_agent_with_a_single_episode_has_no_prompt(
 ) -> None:
     episode = store.datasets[0].episode
     lonely = store_of(tmp_path, vocabulary, text, {"walk": [(episode(0), "a"), (episode(1), "b")]})
-    sampler = Sampler(store=lonely, context=CONTEXT, seed=0, prompt_share=1.0)
+    sampler = Sampler(
+        store=lonely, trunk=Trunk(vocabulary=lonely.vocabulary), context=CONTEXT, seed=0, prompt_share=1.0
+    )
     for i in range(50):
         for sequence in sampler.row(i):
             assert len({e for e, _ in places(sequence)}) == 1
 
 
 def test_documents_and_pairs_have_no_prompt(store: Store) -> None:
-    sampler = Sampler(store=store, context=CONTEXT, seed=0, prompt_share=1.0)
+    sampler = Sampler(
+        store=store, trunk=Trunk(vocabulary=store.vocabulary), context=CONTEXT, seed=0, prompt_share=1.0
+    )
     words = [i for i in range(100) if sampler.dataset(i).name == "words"]
     assert len(words) > 10
     document = store.datasets[1].episode
@@ -307,7 +322,7 @@ def test_the_budget_and_the_runs_of_whole_timesteps() -> None:
 
 def test_a_vision_language_sequence_is_five_pairs(store: Store) -> None:
     pictures = Store(folder=store.folder, vocabulary=store.vocabulary, text=store.text, datasets=store.datasets[2:])
-    sampler = Sampler(store=pictures, context=200, seed=0)
+    sampler = Sampler(store=pictures, trunk=Trunk(vocabulary=pictures.vocabulary), context=200, seed=0)
     whole = 0
     for i in range(20):
         *sequences, last = sampler.row(i)
@@ -324,7 +339,7 @@ def test_a_vision_language_sequence_is_five_pairs(store: Store) -> None:
 
 def test_pairs_are_cropped_where_the_row_ends(store: Store) -> None:
     pictures = Store(folder=store.folder, vocabulary=store.vocabulary, text=store.text, datasets=store.datasets[2:])
-    sampler = Sampler(store=pictures, context=9, seed=0)
+    sampler = Sampler(store=pictures, trunk=Trunk(vocabulary=pictures.vocabulary), context=9, seed=0)
     for i in range(50):
         row = sampler.row(i)
         assert sum(len(s) for s in row) == 9
@@ -335,7 +350,62 @@ def test_pairs_are_cropped_where_the_row_ends(store: Store) -> None:
 
 
 def test_a_timestep_longer_than_the_context_is_refused_naming_the_dataset(store: Store) -> None:
-    message = r"dataset 'walk' has a timestep of 4 tokens, the context is 3; raise --train\.context"
+    message = r"dataset 'walk' has a timestep of 4 positions, the context is 3; raise --train\.context"
     with pytest.raises(UserError, match=message):
-        Sampler(store=store, context=3, seed=0)
-    Sampler(store=store, context=max(d.longest_timestep for d in store), seed=0)
+        Sampler(store=store, trunk=Trunk(vocabulary=store.vocabulary), context=3, seed=0)
+    Sampler(
+        store=store,
+        trunk=Trunk(vocabulary=store.vocabulary),
+        context=max(longest_timestep(d, Trunk(vocabulary=store.vocabulary)) for d in store),
+        seed=0,
+    )
+
+
+# Positions of a trunk that has latents
+
+
+@pytest.mark.parametrize("latents", [1, 4])
+@pytest.mark.parametrize("decoded", [False, True])
+def test_rows_are_filled_with_positions_as_far_as_a_timestep_fits(store: Store, latents: int, decoded: bool) -> None:
+    trunk = Trunk(vocabulary=store.vocabulary, latents=latents, decoded_actions=decoded)
+    sampler = Sampler(store=store, trunk=trunk, context=CONTEXT, seed=0)
+    for i in range(200):
+        row = sampler.row(i)
+        filled = sum(trunk.length(s) for s in row)
+        assert CONTEXT - latents <= filled <= CONTEXT
+        if sampler.dataset(i).kind != "control":
+            assert filled == CONTEXT
+    assert sampler.batch(0, 20).input_ids.shape == (20, CONTEXT)
+
+
+def test_prompts_and_windows_of_resampled_rows_are_runs_of_whole_timesteps(walk: Store) -> None:
+    trunk = Trunk(vocabulary=walk.vocabulary, latents=2, decoded_actions=True)
+    sampler = Sampler(store=walk, trunk=trunk, context=CONTEXT, seed=5, prompt_share=1.0)
+    longest = 0
+    for i in range(300):
+        prompt, window = prompt_and_window(sampler.row(i)[0])
+        for steps in (prompt, window):
+            assert steps == [(steps[0][0], steps[0][1] + k) for k in range(len(steps))]
+        longest = max(longest, len(prompt))
+        assert len(window) >= 1
+    assert longest == 10  # of 2 positions each: half of 40
+
+
+def test_a_resampled_context_reaches_further_back(walk: Store) -> None:
+    flat = Sampler(store=walk, trunk=Trunk(vocabulary=walk.vocabulary), context=CONTEXT, seed=1, prompt_share=0.0)
+    trunk = Trunk(vocabulary=walk.vocabulary, latents=1, decoded_actions=True)
+    resampled = Sampler(store=walk, trunk=trunk, context=CONTEXT, seed=1, prompt_share=0.0)
+    longest = [max(len(places(s)) for i in range(200) for s in sampler.row(i)) for sampler in (flat, resampled)]
+    assert longest == [CONTEXT // STEP, CONTEXT]
+
+
+def test_the_longest_timestep_is_counted_in_positions(store: Store) -> None:
+    walk, words, pictures = store.datasets
+    flat = Trunk(vocabulary=store.vocabulary)
+    trunk = Trunk(vocabulary=store.vocabulary, latents=1, resample_images=True)
+    assert [longest_timestep(walk, t) for t in (flat, trunk)] == [STEP, 2]
+    assert [longest_timestep(words, t) for t in (flat, trunk)] == [1, 1]
+    patches = longest_timestep(pictures, flat)
+    assert longest_timestep(pictures, trunk) == patches  # one patch each
+    with pytest.raises(UserError, match="'walk' has a timestep of 5 positions, the context is 4"):
+        Sampler(store=store, trunk=Trunk(vocabulary=store.vocabulary, latents=4), context=4, seed=0)

@@ -141,9 +141,6 @@ def test_any_run_of_timesteps_reads_back_with_its_patches(store: Store) -> None:
     for first in range(10):
         for last in range(first + 1, 11):
             assert_same(dataset.sequence(first, last), whole.timesteps(first, last, patch))
-            run = dataset.sequence(first, last)
-            for size in (1, 2, 5, len(run)):
-                assert_same(dataset.sequence(first, last, max_tokens=size), run.head(min(size, len(run)), patch))
 
 
 def test_the_description_counts_what_is_there(store: Store) -> None:

@@ -11,14 +11,24 @@ import torch
 from gymnasium import spaces
 
 from gatito.data.episode import Episode, stack
-from gatito.data.packing import pack
+from gatito.data.packing import Batch, pack
 from gatito.data.store import StoreWriter, write_mixture
 from gatito.model import GatitoConfig, GatitoForCausalLM
+from gatito.model.modeling import EMBEDDED
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary
 from gatito.tokenizers.sequence import concatenate
 from gatito.train.configs import ModelConfig, Recipe, TrainConfig
 
 CONTEXT = 64
+TRUNKS: dict[str, dict[str, Any]] = {
+    "flat": {"latents": 0, "action_layers": 0},
+    "flat, decoded": {"latents": 0, "action_layers": 1},
+    "1 latent": {"latents": 1, "resampler_depth": 1, "action_layers": 0},
+    "4 latents": {"latents": 4, "resampler_depth": 2, "action_layers": 0, "resample_images": True},
+    "1 latent, decoded": {"latents": 1, "resampler_depth": 0, "action_layers": 1},
+    "4 latents, decoded": {"latents": 4, "resampler_depth": 1, "action_layers": 2, "resample_images": True},
+}
+"""Which positions the trunk sees: changes to `GatitoConfig`, by name."""
 MISSIONS = ("go", "if the expression is a class", "the value of the statement", "return the next object name")
 
 
@@ -31,10 +41,10 @@ def tiny_model(vocabulary: Vocabulary, seed: int = 0, context: int = CONTEXT, **
 
 
 def tiny_recipe(**train: Any) -> Recipe:
-    """A recipe of the tiny model, 20 steps of 4 rows; keywords change `TrainConfig`, `drop_path` the model."""
-    model = ModelConfig(
-        width=32, layers=2, heads=2, head_dim=16, feed_forward=64, drop_path=train.pop("drop_path", 0.0)
-    )
+    """A recipe of the tiny model, 20 steps of 4 rows; keywords change `TrainConfig`, `drop_path` and `trunk`, a name
+    in `TRUNKS`, the model."""
+    changes = {"drop_path": train.pop("drop_path", 0.0), **TRUNKS[train.pop("trunk", "flat")]}
+    model = ModelConfig(width=32, layers=2, heads=2, head_dim=16, feed_forward=64, **changes)
     defaults = {"steps": 20, "batch": 4, "context": CONTEXT, "lr": 3e-3, "warmup": 5, "log_every": 1}
     return Recipe(model=model, train=TrainConfig(**(defaults | train)))
 
@@ -150,18 +160,24 @@ def write_store(
 
 
 def hidden_of(model: GatitoForCausalLM, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-    """Hidden states (N, D) of sequences joined to one row, without any cache."""
-    batch = pack([[concatenate(sequences)]])
-    return model.model(
-        batch.input_ids,
-        batch.local_positions,
-        batch.positions,
-        None,
-        None,
-        batch.patches,
-        batch.patch_indices,
-        batch.patch_positions,
-    )[0]
+    """Hidden states (L, D) of sequences joined to one row, without any cache."""
+    return states_of(model, pack([[concatenate(sequences)]], model.config.trunk))[0][0]
+
+
+def states_of(model: GatitoForCausalLM, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Hidden states (B, L, D) of rows that hold one sequence each, without any cache, and decoded action tokens."""
+    inputs = {name: tensor for name, tensor in batch.tensors().items() if name in EMBEDDED}
+    actions = None if batch.action_ids is None else model.model.embedding.tokens(batch.action_ids)
+    return model.model(model.model.embed(**inputs), batch.positions, None), actions
+
+
+def action_states_of(model: GatitoForCausalLM, sequences: Sequence[TokenSequence], num_tokens: int) -> torch.Tensor:
+    """States (A, D) that predict the last action, of A tokens, of sequences joined to one row, without any cache."""
+    batch = pack([[concatenate(sequences)]], model.config.trunk)
+    hidden, actions = states_of(model, batch)
+    if actions is None:
+        return hidden[0, -num_tokens - 1 : -1]
+    return model.action_states(hidden, actions, batch.action_sizes, batch.action_slots)[-num_tokens:]
 
 
 def metrics_of(run: Path) -> dict[int, dict[str, float]]:

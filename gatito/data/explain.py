@@ -51,7 +51,7 @@ def token_rows(
 def _places(sequence: TokenSequence, layout: Layout) -> Iterator[Place]:
     """What each token stands for, timestep by timestep; the length of a text follows from the fields around it."""
     lengths = np.diff(sequence.timestep_starts)
-    fixed = sum(f.num_tokens or 0 for f in layout.observations) + 1 + layout.num_action_tokens
+    fixed = layout.num_observation_tokens + layout.num_action_tokens
     for start, length in zip(sequence.timestep_starts.tolist(), lengths.tolist(), strict=False):
         of_text, taken = length - fixed, 0
         texts = [f for f in layout.observations if f.kind == "text"]

@@ -2,6 +2,9 @@
 
 segments   [1, 1, 1, 1, 1, 1, 2, 2, 2, 2]     sequences of one row do not see each other
 positions  [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]     counted anew in each; 0 stands for padding in `segments`
+
+A row has the trunk's positions. Tokens that have none of their own (see `Trunk`) stand beside the rows in one flat
+stream, observations of equal length next to each other, so that nothing is padded to the longest.
 """
 
 from collections.abc import Sequence
@@ -9,18 +12,25 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from gatito.errors import UserError
 from gatito.tokenizers import TokenSequence
 from gatito.tokenizers.patches import PATCH, mean_positions, sample_positions
+from gatito.tokenizers.trunk import Trunk
+from gatito.tokenizers.vocabulary import ACTION_POSITION
+
+BESIDE_ROWS = ("patches", "patch_indices", "patch_positions", "observation_ids", "observation_sizes", "latent_slots")
+"""Fields of a batch that images bring along beside their ids."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """B rows of L tokens."""
+    """B rows of L positions of the trunk."""
 
     input_ids: Tensor
-    """(B, L) int64 token ids."""
+    """(B, L) int64 token ids; the separator where latents stand."""
     loss_mask: Tensor
     """(B, L) bool, True for targets."""
     local_positions: Tensor
@@ -32,59 +42,219 @@ class Batch:
     patches: Tensor
     """(U, 16, 16, 3) uint8 distinct patches: grid worlds repeat theirs, so each is embedded once."""
     patch_indices: Tensor
-    """(P,) int64 row of `patches` for each patch token, in row-major order."""
+    """(P,) int64 row of `patches` for each patch token: those of the rows in row-major order, then the observed."""
     patch_positions: Tensor
     """(P, 2) int64 quantised row and column of each patch token."""
+    observation_ids: Tensor | None = None
+    """(N,) int64 ids of the observations that are read into latents, end to end."""
+    observation_sizes: Tensor | None = None
+    """(K, 2) int64: first all observations of the first length, and how many these are; then the next length."""
+    latent_slots: Tensor | None = None
+    """(G, m) int64 index into the B * L positions of each observation's latents."""
+    action_ids: Tensor | None = None
+    """(M,) int64 ids of the actions that a decoder predicts, end to end."""
+    action_targets: Tensor | None = None
+    """(M,) bool, True for targets."""
+    action_sizes: Tensor | None = None
+    """(K, 2) int64 like `observation_sizes`, of actions."""
+    action_slots: Tensor | None = None
+    """(A,) int64 position in the rows that predicts each action."""
+    following_slots: Tensor | None = None
+    """(A,) int64 position that holds the action once taken: the next observation's first; -1 where none follows."""
 
     def to(self, device: torch.device) -> "Batch":
         """Move all tensors."""
         return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fields by name, as the model's `forward` takes them."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """The fields by name, as the model's `forward` takes them, without those that a flat trunk has not."""
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all, with or without a position of their own."""
+        own = int((self.segments > 0).sum())
+        if self.observation_ids is not None and self.latent_slots is not None:
+            own += len(self.observation_ids) - self.latent_slots.numel()
+        return own if self.action_ids is None else own + len(self.action_ids)
 
 
 def pack(
     rows: Sequence[Sequence[TokenSequence]],
+    trunk: Trunk,
     *,
     rngs: Sequence[np.random.Generator] | None = None,
     length: int | None = None,
 ) -> Batch:
-    """Pack each row's sequences end to end; shorter rows are padded at the end up to `length`.
+    """Pack each row's sequences end to end; shorter rows are padded at the end up to `length` positions.
 
     With `rngs`, one per row, patch positions are sampled from their intervals (training); without, they are the
-    rounded means (acting).
+    rounded means (acting). Raises `UserError` for targets among tokens that are read into latents.
     """
-    B = len(rows)
-    L = length or max(sum(len(s) for s in row) for row in rows)
-    ids, local, segments, positions = (np.zeros((B, L), np.int64) for _ in range(4))
-    loss_mask = np.zeros((B, L), np.bool_)
-    pixels, places = [np.zeros((0, PATCH, PATCH, 3), np.uint8)], [np.zeros((0, 2), np.int64)]
+    L = length or max(sum(trunk.length(s) for s in row) for row in rows)
+    packed = _Rows(len(rows), L, trunk)
     for b, row in enumerate(rows):
         start = 0
         for number, sequence in enumerate(row, start=1):
-            stop = start + len(sequence)
-            ids[b, start:stop] = sequence.ids
-            loss_mask[b, start:stop] = sequence.loss_mask
-            local[b, start:stop] = sequence.local_positions
-            segments[b, start:stop] = number
-            positions[b, start:stop] = np.arange(len(sequence))
-            pixels.append(sequence.patches)
             intervals = sequence.patch_intervals
-            places.append(sample_positions(intervals, rngs[b]) if rngs else mean_positions(intervals))
-            start = stop
-    patches, indices = distinct_patches(np.concatenate(pixels))
-    return Batch(
-        input_ids=torch.from_numpy(ids),
-        loss_mask=torch.from_numpy(loss_mask),
-        local_positions=torch.from_numpy(local),
-        segments=torch.from_numpy(segments),
-        positions=torch.from_numpy(positions),
-        patches=torch.from_numpy(patches),
-        patch_indices=torch.from_numpy(indices),
-        patch_positions=torch.from_numpy(np.concatenate(places)),
-    )
+            places = sample_positions(intervals, rngs[b]) if rngs else mean_positions(intervals)
+            start = packed.add(sequence, places, b, start, number)
+    return packed.batch()
+
+
+class _Rows:
+    """Rows of L positions, and what stands beside them."""
+
+    def __init__(self, B: int, L: int, trunk: Trunk) -> None:
+        self.trunk, self.L = trunk, L
+        self.ids, self.local, self.segments, self.positions = (np.zeros((B, L), np.int64) for _ in range(4))
+        self.loss_mask = np.zeros((B, L), np.bool_)
+        self.patches, self.observations, self.actions = _Patches(), _Observations(trunk), _Actions()
+
+    def add(self, sequence: TokenSequence, places: NDArray[np.int64], b: int, start: int, number: int) -> int:
+        """Write a sequence into row `b` from position `start` on as segment `number`; returns where it ends."""
+        trunk = self.trunk
+        costs, resampled = trunk.costs_and_resampled(sequence.ids, sequence.local_positions)
+        if (sequence.loss_mask & resampled).any():
+            raise UserError(
+                f"row {b}: observation tokens are targets, but they are read into {trunk.latents} latents, which "
+                "predict no observation; train it with --model.latents 0"
+            )
+        decoded = (sequence.local_positions == ACTION_POSITION) & trunk.decoded_actions
+        own = ~(resampled | decoded)
+        slots = start + np.cumsum(costs) - 1  # the last position up to each token
+        stop = start + int(costs.sum())
+        self.ids[b, start:stop] = trunk.vocabulary.separator
+        self.ids[b, slots[own]] = sequence.ids[own]
+        self.loss_mask[b, slots[own]] = sequence.loss_mask[own]
+        self.local[b, slots[own]] = sequence.local_positions[own]
+        self.segments[b, start:stop] = number
+        self.positions[b, start:stop] = np.arange(stop - start)
+        of_row = own[sequence.ids == trunk.vocabulary.patch]
+        self.patches.add(sequence.patches[of_row], places[of_row])
+        if resampled.any():
+            seen = (sequence.patches[~of_row], places[~of_row])
+            self.observations.add(sequence, resampled, b * self.L + slots, *seen)
+        if decoded.any():
+            self.actions.add(sequence, decoded, b * self.L + slots, b * self.L + stop)
+        return stop
+
+    def batch(self) -> Batch:
+        beside = {} if not self.trunk.latents else self.observations.fields(self.patches)
+        beside |= {} if not self.trunk.decoded_actions else self.actions.fields()
+        patches, indices = distinct_patches(np.concatenate(self.patches.pixels))
+        rows = {
+            "input_ids": self.ids,
+            "loss_mask": self.loss_mask,
+            "local_positions": self.local,
+            "segments": self.segments,
+            "positions": self.positions,
+            "patches": patches,
+            "patch_indices": indices,
+            "patch_positions": np.concatenate(self.patches.places),
+        }
+        return Batch(**{name: torch.from_numpy(array) for name, array in (rows | beside).items()})
+
+
+class _Patches:
+    """Pixels and places of patch tokens, in their order."""
+
+    def __init__(self) -> None:
+        self.pixels: list[NDArray[np.uint8]] = [np.zeros((0, PATCH, PATCH, 3), np.uint8)]
+        self.places: list[NDArray[np.int64]] = [np.zeros((0, 2), np.int64)]
+
+    def add(self, pixels: NDArray[np.uint8], places: NDArray[np.int64]) -> None:
+        self.pixels.append(pixels)
+        self.places.append(places)
+
+
+class _Ragged:
+    """Groups of unequal length, which end up sorted by it."""
+
+    def __init__(self) -> None:
+        self.ids: list[NDArray[np.int32]] = [np.zeros(0, np.int32)]
+        self.lengths: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+
+    def order(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The groups by length, the tokens in that order, and (length, count) of each length (K, 2)."""
+        lengths = np.concatenate(self.lengths)
+        groups = np.argsort(lengths, kind="stable")
+        firsts = (np.cumsum(lengths) - lengths)[groups]
+        ordered = lengths[groups]
+        within = np.arange(ordered.sum()) - np.repeat(np.cumsum(ordered) - ordered, ordered)
+        tokens = np.repeat(firsts, ordered) + within
+        return groups, tokens, np.stack(np.unique(ordered, return_counts=True), axis=1).astype(np.int64)
+
+
+class _Observations(_Ragged):
+    """Observations that are read into latents."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.slots: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+        self.patches = _Patches()
+
+    def add(
+        self,
+        sequence: TokenSequence,
+        resampled: NDArray[np.bool_],
+        slots: NDArray[np.int64],
+        pixels: NDArray[np.uint8],
+        places: NDArray[np.int64],
+    ) -> None:
+        firsts = np.flatnonzero((sequence.local_positions == 0) & resampled)
+        counted = np.append(0, np.cumsum(resampled))
+        self.ids.append(sequence.ids[resampled])
+        self.lengths.append(np.diff(np.append(counted[firsts], counted[-1])))
+        self.slots.append(slots[firsts] - self.trunk.latents + 1)
+        self.patches.add(pixels, places)
+
+    def fields(self, shown: _Patches) -> dict[str, NDArray[np.generic]]:
+        """The batch's fields; the patches are added to those that are `shown` in the rows."""
+        groups, tokens, sizes = self.order()
+        unordered, patch = np.concatenate(self.ids), self.trunk.vocabulary.patch
+        patch_of = np.cumsum(unordered == patch) - 1
+        ids = unordered[tokens].astype(np.int64)
+        taken = patch_of[tokens][ids == patch]
+        shown.add(np.concatenate(self.patches.pixels)[taken], np.concatenate(self.patches.places)[taken])
+        firsts = np.concatenate(self.slots)[groups]
+        return {
+            "observation_ids": ids,
+            "observation_sizes": sizes,
+            "latent_slots": firsts[:, None] + np.arange(self.trunk.latents),
+        }
+
+
+class _Actions(_Ragged):
+    """Actions that a decoder predicts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[NDArray[np.bool_]] = [np.zeros(0, np.bool_)]
+        self.slots: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+        self.following: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+
+    def add(self, sequence: TokenSequence, decoded: NDArray[np.bool_], slots: NDArray[np.int64], stop: int) -> None:
+        """`slots` is the last position up to each token, `stop` the first one after the sequence."""
+        firsts = np.flatnonzero(decoded & ~np.append(False, decoded[:-1]))
+        counted = np.append(0, np.cumsum(decoded))
+        self.ids.append(sequence.ids[decoded])
+        self.targets.append(sequence.loss_mask[decoded])
+        self.lengths.append(np.diff(np.append(counted[firsts], counted[-1])))
+        self.slots.append(slots[firsts])
+        self.following.append(np.where(slots[firsts] + 1 < stop, slots[firsts] + 1, -1))
+
+    def fields(self) -> dict[str, NDArray[np.generic]]:
+        groups, tokens, sizes = self.order()
+        return {
+            "action_ids": np.concatenate(self.ids)[tokens].astype(np.int64),
+            "action_targets": np.concatenate(self.targets)[tokens],
+            "action_sizes": sizes,
+            "action_slots": np.concatenate(self.slots)[groups],
+            "following_slots": np.concatenate(self.following)[groups],
+        }
 
 
 def distinct_patches(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

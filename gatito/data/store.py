@@ -162,19 +162,12 @@ class TokenDataset:
         agents = self.episode_agents
         return {int(agent): np.flatnonzero(agents == agent) for agent in np.unique(agents)}
 
-    @cached_property
-    def longest_timestep(self) -> int:
-        """Tokens of the longest timestep."""
-        return int(np.diff(self.timestep_tokens).max())
-
-    def sequence(self, first: int, last: int, max_tokens: int | None = None) -> TokenSequence:
-        """Timesteps [first, last) of the whole dataset, cut after `max_tokens` where given."""
+    def sequence(self, first: int, last: int) -> TokenSequence:
+        """Timesteps [first, last) of the whole dataset."""
         starts = self.timestep_tokens[first : last + 1]
-        if max_tokens is not None and starts[-1] - starts[0] > max_tokens:
-            starts = starts[: int(np.searchsorted(starts, starts[0] + max_tokens)) + 1]
-        patch_starts = self.timestep_patches[first : first + len(starts)]
+        patch_starts = self.timestep_patches[first : last + 1]
         a, b, p, q = int(starts[0]), int(starts[-1]), int(patch_starts[0]), int(patch_starts[-1])
-        whole = TokenSequence(
+        return TokenSequence(
             ids=self.ids[a:b].astype(np.int32),
             loss_mask=self.loss_mask[a:b],
             local_positions=self.local_positions[a:b].astype(np.int32),
@@ -182,9 +175,6 @@ class TokenDataset:
             patch_intervals=self.patch_intervals[p:q],
             timestep_starts=starts - a,
         )
-        if max_tokens is not None and len(whole) > max_tokens:
-            return whole.head(max_tokens, self.vocabulary.patch)
-        return whole
 
     def episode(self, index: int) -> TokenSequence:
         """All timesteps of one episode."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from gatito.data.packing import pack
 from gatito.data.sampler import prompt_budget
@@ -33,7 +34,9 @@ class _Session:
     pending: list[TokenSequence] = field(default_factory=list)
     """Tokens of the window that are not in the cache yet."""
     cached: int = 0
-    """Tokens of the window that are."""
+    """Positions of the window that are."""
+    used: int = 0
+    """Positions of the window with the present timestep and its action."""
 
     def window(self) -> list[TokenSequence]:
         """Prompt and timesteps, in order."""
@@ -50,12 +53,13 @@ class Actor:
         if not temperature >= 0:
             raise UserError(f"temperature is {temperature}, allowed 0 (greedy) and more")
         self.model, self.layout, self.temperature = model.eval(), layout, temperature
-        self.context = int(model.config.context)
+        self.context, self.trunk = int(model.config.context), model.config.trunk
         parameter = next(model.parameters())
         self.device = parameter.device
         # A call may be padded to the widest of its rows, at most a whole window.
         self.cache = SessionCache(model.config, num_sessions, 2 * self.context, self.device, parameter.dtype)
         self.sessions = [_Session(rng=np.random.default_rng(s)) for s in range(num_sessions)]
+        self._any_action = layout.action_tokens([start for start, _ in layout.legal_ids])
         self.num_clipped = 0
         """Observed values that the bins clipped, over all sessions."""
 
@@ -64,12 +68,11 @@ class Actor:
 
         Raises `UserError` where the prompt exceeds half the context.
         """
-        if prompt is not None and len(prompt) > prompt_budget(self.context):
-            raise UserError(
-                f"a prompt of {len(prompt)} tokens, allowed {prompt_budget(self.context)}: half the context"
-            )
+        used = 0 if prompt is None else self.trunk.length(prompt)
+        if used > prompt_budget(self.context):
+            raise UserError(f"a prompt of {used} positions, allowed {prompt_budget(self.context)}: half the context")
         pending = [] if prompt is None else [prompt]
-        self.sessions[session] = _Session(rng=np.random.default_rng(seed), prompt=prompt, pending=pending)
+        self.sessions[session] = _Session(rng=np.random.default_rng(seed), prompt=prompt, pending=pending, used=used)
 
     @torch.inference_mode()
     def act(
@@ -84,36 +87,56 @@ class Actor:
         for s in active:
             self.num_clipped += self.layout.num_clipped(self.layout.with_time_axis(observations[s]))
             self._admit(self.sessions[s], seen[s])
-        hidden = self._feed(active)  # (R, D)
-        chosen: list[np.ndarray] = []
-        for j, (start, stop) in enumerate(self.layout.legal_ids):
-            ids = self._choose(self.model.logits_over(hidden, start, stop), active) + start
-            chosen.append(ids)
-            tokens = {s: self.layout.action_tokens([int(i)]) for s, i in zip(active, ids, strict=True)}
-            for s in active:
-                self.sessions[s].pending.append(tokens[s])
-            if j + 1 < len(self.layout.legal_ids):
-                hidden = self._feed(active)
-        rows = np.stack(chosen, axis=1)  # (R, A)
+        state = self._feed(active)  # (R, D)
+        rows = self._decode(state, active) if self.model.model.action_decoder else self._predict(state, active)
         for s, ids in zip(active, rows, strict=True):
             self.sessions[s].timesteps.append(_timestep(seen[s], self.layout.action_tokens(ids)))
         return {s: self.layout.action_from_tokens(ids) for s, ids in zip(active, rows, strict=True)}
 
+    def _predict(self, state: Tensor, active: Sequence[int]) -> np.ndarray:
+        """Ids (R, A) of actions whose tokens have positions in the trunk: each is fed before the next is chosen."""
+        chosen: list[np.ndarray] = []
+        for j, (start, stop) in enumerate(self.layout.legal_ids):
+            ids = self._choose(self.model.logits_over(state, start, stop), active) + start
+            chosen.append(ids)
+            for s, i in zip(active, ids, strict=True):
+                self.sessions[s].pending.append(self.layout.action_tokens([int(i)]))
+            if j + 1 < len(self.layout.legal_ids):
+                state = self._feed(active)
+        return np.stack(chosen, axis=1)
+
+    def _decode(self, state: Tensor, active: Sequence[int]) -> np.ndarray:
+        """Ids (R, A) of actions that a decoder predicts; the whole action waits for the next observation."""
+        decoder = self.model.model.action_decoder
+        assert decoder is not None
+        cache, previous, chosen = DynamicCache(), None, []
+        for start, stop in self.layout.legal_ids:
+            predicting = decoder.step(state, previous, cache)
+            ids = self._choose(self.model.logits_over(predicting, start, stop), active) + start
+            chosen.append(ids)
+            previous = self.model.model.embedding.tokens(torch.from_numpy(ids).to(self.device))
+        rows = np.stack(chosen, axis=1)
+        for s, ids in zip(active, rows, strict=True):
+            self.sessions[s].pending.append(self.layout.action_tokens(ids))
+        return rows
+
     def _admit(self, session: _Session, observation: TokenSequence) -> None:
         """Put an observation into the window, making room for it and its action."""
-        needed = len(observation) + self.layout.num_action_tokens
-        kept = session.timesteps
-        prompt = len(session.prompt) if session.prompt is not None else 0
-        while kept and prompt + sum(map(len, kept)) + needed > self.context:
+        needed = self.trunk.length(_timestep(observation, self._any_action))
+        kept, used = session.timesteps, session.used
+        prompt = 0 if session.prompt is None else self.trunk.length(session.prompt)
+        while kept and used + needed > self.context:
             kept = kept[len(kept) - len(kept) // 2 :]
-        if prompt + needed > self.context:
+            used = prompt + sum(map(self.trunk.length, kept))
+        if used + needed > self.context:
             raise UserError(
-                f"one timestep of {needed} tokens and a prompt of {prompt} exceed the context of {self.context}; "
+                f"one timestep of {needed} positions and a prompt of {prompt} exceed the context of {self.context}; "
                 "shorten the observation's text or use a checkpoint with a longer context"
             )
         if len(kept) < len(session.timesteps):
             session.timesteps, session.cached = list(kept), 0
             session.pending = session.window()
+        session.used = used + needed
         session.pending.append(observation)
 
     def _feed(self, active: Sequence[int]) -> Tensor:
@@ -129,22 +152,13 @@ class Actor:
     def _feed_rows(self, active: Sequence[int]) -> Tensor:
         sessions = [self.sessions[s] for s in active]
         new = [concatenate(session.pending) for session in sessions]
-        batch = pack([[sequence] for sequence in new]).to(self.device)
-        lengths = torch.tensor([len(sequence) for sequence in new], device=self.device)
+        batch = pack([[sequence] for sequence in new], self.trunk).to(self.device)
+        lengths = (batch.segments > 0).sum(-1)
         cached = torch.tensor([session.cached for session in sessions], device=self.device)
         positions = cached[:, None] + torch.arange(batch.input_ids.shape[1], device=self.device)
-        hidden = self.model.step(
-            batch.input_ids,
-            batch.local_positions,
-            positions,
-            torch.tensor(active, device=self.device),
-            self.cache,
-            batch.patches,
-            batch.patch_indices,
-            batch.patch_positions,
-        )
-        for session, sequence in zip(sessions, new, strict=True):
-            session.cached += len(sequence)
+        hidden = self.model.step(batch, positions, torch.tensor(active, device=self.device), self.cache)
+        for session, length in zip(sessions, lengths.tolist(), strict=True):
+            session.cached += length
             session.pending = []
         return hidden[torch.arange(len(active), device=self.device), lengths - 1]
 

@@ -22,6 +22,7 @@ from gatito.eval import TEMPERATURE
 from gatito.eval.actor import Actor
 from gatito.model import GatitoConfig, GatitoForCausalLM, GatitoProcessor
 from gatito.tokenizers import Layout, TokenSequence
+from gatito.tokenizers.trunk import Trunk
 from gatito.train.checkpoint import resolve_checkpoint
 
 
@@ -55,14 +56,14 @@ def _downloaded(repository: str) -> str:
     return snapshot_download(repository, ignore_patterns=["training/*"])
 
 
-def prompt_from(demonstration: Episode, layout: Layout, context: int) -> TokenSequence | None:
+def prompt_from(demonstration: Episode, layout: Layout, trunk: Trunk, context: int) -> TokenSequence | None:
     """The first whole timesteps of a demonstration that fit half the context (Reed et al. 2022, section 2.4).
 
     None where not even the first fits.
     """
     where = f"demonstration {demonstration.id} of {demonstration.task}"
     sequence, _ = checked_tokens(layout, demonstration, where=where)
-    last = prompt_timesteps(sequence.timestep_starts, 0, prompt_budget(context))
+    last = prompt_timesteps(trunk.timestep_starts(sequence), 0, prompt_budget(context))
     return sequence.timesteps(0, last, layout.vocabulary.patch) if last else None
 
 
@@ -99,11 +100,12 @@ class Agent:
                 raise UserError(
                     f"a demonstration of {demonstration.task!r} cannot prompt {task!r}; give one of {task!r}"
                 )
-            context = int(self.model.config.context)
-            prompt = prompt_from(demonstration, layout, context)
+            config = self.model.config
+            prompt = prompt_from(demonstration, layout, config.trunk, config.context)
             if prompt is None:
                 raise UserError(
-                    f"the first timestep of demonstration {demonstration.id} exceeds half of {context} tokens"
+                    f"the first timestep of demonstration {demonstration.id} exceeds half of {config.context} "
+                    "positions"
                 )
         if self._task != task:
             self._actor, self._task = Actor(self.model, layout, temperature=self.temperature), task

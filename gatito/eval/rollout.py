@@ -19,6 +19,7 @@ from gatito.eval.agent import prompt_from
 from gatito.eval.statistics import bootstrap_interval, wilson_interval
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.tokenizers import Layout, TokenSequence
+from gatito.tokenizers.trunk import Trunk
 
 Prompt = Literal["none", "demo"]
 DEMONSTRATION_SCORE = 0.5
@@ -58,7 +59,7 @@ class TaskResult:
         return {("return" if key == "mean_return" else key): value for key, value in values.items()}
 
 
-def demonstrations(spec: TaskSpec, layout: Layout, context: int, count: int) -> list[TokenSequence]:
+def demonstrations(spec: TaskSpec, layout: Layout, trunk: Trunk, context: int, count: int) -> list[TokenSequence]:
     """Prompts out of `count` seeded expert episodes that are neither trained nor evaluated on."""
     env, known = spec.make(), reference(spec.id)
     prompts: list[TokenSequence] = []
@@ -71,7 +72,7 @@ def demonstrations(spec: TaskSpec, layout: Layout, context: int, count: int) -> 
         except ExpertFailed:
             failed += 1
             continue
-        prompt = prompt_from(episode, layout, context)
+        prompt = prompt_from(episode, layout, trunk, context)
         if known.score(episode.total_return) < DEMONSTRATION_SCORE:
             failed += 1
         elif prompt is None:
@@ -171,8 +172,8 @@ def _score(
     temperature: float,
     on_episode: Callable[[], object],
 ) -> TaskResult:
-    context = int(model.config.context)
-    prompts = demonstrations(spec, layout, context, min(episodes, 20)) if prompt == "demo" else None
+    trunk, context = model.config.trunk, int(model.config.context)
+    prompts = demonstrations(spec, layout, trunk, context, min(episodes, 20)) if prompt == "demo" else None
     actor = Actor(model, layout, min(NUM_SESSIONS, episodes), temperature=temperature)
     seeds = [EVALUATION_SEEDS + i for i in range(episodes)]
     returns = play(spec, actor, seeds, prompts, on_episode)

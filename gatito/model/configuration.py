@@ -7,6 +7,9 @@ from transformers import PreTrainedConfig
 
 from gatito.errors import UserError
 from gatito.tokenizers import Vocabulary
+from gatito.tokenizers.trunk import Trunk
+
+MAX_DEPTH = 2
 
 
 @strict
@@ -32,6 +35,14 @@ class GatitoConfig(PreTrainedConfig):
     """Rotary positions beside the paper's local ones, see docs/decisions.md."""
     rope_theta: float = 10_000.0
     """Base of the rotary wavelengths."""
+    latents: int = 0
+    """Positions of an observation in the trunk; 0 gives each of its tokens one, as in the paper. See `Trunk`."""
+    resampler_depth: int = 1
+    """Layers of attention of the resampler; 0 is a gated sum and a feed-forward."""
+    resample_images: bool = False
+    """Whether images outside of timesteps are resampled too."""
+    action_layers: int = 0
+    """Blocks of the decoder of actions; 0 gives each action token a position in the trunk."""
     drop_path: float = 0.0
     """Stochastic depth per sub-layer; the paper's pretraining is remembered to use 0.1."""
     patch_channels: int = 32
@@ -67,7 +78,22 @@ class GatitoConfig(PreTrainedConfig):
             raise UserError(f"head_dim is {self.head_dim}; rotary positions need an even one")
         if self.loss_over not in ("group", "full"):
             raise UserError(f"loss_over is {self.loss_over!r}, allowed 'group' or 'full'")
+        if not 0 <= self.resampler_depth <= MAX_DEPTH:
+            raise UserError(f"resampler_depth is {self.resampler_depth}, allowed 0 to {MAX_DEPTH}")
+        if self.action_layers < 0:
+            raise UserError(f"action_layers is {self.action_layers}, allowed 0 (none) and more")
+        assert self.trunk  # raises where latents and resample_images do not go together
         super().__post_init__(**kwargs)
+
+    @property
+    def trunk(self) -> Trunk:
+        """Which tokens have positions."""
+        return Trunk(
+            vocabulary=self.vocabulary,
+            latents=self.latents,
+            resample_images=self.resample_images,
+            decoded_actions=self.action_layers > 0,
+        )
 
     @property
     def vocabulary(self) -> Vocabulary:

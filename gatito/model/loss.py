@@ -25,22 +25,12 @@ def predicting(loss_mask: Tensor, segments: Tensor) -> Tensor:
     return loss_mask[:, 1:] & (segments[:, 1:] == segments[:, :-1])
 
 
-def next_token_loss(
-    hidden: Tensor,
-    head: Tensor,
-    input_ids: Tensor,
-    loss_mask: Tensor,
-    segments: Tensor,
-    vocabulary: Vocabulary,
-    over: str,
-) -> TargetLoss:
-    """Cross-entropy of hidden states (B, L, D) against the ids that follow them in the same segment.
+def target_loss(states: Tensor, targets: Tensor, head: Tensor, vocabulary: Vocabulary, over: str) -> TargetLoss:
+    """Cross-entropy of states (N, D) against the ids (N,) that they predict.
 
     A target's probability is taken over the ids of its own group (`over="group"`: 1024 bins instead of 34 112
     ids) or over all of them (`over="full"`). `head` is (V, D).
     """
-    predicts = predicting(loss_mask, segments)  # (B, L - 1)
-    states, targets = hidden[:, :-1][predicts], input_ids[:, 1:][predicts]  # (N, D), (N,)
     loss_sum, num_targets, num_correct = {}, {}, {}
     # One split, whose gradient is one concatenation; a slice per group would each fill a (V, D) gradient.
     sizes = [stop - start for start, stop in vocabulary.groups.values()]

@@ -9,88 +9,19 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from gatito.data.packing import BESIDE_ROWS, Batch
 from gatito.errors import UserError
+from gatito.model.action_decoder import ActionDecoder
+from gatito.model.blocks import Block, BranchOut
 from gatito.model.cache import SessionCache
 from gatito.model.configuration import GatitoConfig
-from gatito.model.embedding import Embedding, TokenTable, rotary_angles, rotate, smooth_rows
-from gatito.model.loss import TargetLoss, next_token_loss
+from gatito.model.embedding import Embedding, TokenTable, rotary_angles, smooth_rows
+from gatito.model.loss import TargetLoss, predicting, target_loss
+from gatito.model.resampler import GateTable, Resampler, views
 from gatito.tokenizers.vocabulary import TEXT_POSITION
 
-
-class BranchOut(nn.Linear):
-    """The last layer of a residual branch."""
-
-
-class Attention(nn.Module):
-    """Causal multi-head attention, through PyTorch's fused kernel."""
-
-    def __init__(self, config: GatitoConfig, layer: int) -> None:
-        super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
-        inner = config.num_attention_heads * config.head_dim
-        self.qkv = nn.Linear(config.hidden_size, 3 * inner, bias=False)
-        self.out = BranchOut(inner, config.hidden_size, bias=False)
-
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None,
-        angles: tuple[Tensor, Tensor] | None,
-        cache: Cache | SessionCache | None,
-    ) -> Tensor:
-        """Map (B, L, D) to (B, L, D); `mask` is (B, 1, L, S), None for plain causal attention."""
-        B, L, _ = x.shape
-        q, k, v = self.qkv(x).view(B, L, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)  # each (B, H, L, head_dim)
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
-        if cache is not None:
-            k, v = cache.update(k, v, self.layer)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return self.out(x.transpose(1, 2).reshape(B, L, -1))
-
-
-class GEGLU(nn.Module):
-    """Gated feed-forward: gelu(gate) * value, projected back (Shazeer 2020)."""
-
-    def __init__(self, config: GatitoConfig) -> None:
-        super().__init__()
-        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.value = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.out = BranchOut(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, L, D) to (B, L, D)."""
-        return self.out(F.gelu(self.gate(x)) * self.value(x))
-
-
-class Block(nn.Module):
-    """Pre-norm attention and feed-forward, each dropped per row with probability `drop_path` in training."""
-
-    def __init__(self, config: GatitoConfig, layer: int) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = Attention(config, layer)
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.feed_forward = GEGLU(config)
-        self.drop_path = config.drop_path
-
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None,
-        angles: tuple[Tensor, Tensor] | None,
-        cache: Cache | SessionCache | None,
-    ) -> Tensor:
-        """Map (B, L, D) to (B, L, D)."""
-        x = x + self._dropped(self.attention(self.attention_norm(x), mask, angles, cache))
-        return x + self._dropped(self.feed_forward(self.feed_forward_norm(x)))
-
-    def _dropped(self, branch: Tensor) -> Tensor:
-        if not self.training or self.drop_path == 0.0:
-            return branch
-        keep = 1.0 - self.drop_path
-        kept = torch.empty((len(branch), 1, 1), dtype=branch.dtype, device=branch.device).bernoulli_(keep)
-        return branch * kept / keep
+EMBEDDED = ("input_ids", "local_positions", *BESIDE_ROWS, "action_ids", "action_sizes", "following_slots")
+"""Fields of a batch that become vectors."""
 
 
 class GatitoPreTrainedModel(PreTrainedModel):
@@ -109,6 +40,8 @@ class GatitoPreTrainedModel(PreTrainedModel):
         if isinstance(module, BranchOut):
             # Residual branches add up over the depth (Radford et al. 2019).
             nn.init.normal_(module.weight, std=std / (2 * self.config.num_hidden_layers) ** 0.5)
+        elif isinstance(module, GateTable):
+            nn.init.normal_(module.weight)
         elif isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=std)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -119,13 +52,15 @@ class GatitoPreTrainedModel(PreTrainedModel):
 
 
 class GatitoModel(GatitoPreTrainedModel):
-    """Embedding, blocks and the final norm."""
+    """Embedding, resampler, blocks and the final norm; and the decoder of actions that have no position here."""
 
     def __init__(self, config: GatitoConfig) -> None:
         super().__init__(config)
         self.embedding = Embedding(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.resampler = Resampler(config) if config.latents else None
+        self.action_decoder = ActionDecoder(config) if config.action_layers else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -136,19 +71,45 @@ class GatitoModel(GatitoPreTrainedModel):
         """Replace the token table."""
         self.embedding.tokens = cast(TokenTable, value)
 
-    def forward(
+    def embed(
         self,
         input_ids: Tensor,
         local_positions: Tensor,
-        positions: Tensor,
-        mask: Tensor | None,
-        cache: Cache | SessionCache | None = None,
         patches: Tensor | None = None,
         patch_indices: Tensor | None = None,
         patch_positions: Tensor | None = None,
+        observation_ids: Tensor | None = None,
+        observation_sizes: Tensor | None = None,
+        latent_slots: Tensor | None = None,
+        action_ids: Tensor | None = None,
+        action_sizes: Tensor | None = None,
+        following_slots: Tensor | None = None,
     ) -> Tensor:
-        """Ids (B, L) and what belongs to them to hidden states (B, L, D)."""
-        x = self.embedding(input_ids, local_positions, patches, patch_indices, patch_positions)
+        """What the trunk sees (B, L, D) of ids (B, L) and of the tokens beside them; see `Batch`."""
+        images = (patches, patch_indices, patch_positions)
+        if observation_ids is None or observation_sizes is None or latent_slots is None:
+            x = self.embedding(input_ids, local_positions, *images)
+        else:
+            assert self.resampler is not None
+            sizes = observation_sizes.tolist()
+            places = [torch.arange(n, device=input_ids.device).repeat(count) for n, count in sizes]
+            ids = torch.cat([input_ids.flatten(), observation_ids])
+            embedded = self.embedding(ids, torch.cat([local_positions.flatten(), *places]), *images)
+            x, observed = embedded.split([input_ids.numel(), len(observation_ids)])
+            latents = self.resampler(observed, sizes).flatten(0, 1)
+            x = x.index_copy(0, latent_slots.flatten(), latents.to(x.dtype)).view(*input_ids.shape, -1)
+        if action_ids is None or action_sizes is None or following_slots is None:
+            return x
+        assert self.action_decoder is not None
+        taken = self.action_decoder.taken(self.embedding.tokens(action_ids), action_sizes.tolist())[:, 0]
+        follows = following_slots >= 0
+        x = x.flatten(0, 1).index_add(0, following_slots[follows], taken[follows].to(x.dtype))
+        return x.view(*input_ids.shape, -1)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | SessionCache | None = None
+    ) -> Tensor:
+        """What `embed` gives (B, L, D) and positions (B, L) to hidden states (B, L, D)."""
         config = self.config
         angles = rotary_angles(positions, config.head_dim, config.rope_theta) if config.rotary else None
         for block in self.blocks:
@@ -200,6 +161,14 @@ class GatitoForCausalLM(GatitoPreTrainedModel, GenerationMixin):
         patches: Tensor | None = None,
         patch_indices: Tensor | None = None,
         patch_positions: Tensor | None = None,
+        observation_ids: Tensor | None = None,
+        observation_sizes: Tensor | None = None,
+        latent_slots: Tensor | None = None,
+        action_ids: Tensor | None = None,
+        action_targets: Tensor | None = None,
+        action_sizes: Tensor | None = None,
+        action_slots: Tensor | None = None,
+        following_slots: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
@@ -208,7 +177,8 @@ class GatitoForCausalLM(GatitoPreTrainedModel, GenerationMixin):
         """Logits (B, L, V) of ids (B, L), or with `loss_mask` the losses at its targets and no logits.
 
         Rows may hold several `segments` (B, L) that do not see each other (0 is padding); `positions` count inside
-        each. Text alone needs nothing but ids, with `attention_mask` (B, S) for left padding.
+        each. Text alone needs nothing but ids, with `attention_mask` (B, S) for left padding. The other arguments
+        are the fields of a `Batch`.
         """
         if "labels" in kwargs:
             raise UserError("gatito takes a loss_mask (B, L) beside the ids, not labels; targets are shifted inside")
@@ -223,35 +193,49 @@ class GatitoForCausalLM(GatitoPreTrainedModel, GenerationMixin):
         if positions is None:
             positions = _counted_positions(attention_mask, B, L, past, input_ids.device)
         mask = _attention_mask(segments, attention_mask, L, past, input_ids.device)
-        hidden = self.model(
-            input_ids, local_positions, positions, mask, past_key_values, patches, patch_indices, patch_positions
+        x = self.model.embed(
+            input_ids,
+            local_positions,
+            patches,
+            patch_indices,
+            patch_positions,
+            observation_ids,
+            observation_sizes,
+            latent_slots,
+            action_ids,
+            action_sizes,
+            following_slots,
         )
+        hidden = self.model(x, positions, mask, past_key_values)
         if loss_mask is None:
             kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
             return GatitoOutput(logits=self.lm_head(kept), past_key_values=past_key_values)
         if segments is None:
             segments = torch.ones_like(input_ids)
-        targets = next_token_loss(
-            hidden, self.lm_head.weight, input_ids, loss_mask, segments, self.config.vocabulary, self.config.loss_over
-        )
+        predicts = predicting(loss_mask, segments)  # (B, L - 1)
+        states, wanted = hidden[:, :-1][predicts], input_ids[:, 1:][predicts]  # (N, D), (N,)
+        if action_ids is not None and action_targets is not None:
+            assert action_sizes is not None
+            assert action_slots is not None
+            tokens = self.model.embedding.tokens(action_ids)
+            of_actions = self.action_states(hidden, tokens, action_sizes, action_slots)
+            states = torch.cat([states, of_actions[action_targets].to(states.dtype)])
+            wanted = torch.cat([wanted, action_ids[action_targets]])
+        targets = target_loss(states, wanted, self.lm_head.weight, self.config.vocabulary, self.config.loss_over)
         count = torch.stack(list(targets.num_targets.values())).sum().clamp(min=1)
         loss = torch.stack(list(targets.loss_sum.values())).sum() / count
         return GatitoOutput(loss=loss, targets=targets)
 
-    def step(
-        self,
-        input_ids: Tensor,
-        local_positions: Tensor,
-        positions: Tensor,
-        rows: Tensor,
-        cache: SessionCache,
-        patches: Tensor | None = None,
-        patch_indices: Tensor | None = None,
-        patch_positions: Tensor | None = None,
-    ) -> Tensor:
-        """Feed q new tokens (R, q) of the sessions `rows` and return their hidden states (R, q, D)."""
+    def action_states(self, hidden: Tensor, tokens: Tensor, action_sizes: Tensor, action_slots: Tensor) -> Tensor:
+        """States (M, D) that predict each of the embedded action tokens (M, D), given hidden states (B, L, D)."""
+        assert self.model.action_decoder is not None
+        return self.model.action_decoder(hidden.flatten(0, 1)[action_slots], tokens, action_sizes.tolist())
+
+    def step(self, batch: Batch, positions: Tensor, rows: Tensor, cache: SessionCache) -> Tensor:
+        """Feed q new positions (R, q) of the sessions `rows` and return their hidden states (R, q, D)."""
         mask = cache.begin(rows, positions)
-        return self.model(input_ids, local_positions, positions, mask, cache, patches, patch_indices, patch_positions)
+        given = {name: tensor for name, tensor in batch.tensors().items() if name in EMBEDDED}
+        return self.model(self.model.embed(**given), positions, mask, cache)
 
     def logits_over(self, hidden: Tensor, start: int, stop: int) -> Tensor:
         """Logits (..., stop - start) of the ids [start, stop) for hidden states (..., D)."""
@@ -269,25 +253,46 @@ class GatitoForCausalLM(GatitoPreTrainedModel, GenerationMixin):
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[misc, arg-type]
         cache, local = inputs.get("past_key_values"), inputs.get("local_positions")
         if cache is not None and cache.get_seq_length() > 0:
-            for name in ("patches", "patch_indices", "patch_positions", "local_positions"):
+            for name in (*BESIDE_ROWS, "local_positions"):
                 inputs.pop(name, None)
         elif local is not None:
             written = inputs["input_ids"].shape[1] - local.shape[1]
             inputs["local_positions"] = F.pad(local, (0, written), value=TEXT_POSITION)
+            slots = inputs.get("latent_slots")
+            if slots is not None:  # they count through the rows, which have become longer
+                inputs["latent_slots"] = slots + slots // local.shape[1] * written
         return inputs
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:  # type: ignore[override]
         """Repeat each row for beams or several samples: its patch tokens too, the distinct patches not."""
-        images = {name: kwargs.pop(name, None) for name in ("patches", "patch_indices", "patch_positions")}
-        rows = kwargs["input_ids"] == self.config.vocabulary.patch
-        ids, kwargs = super()._expand_inputs_for_generation(expand_size, **kwargs)  # type: ignore[misc]
-        if images["patches"] is not None:
-            counts = rows.sum(-1).tolist()
-            for name in ("patch_indices", "patch_positions"):
-                parts = [part.repeat(expand_size, *[1] * (part.ndim - 1)) for part in images[name].split(counts)]
-                images[name] = torch.cat(parts)
-            kwargs |= images
-        return ids, kwargs
+        given = {name: kwargs.pop(name) for name in BESIDE_ROWS if kwargs.get(name) is not None}
+        ids = kwargs["input_ids"]
+        expanded, kwargs = super()._expand_inputs_for_generation(expand_size, **kwargs)  # type: ignore[misc]
+        return expanded, kwargs | _expanded(given, ids, self.config.vocabulary.patch, expand_size)
+
+
+def _expanded(given: dict[str, Tensor], ids: Tensor, patch_id: int, times: int) -> dict[str, Tensor]:
+    """What stands beside rows of ids (B, L), for rows of which each is repeated `times` times in place."""
+    if not given:
+        return {}
+    counts, device = (ids == patch_id).sum(-1).tolist(), ids.device
+    rows = torch.arange(sum(counts), device=device).split(counts)
+    taken = torch.cat([row.repeat(times) for row in rows])  # patches of the rows
+    beside = dict(given)
+    if "latent_slots" in given:
+        observed, sizes = given["observation_ids"], given["observation_sizes"]
+        parts = views(torch.arange(len(observed), device=device), sizes.tolist())
+        tokens = torch.cat([observed[:0], *(part.repeat_interleave(times, 0).flatten() for part in parts)])
+        of_tokens = (observed == patch_id).cumsum(0) - 1 + len(taken) // times
+        beside["observation_ids"] = observed[tokens]
+        taken = torch.cat([taken, of_tokens[tokens][observed[tokens] == patch_id]])
+        beside["observation_sizes"] = sizes * torch.tensor([1, times], device=device)
+        row, place = given["latent_slots"] // ids.shape[1], given["latent_slots"] % ids.shape[1]  # (G, m)
+        copies = row[:, None] * times + torch.arange(times, device=device)[:, None]  # (G, times, m)
+        beside["latent_slots"] = (copies * ids.shape[1] + place[:, None]).flatten(0, 1)
+    for name in ("patch_indices", "patch_positions"):
+        beside[name] = given[name][taken]
+    return beside
 
 
 def _counted_positions(attention_mask: Tensor | None, B: int, L: int, past: int, device: torch.device) -> Tensor:

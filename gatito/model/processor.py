@@ -10,11 +10,12 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import BatchFeature, ProcessorMixin
 
-from gatito.data.packing import pack
+from gatito.data.packing import BESIDE_ROWS, pack
 from gatito.errors import UserError, nearest
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, text_tokens
 from gatito.tokenizers.documents import image_tokens
 from gatito.tokenizers.sequence import concatenate
+from gatito.tokenizers.trunk import Trunk
 
 SCHEMA = 1
 TOKENIZER_FILE, LAYOUTS_FILE, CONFIG_FILE = "tokenizer.model", "layouts.json", "processor_config.json"
@@ -25,9 +26,9 @@ class GatitoProcessor(ProcessorMixin):
 
     attributes: list[str] = []  # noqa: RUF012
 
-    def __init__(self, vocabulary: Vocabulary, text: TextTokenizer, layouts: Mapping[str, Layout]) -> None:
-        """`layouts` maps task ids to layouts."""
-        self.vocabulary, self.text, self.layouts = vocabulary, text, dict(layouts)
+    def __init__(self, trunk: Trunk, text: TextTokenizer, layouts: Mapping[str, Layout]) -> None:
+        """`layouts` maps task ids to layouts; `trunk` tells how many positions an image takes."""
+        self.trunk, self.vocabulary, self.text, self.layouts = trunk, trunk.vocabulary, text, dict(layouts)
         self.chat_template = None
 
     def __repr__(self) -> str:
@@ -54,7 +55,7 @@ class GatitoProcessor(ProcessorMixin):
             rows.append(concatenate(parts))
         if not rows:
             raise UserError("no prompts: give at least one text or image")
-        return BatchFeature(_left_padded(rows))
+        return BatchFeature(_left_padded(rows, self.trunk))
 
     def batch_decode(self, ids: torch.Tensor, **kwargs: Any) -> list[str]:
         """Text of each row, up to its end token."""
@@ -83,7 +84,12 @@ class GatitoProcessor(ProcessorMixin):
         (folder / TOKENIZER_FILE).write_bytes(self.text.model)
         layouts = {task: layout.to_json() for task, layout in self.layouts.items()}
         (folder / LAYOUTS_FILE).write_text(json.dumps(layouts))
-        config = {"schema": SCHEMA, "processor_class": "GatitoProcessor", "vocabulary": self.vocabulary.to_json()}
+        config = {
+            "schema": SCHEMA,
+            "processor_class": "GatitoProcessor",
+            "vocabulary": self.vocabulary.to_json(),
+            "trunk": self.trunk.to_json(),
+        }
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1))
         return [str(folder / name) for name in (TOKENIZER_FILE, LAYOUTS_FILE, CONFIG_FILE)]
 
@@ -108,22 +114,26 @@ class GatitoProcessor(ProcessorMixin):
         text = TextTokenizer.load(folder / TOKENIZER_FILE)
         layouts = json.loads((folder / LAYOUTS_FILE).read_text())
         vocabulary = Vocabulary(**config["vocabulary"])
-        return cls(vocabulary, text, {task: Layout.from_json(values, text) for task, values in layouts.items()})
+        # Checkpoints from before there were other trunks say nothing: theirs are flat.
+        trunk = Trunk(vocabulary=vocabulary, **config.get("trunk", {}))
+        return cls(trunk, text, {task: Layout.from_json(values, text) for task, values in layouts.items()})
 
 
-def _left_padded(rows: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
+def _left_padded(rows: Sequence[TokenSequence], trunk: Trunk) -> dict[str, torch.Tensor]:
     """Pack rows of unequal length with the padding on the left, as `generate` wants them."""
-    batch = pack([[row] for row in rows])
+    batch = pack([[row] for row in rows], trunk)
     L = batch.input_ids.shape[1]
-    lengths = torch.tensor([len(row) for row in rows])
+    lengths = (batch.segments > 0).sum(-1)
     source = torch.arange(L) - (L - lengths)[:, None]  # (B, L), negative for padding
     mask = source >= 0
     take = source.clamp(min=0)
-    return {
+    inputs = {
         "input_ids": torch.where(mask, batch.input_ids.gather(1, take), 0),
         "attention_mask": mask.long(),
         "local_positions": batch.local_positions.gather(1, take),
-        "patches": batch.patches,
-        "patch_indices": batch.patch_indices,
-        "patch_positions": batch.patch_positions,
     }
+    if batch.latent_slots is not None:
+        shift = (L - lengths)[batch.latent_slots[:, 0] // L]  # the padding of each image's row
+        inputs["latent_slots"] = batch.latent_slots + shift[:, None]
+    beside = {name: tensor for name, tensor in batch.tensors().items() if name in BESIDE_ROWS}
+    return beside | inputs

@@ -28,9 +28,21 @@ def check_yaml(path: Path) -> None:
 
 
 def load_recipe(name: str) -> Recipe:
-    """A recipe of the package, or of a YAML file that has both of its sections; its `data` is not read."""
+    """A recipe of the package, or of a YAML file; its `data` is not read."""
     values = yaml.safe_load(Path(recipe_path(name)).read_text())
-    return Recipe(model=ModelConfig(**values["model"]), train=TrainConfig(**values["train"]))
+    try:
+        model, train = ModelConfig(**values.get("model", {})), TrainConfig(**values.get("train", {}))
+    except TypeError as error:
+        raise UserError(f"recipe {name}: {str(error).partition('__init__() ')[2] or error}") from None
+    return Recipe(model=model, train=train)
+
+
+def recipe_data(name: str) -> str:
+    """The store that a recipe names; raises `UserError` where it names none."""
+    data = yaml.safe_load(Path(recipe_path(name)).read_text()).get("data")
+    if data is None:
+        raise UserError(f"recipe {name} names no data; give a store with --data")
+    return str(data)
 
 
 def recipe_path(name: str) -> str:

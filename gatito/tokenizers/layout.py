@@ -58,13 +58,18 @@ class Layout:
             observations=fields_of(observation_space, "observation", overrides),
             actions=fields_of(action_space, "action"),
         )
-        fixed = sum(field.num_tokens or 0 for field in layout.observations) + 1
-        if fixed > NUM_LOCAL_POSITIONS:
+        tokens = layout.num_observation_tokens
+        if tokens > NUM_LOCAL_POSITIONS:
             raise UserError(
-                f"an observation of this {type(observation_space).__name__} space has {fixed} tokens, allowed "
+                f"an observation of this {type(observation_space).__name__} space has {tokens} tokens, allowed "
                 f"{NUM_LOCAL_POSITIONS}; resize its images or drop fields"
             )
         return layout
+
+    @property
+    def num_observation_tokens(self) -> int:
+        """Tokens of an observation with its separator, where all of its texts are empty."""
+        return sum(field.num_tokens or 0 for field in self.observations) + 1
 
     @property
     def num_action_tokens(self) -> int:

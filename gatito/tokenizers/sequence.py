@@ -1,10 +1,12 @@
 """The object that flows: one flat sequence of tokens with everything that belongs to each of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gatito.tokenizers.vocabulary import NUM_LOCAL_POSITIONS, Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,3 +82,10 @@ def concatenate(sequences: Sequence[TokenSequence]) -> TokenSequence:
         patch_intervals=np.concatenate([s.patch_intervals for s in sequences]),
         timestep_starts=np.concatenate(starts),
     )
+
+
+def observations_predicted(sequence: TokenSequence, vocabulary: Vocabulary) -> TokenSequence:
+    """The sequence with the values and texts of its observations as targets too; patches have no ids to predict."""
+    observed = sequence.local_positions < NUM_LOCAL_POSITIONS
+    mute = (sequence.ids == vocabulary.patch) | (sequence.ids == vocabulary.separator)
+    return replace(sequence, loss_mask=sequence.loss_mask | (observed & ~mute))

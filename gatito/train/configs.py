@@ -5,7 +5,9 @@ from typing import Literal
 
 from gatito.errors import UserError
 from gatito.model import GatitoConfig
+from gatito.model.configuration import MAX_DEPTH
 from gatito.tokenizers import Vocabulary
+from gatito.tokenizers.trunk import MAX_LATENTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,14 @@ class ModelConfig:
     """Channels of the patch embedding, a multiple of 32."""
     rotary: bool = True
     """Rotary positions beside the paper's local ones."""
+    latents: int = 1
+    """Positions of an observation in the trunk, 1 to 8; 0 gives each of its tokens one, as in the paper."""
+    resampler_depth: int = 0
+    """Layers of attention that read an observation into its latents; 0 is a gated sum and a feed-forward."""
+    resample_images: bool = False
+    """Whether images of captions are read into latents too."""
+    action_layers: int = 1
+    """Blocks of the decoder of actions; 0 gives each action token a position in the trunk, as in the paper."""
     drop_path: float = 0.0
     """Stochastic depth per sub-layer (paper's pretraining: 0.1, as remembered)."""
     loss_over: Literal["group", "full"] = "group"
@@ -35,6 +45,14 @@ class ModelConfig:
         for name in ("width", "layers", "heads", "head_dim", "feed_forward", "patch_channels"):
             if getattr(self, name) < 1:
                 raise UserError(f"--model.{name} is {getattr(self, name)}, allowed 1 and more")
+        if not 0 <= self.latents <= MAX_LATENTS:
+            raise UserError(f"--model.latents is {self.latents}, allowed 0 (a position each) to {MAX_LATENTS}")
+        if not 0 <= self.resampler_depth <= MAX_DEPTH:
+            raise UserError(f"--model.resampler_depth is {self.resampler_depth}, allowed 0 to {MAX_DEPTH}")
+        if self.action_layers < 0:
+            raise UserError(f"--model.action_layers is {self.action_layers}, allowed 0 (none) and more")
+        if self.resample_images and not self.latents:
+            raise UserError("--model.resample_images needs --model.latents of at least 1")
         if not 0 <= self.drop_path < 1:
             raise UserError(f"--model.drop_path is {self.drop_path}, allowed 0 to below 1")
 
@@ -48,6 +66,10 @@ class ModelConfig:
             intermediate_size=self.feed_forward,
             patch_channels=self.patch_channels,
             rotary=self.rotary,
+            latents=self.latents,
+            resampler_depth=self.resampler_depth,
+            resample_images=self.resample_images,
+            action_layers=self.action_layers,
             drop_path=self.drop_path,
             loss_over=self.loss_over,
             # At width 128 the usual 0.02 drowns what a token is in what the blocks add: docs/decisions.md.
@@ -69,7 +91,7 @@ class TrainConfig:
     batch: int = 16
     """Rows per optimizer step, over all processes and accumulation steps."""
     context: int = 256
-    """Tokens per row (L)."""
+    """Positions of the trunk per row (L)."""
     accumulation: int = 1
     """Micro-batches per optimizer step."""
     lr: float = 1e-3
@@ -88,6 +110,8 @@ class TrainConfig:
     """Largest gradient norm."""
     prompt_share: float = 0.25
     """Share of the control sequences that begin with a prompt."""
+    predict_observations: bool = False
+    """Whether observation tokens are targets too (the paper leaves it to future work); needs latents: 0."""
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision; bf16 pays on GPUs, not on most CPUs."""
     seed: int = 0
@@ -133,3 +157,10 @@ class Recipe:
     """Shape of the network."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The optimisation."""
+
+    def __post_init__(self) -> None:
+        if self.train.predict_observations and self.model.latents:
+            raise UserError(
+                "--train.predict_observations needs a position for every token that it predicts, and --model.latents "
+                f"is {self.model.latents}; set one of them to false or 0"
+            )

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from gatito.data.publish import check_writable
 from gatito.data.sampler import Sampler
 from gatito.data.store import Store, open_store
 from gatito.errors import UserError
-from gatito.model import GatitoForCausalLM, GatitoProcessor
+from gatito.model import GatitoForCausalLM
 from gatito.model.loss import predicting
 from gatito.tokenizers import Layout
+from gatito.train.card import model_card, processor_of
 from gatito.train.checkpoint import (
     TrainingState,
     list_checkpoints,
@@ -68,17 +70,11 @@ def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.
     """Fused AdamW; matrices decay, embeddings, norms and biases do not."""
     decay: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        is_table = "embedding" in name and "patches" not in name
-        (decay if parameter.ndim >= 2 and not is_table else rest).append(parameter)
+    tables = {module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    for parameter in model.parameters():
+        (decay if parameter.ndim >= 2 and parameter not in tables else rest).append(parameter)
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=1e-8, fused=True)
-
-
-def processor_of(store: Store) -> GatitoProcessor:
-    """The processor of a checkpoint trained on a store."""
-    layouts = {task: Layout.from_json(values, store.text) for task, values in store.layouts().items()}
-    return GatitoProcessor(store.vocabulary, store.text, layouts)
 
 
 def train(recipe: Recipe, data: Path, out: Path) -> Path:
@@ -91,7 +87,15 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     _check_tracker(config)
     check_writable(out)
     store = open_store(data)
-    sampler = Sampler(store=store, context=config.context, seed=config.seed, prompt_share=config.prompt_share)
+    shape = recipe.model.build(store.vocabulary, config.context, store.text.end)
+    sampler = Sampler(
+        store=store,
+        context=config.context,
+        trunk=shape.trunk,
+        seed=config.seed,
+        prompt_share=config.prompt_share,
+        predict_observations=config.predict_observations,
+    )
     newest = _newest(config, out)
     accelerator = Accelerator(
         # Without it torchrun's processes on CPUs would each train alone.
@@ -112,7 +116,7 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     if newest:
         _same_settings(newest[1].settings, settings, newest[0])
     set_seed(config.seed)
-    plain = GatitoForCausalLM(recipe.model.build(store.vocabulary, config.context, store.text.end))
+    plain = GatitoForCausalLM(shape)
     if newest:
         # Copied: weights mapped from a file lie 8 bytes off the alignment of torch's own, and CPU matrix products
         # of them differ in the last bit.
@@ -144,7 +148,7 @@ class _Loop:
         self.config, self.recipe, self.store, self.sampler = recipe.train, recipe, store, sampler
         self.accelerator, self.model, self.plain, self.optimizer = accelerator, model, plain, optimizer
         self.out, self.settings = out, settings
-        self.processor = processor_of(store)
+        self.processor = processor_of(store, sampler.trunk)
         self.seconds_loading = 0.0
 
     def run(self, first_step: int) -> Path:
@@ -153,6 +157,7 @@ class _Loop:
             return list_checkpoints(self.out)[-1]
         self.out.mkdir(parents=True, exist_ok=True)
         if accelerator.is_main_process:
+            _mention_spare_latents(self.processor.layouts, self.recipe.model.latents)
             _forget_steps(self.out / "metrics.jsonl", first_step)
         if config.tracker != "none":
             accelerator.init_trackers("gatito", config={k: str(v) for k, v in self.settings.items()})
@@ -223,9 +228,7 @@ class _Loop:
         count = torch.stack([_num_targets(batch) for batch in batches]).sum()
         all_targets = accelerator.reduce(count, "sum")
         total = all_targets.clamp(min=1)
-        sums: dict[str, float] = {
-            "tokens": float(sum(b.input_ids.numel() for b in batches)) * accelerator.num_processes
-        }
+        sums: dict[str, float] = {"tokens": float(sum(b.num_tokens for b in batches)) * accelerator.num_processes}
         groups = list(self.store.vocabulary.groups)
         losses = torch.zeros((), device=accelerator.device)
         by_group = torch.zeros((3, len(groups)), device=accelerator.device)
@@ -307,12 +310,25 @@ def _forget_steps(metrics: Path, step: int) -> None:
 
 
 def _num_targets(batch: Batch) -> torch.Tensor:
-    return predicting(batch.loss_mask, batch.segments).sum()
+    count = predicting(batch.loss_mask, batch.segments).sum()
+    return count if batch.action_targets is None else count + batch.action_targets.sum()
 
 
 def _synchronised(accelerator: Accelerator, model: torch.nn.Module, last: bool) -> Any:
     """Gradients are exchanged between processes with the last micro-batch only."""
     return contextlib.nullcontext() if last else accelerator.no_sync(model)
+
+
+def _mention_spare_latents(layouts: Mapping[str, Layout], latents: int) -> None:
+    """Say it once where an observation is given more positions than it has tokens: allowed, but wasteful."""
+    # The length of a text is not known from its space.
+    fixed = {task: layout for task, layout in layouts.items() if all(f.kind != "text" for f in layout.observations)}
+    spare = [f"{t} ({n})" for t, n in ((t, fixed[t].num_observation_tokens) for t in fixed) if n < latents]
+    if spare:
+        print(
+            f"--model.latents {latents} is more than an observation has tokens in {', '.join(spare)}; "
+            "--model.latents 0 would take fewer positions there"
+        )
 
 
 def _check_tracker(config: TrainConfig) -> None:
@@ -344,26 +360,3 @@ def _same_settings(saved: dict[str, Any], asked: dict[str, Any], checkpoint: Pat
     for name, value in asked.items():
         if saved.get(name) != value:
             raise UserError(f"cannot resume {checkpoint}: {name} was {saved.get(name)!r}, now {value!r}")
-
-
-def model_card(recipe: Recipe, store: Store, step: int) -> str:
-    """The README.md of a checkpoint, in the hub's format."""
-    rows = "\n".join(f"| {d.name} | {d.kind} | {d.num_episodes} | {d.num_timesteps} | {d.weight:g} |" for d in store)
-    return f"""---
-library_name: transformers
-tags: [gatito, reinforcement-learning, robotics, image-to-text, text-generation]
----
-# gatito, {recipe.model.layers} layers of width {recipe.model.width}
-
-One transformer with one set of weights, trained for {step} steps of {recipe.train.batch} x {recipe.train.context}
-tokens.
-
-    import gatito
-    agent = gatito.load_agent("PATH_OR_REPOSITORY")
-    agent.reset(task="{next(iter(store.layouts()), "TASK")}")
-    action = agent.act(observation)
-
-| dataset | kind | episodes | timesteps | weight |
-|---|---|---|---|---|
-{rows}
-"""
