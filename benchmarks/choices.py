@@ -11,17 +11,15 @@ It prints a table of variants and one of tasks, and draws both into `choices.png
 import argparse
 import dataclasses
 import json
-import os
 import platform
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
+from side_by_side import Job, folder_name, run_jobs
 
 from gatito.data.sampler import Sampler
 from gatito.data.store import open_store
@@ -82,7 +80,7 @@ def run(arguments: argparse.Namespace, variant: str, seed: int, out: Path) -> No
     (out / "result.json").write_text(json.dumps(result))
 
 
-Results = dict[tuple[str, int], dict[str, Any]]
+Results = dict[Job, dict[str, Any]]
 
 
 def half_width(results: Results, variant: str, seeds: list[int]) -> float:
@@ -150,17 +148,8 @@ def main() -> None:
         run(arguments, arguments.one[0], int(arguments.one[1]), arguments.out)
         return
     jobs = [(variant, seed) for seed in arguments.seeds for variant in arguments.variants]
-    folders = {job: arguments.out / f"{job[0].replace(' ', '-').replace(',', '')}-{job[1]}" for job in jobs}
-    waiting = [job for job in jobs if not (folders[job] / "result.json").is_file()]
-    while waiting:
-        pair, waiting = waiting[:2], waiting[2:]
-        commands = [
-            [*[sys.executable, *sys.argv], "--one", variant, str(seed), "--out", str(folders[variant, seed])]
-            for variant, seed in pair
-        ]
-        running = [subprocess.Popen(c, env={**os.environ, "OMP_NUM_THREADS": "1"}) for c in commands]
-        if any(process.wait() for process in running):
-            sys.exit("a variant failed")
+    folders = {job: arguments.out / folder_name(job) for job in jobs}
+    run_jobs(folders)
     results = {job: json.loads((folder / "result.json").read_text()) for job, folder in folders.items()}
     title = f"{arguments.minutes:g} minutes on one thread of {platform.machine()}, seeds {arguments.seeds}"
     print(f"{title}, {arguments.episodes} episodes a task: mean (range over seeds)")
