@@ -33,21 +33,28 @@ from gatito.train.trainer import train
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "flat": {"model": {"latents": 0, "action_layers": 0}, "train": {"context": 256}},
-    "1 latent, depth 0, actions in the trunk": {"model": {"action_layers": 0}},
-    "1 latent, depth 1, actions in the trunk": {"model": {"resampler_depth": 1, "action_layers": 0}},
-    "1 latent, depth 0, actions decoded": {},
-    "1 latent, depth 1, actions decoded": {"model": {"resampler_depth": 1}},
-    "4 latents, depth 0, actions decoded": {"model": {"latents": 4}, "train": {"context": 256}},
-    "1 latent, depth 0, actions decoded, images too": {"model": {"resample_images": True}},
-    "flat, without rotary": {"model": {"latents": 0, "action_layers": 0, "rotary": False}, "train": {"context": 256}},
-    "flat, full softmax": {
-        "model": {"latents": 0, "action_layers": 0, "loss_over": "full"},
-        "train": {"context": 256},
-    },
+FLAT = {"latents": 0, "action_layers": 0}
+TRUNK_ACTIONS = {"latents": 1, "action_layers": 0}
+DECODED = {"latents": 1, "resampler_depth": 0, "action_layers": 1}
+POSITIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "flat": {"model": FLAT, "train": {"context": 256}},
+    "1 latent, depth 0, actions in the trunk": {"model": TRUNK_ACTIONS | {"resampler_depth": 0}},
+    "1 latent, depth 1, actions in the trunk": {"model": TRUNK_ACTIONS | {"resampler_depth": 1}},
+    "the same, depth 0, context 320": {"model": TRUNK_ACTIONS | {"resampler_depth": 0}, "train": {"context": 320}},
+    "the same, depth 1, context 320": {"model": TRUNK_ACTIONS | {"resampler_depth": 1}, "train": {"context": 320}},
+    "1 latent, depth 0, actions decoded": {"model": DECODED},
+    "1 latent, depth 1, actions decoded": {"model": DECODED | {"resampler_depth": 1}},
+    "1 latent, depth 2, actions decoded": {"model": DECODED | {"resampler_depth": 2}},
+    "4 latents, depth 0, actions decoded": {"model": DECODED | {"latents": 4}, "train": {"context": 256}},
+    "1 latent, depth 0, actions decoded, images too": {"model": DECODED | {"resample_images": True}},
 }
-"""Changes to the recipe, by name. Contexts hold about as many timesteps as it pays to look back."""
+"""Changes to the recipe, by name. The context is 64 positions where nothing else is said: 64 timesteps where actions
+are decoded, 12 of Meta-World (1 latent and 4 actions each) where they have positions, of which 320 hold 64."""
+OTHERS: dict[str, dict[str, dict[str, Any]]] = {
+    "flat, without rotary": {"model": FLAT | {"rotary": False}, "train": {"context": 256}},
+    "flat, full softmax": {"model": FLAT | {"loss_over": "full"}, "train": {"context": 256}},
+}
+VARIANTS = POSITIONS | OTHERS
 HELD_OUT_ROWS = 96
 
 
@@ -84,7 +91,7 @@ Results = dict[Job, dict[str, Any]]
 
 
 def half_width(results: Results, variant: str, seeds: list[int]) -> float:
-    """Half of the 95 % interval of a variant's mean score: those of its tasks and seeds, added in squares."""
+    """Half of the 95 % interval over episodes of a mean score: those of tasks and seeds, added in squares."""
     halves = [(high - low) / 2 for seed in seeds for _, low, high in results[variant, seed]["tasks"].values()]
     return float(np.sqrt(np.sum(np.square(halves))) / len(halves))
 
@@ -116,7 +123,12 @@ def draw(results: Results, variants: list[str], seeds: list[int], title: str, pa
         half = half_width(results, variant, seeds)
         left.barh(y, statistics.mean(scores), xerr=half, color="#9db8d2", ecolor="#333333", capsize=3, height=0.6)
         left.plot(scores, [y] * len(scores), "o", color="#1f4e79", markersize=4)
-    left.set(yticks=range(len(variants)), yticklabels=variants, xlim=(0, 1.05), xlabel="mean score, 95 % interval")
+    left.set(
+        yticks=range(len(variants)),
+        yticklabels=variants,
+        xlim=(0, 1.05),
+        xlabel="mean score, 95 % interval over episodes; points are seeds",
+    )
     left.invert_yaxis()
     grid = [
         [statistics.mean(results[variant, seed]["tasks"][task][0] for seed in seeds) for task in tasks]
@@ -141,7 +153,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--tasks", nargs="*")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS)[:7], choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", default=list(POSITIONS), choices=list(VARIANTS))
     parser.add_argument("--one", nargs=2, metavar=("VARIANT", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:

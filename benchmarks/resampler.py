@@ -2,8 +2,9 @@
 
 All of ours are of equal width and depth, compute logits at targets only and over the target's own group, and are
 timed from the packing of the rows to the optimizer's step. The JAT-like model is GPT-Neo of transformers with one
-linear layer per observation and per action (2 positions a timestep) and a regression head, as JAT has it; its
-inputs are ready tensors. Meta-World and BabyAI are episodes of our experts, the peers' shape is random.
+linear layer per observation and per action (2 positions a timestep), with a regression head, as JAT has it, and with
+a head over the same 1024 ids for each action value as ours; its inputs are ready tensors. Meta-World and BabyAI are
+episodes of our experts, the peers' shape is random.
 
     python benchmarks/resampler.py
 """
@@ -110,7 +111,7 @@ def ours(shape: ModelConfig, layout: Layout, sequences: list[TokenSequence]) -> 
 class JATLike(torch.nn.Module):
     """One linear layer per observation and per action in front of GPT-Neo, a linear layer behind it."""
 
-    def __init__(self, width: int, observations: int, actions: int) -> None:
+    def __init__(self, width: int, observations: int, actions: int, bins: int | None) -> None:
         super().__init__()
         self.observe, self.act = torch.nn.Linear(observations, width), torch.nn.Linear(actions, width)
         self.trunk = GPTNeoModel(
@@ -120,20 +121,26 @@ class JATLike(torch.nn.Module):
                 attention_dropout=0.0, bos_token_id=None, eos_token_id=None,
             )
         )  # fmt: skip
-        self.head = torch.nn.Linear(width, actions)
+        self.bins = bins
+        self.head = torch.nn.Linear(width, actions * (bins or 1))
 
     def forward(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of actions (B, T, A) from observations (B, T, O) and the actions before."""
+        """Loss of actions (B, T, A) in [-1, 1] from observations (B, T, O) and the actions before: squared error,
+        or the cross-entropy of their bins."""
         x = torch.stack([self.observe(observations), self.act(actions)], dim=2).flatten(1, 2)
         hidden = self.trunk(inputs_embeds=x, use_cache=False).last_hidden_state
-        return torch.nn.functional.mse_loss(self.head(hidden[:, ::2]), actions)
+        predicted = self.head(hidden[:, ::2])
+        if self.bins is None:
+            return torch.nn.functional.mse_loss(predicted, actions)
+        wanted = ((actions + 1) / 2 * self.bins).long().clamp(max=self.bins - 1)
+        return torch.nn.functional.cross_entropy(predicted.view(-1, self.bins), wanted.flatten())
 
 
-def jat_like(width: int) -> Step:
+def jat_like(width: int, bins: int | None) -> Step:
     """A training step of `ROWS` x `POSITIONS`; returns timesteps per second."""
-    model = JATLike(width, 17, 6).train()
+    model = JATLike(width, 17, 6, bins).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    observations, actions = torch.randn(ROWS, POSITIONS // 2, 17), torch.rand(ROWS, POSITIONS // 2, 6)
+    observations, actions = torch.randn(ROWS, POSITIONS // 2, 17), 2 * torch.rand(ROWS, POSITIONS // 2, 6) - 1
 
     def step() -> float:
         began = time.perf_counter()
@@ -181,12 +188,13 @@ def main() -> None:
     layout = Layout.from_spaces(*PEERS, vocabulary=vocabulary, text=text)
     sequences = of_halfcheetah(layout)
     steps = {name: ours(ModelConfig(**wide, **changes), layout, sequences) for name, changes in TRUNKS.items()}
-    rates = measured({**steps, "JAT-like": jat_like(256)}, arguments.rounds)
-    print(
-        "\n17 observations, 6 actions; width 256, 4 layers\n| model | timesteps/s | against JAT-like |\n|---|---|---|"
-    )
+    peers = {"JAT-like": jat_like(256, None), "JAT-like, the same ids": jat_like(256, vocabulary.num_bins)}
+    rates = measured(steps | peers, arguments.rounds)
+    print("\n17 observations, 6 actions; width 256, 4 layers")
+    print("| model | timesteps/s | against JAT-like | against it with the same ids |\n|---|---|---|---|")
     for name, rate in rates.items():
-        print(f"| {name} | {rate:.0f} | {rate / rates['JAT-like']:.2f} |")
+        ratios = [f"{rate / rates[peer]:.2f}" for peer in peers]
+        print(f"| {name} | {rate:.0f} | {' | '.join(ratios)} |")
 
 
 if __name__ == "__main__":

@@ -120,18 +120,6 @@ def evaluate(
     evaluate_checkpoint(checkpoint, Path(out), chosen, episodes, prompt, temperature)
 
 
-def info(source: str, data: str | None = None) -> None:
-    """Show what a recipe or checkpoint is made of, and how many timesteps its context holds for each task.
-
-    Args:
-        source: Name of a recipe, a YAML file, a checkpoint folder, folder of a run, or `hf:owner/name` on the hub.
-        data: Store whose timesteps are counted; by default the one that the recipe names.
-    """
-    from gatito.commands import show_info
-
-    show_info(source, data)
-
-
 def demo(out: str = "demo", small: bool = False) -> None:
     """Collect, build, train and evaluate five domains with one set of weights, then write a report.
 
@@ -164,7 +152,14 @@ def build_parser() -> _Parser:
     verbs.add_subcommand("demo", verb(demo))
     verbs.add_subcommand("tasks", verb(tasks))
     verbs.add_subcommand("tokens", verb(tokens, "source"))
-    verbs.add_subcommand("info", verb(info, "source"))
+    info = _Parser(
+        description="Show what a recipe or checkpoint is made of, and how many timesteps its context holds."
+    )
+    info.add_argument("source", type=str, help="recipe, YAML file, checkpoint, run, or `hf:owner/name` on the hub")
+    info.add_argument("--config", action="config", help="what `source` names, where that is a recipe")
+    info.add_class_arguments(Recipe, None)
+    info.add_argument("--data", type=str, help="store to count in; by default the one that the recipe names")
+    verbs.add_subcommand("info", info)
 
     data = _Parser(description="Collect datasets and build tokenized stores.")
     verbs.add_subcommand("data", data)
@@ -198,20 +193,33 @@ def run(arguments: Sequence[str]) -> None:
     chosen = values[values.verb]
     if values.verb == "data":
         _run_data(parser, chosen)
+    elif values.verb == "info":
+        from gatito.commands import show_info
+        from gatito.recipes import is_recipe
+
+        show_info(chosen.source, _recipe(parser, values) if is_recipe(chosen.source) else None, chosen.data)
     elif values.verb == "train":
         from gatito.train.trainer import train
 
-        recipe = parser.instantiate(values)[values.verb]
-        from gatito.train.configs import Recipe
-
-        built = Recipe(**{f.name: recipe[f.name] for f in fields(Recipe)})
-        path = train(built, Path(chosen.data), Path(chosen.out))
+        path = train(_recipe(parser, values), Path(chosen.data), Path(chosen.out))
         print(f"{path}\nnext: gatito eval {chosen.out} --out {chosen.out}/eval")
     else:
         functions: dict[str, Callable[..., None]] = {
-            "demo": demo, "tasks": tasks, "tokens": tokens, "info": info, "eval": evaluate
+            "demo": demo, "tasks": tasks, "tokens": tokens, "eval": evaluate
         }  # fmt: skip
         functions[values.verb](**chosen.as_dict())
+
+
+def _recipe(parser: ArgumentParser, values: Namespace) -> Any:
+    """The recipe that a command line and its config file describe."""
+    from gatito.train.configs import Recipe
+
+    sections = [f.name for f in fields(Recipe)]
+    for name in sections:
+        if values[values.verb][name] is None:
+            raise UserError(f"{name}: holds nothing, expected keys and values")
+    chosen = parser.instantiate(values)[values.verb]
+    return Recipe(**{name: chosen[name] for name in sections})
 
 
 def _names(listed: str, option: str) -> list[str]:
@@ -280,6 +288,11 @@ def _normalised(arguments: Sequence[str], switches: set[str]) -> list[str]:
         elif argument.startswith("--config="):
             argument = "--config=" + _config_file(arguments[0], argument.removeprefix("--config="))
         result.append(argument)
+    if len(arguments) > 1 and arguments[0] == "info":
+        from gatito.recipes import is_recipe
+
+        # Before what else was typed, which overrides it.
+        result[2:2] = [f"--config={_config_file('train', arguments[1])}"] if is_recipe(arguments[1]) else []
     return result
 
 

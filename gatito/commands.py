@@ -23,8 +23,10 @@ from gatito.eval.agent import load_checkpoint
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results, print_results, write_results
 from gatito.eval.rollout import evaluate, measure_references
-from gatito.recipes import load_recipe, recipe_data, recipe_names
+from gatito.recipes import recipe_names
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
+from gatito.train.card import processor_of
+from gatito.train.configs import Recipe
 from gatito.train.info import parameters_by_part, reach_of_data, reach_of_layouts
 
 MAX_STEPS = 1000
@@ -191,17 +193,17 @@ def describe_store(store: Store) -> None:
     print(store.folder)
 
 
-def show_info(source: str, data: str | None) -> None:
+def show_info(source: str, recipe: Recipe | None, data: str | None) -> None:
     """Print what a recipe or checkpoint is made of, and how many timesteps its context holds."""
-    store: Store | None
-    if source in recipe_names() or Path(source).suffix in (".yaml", ".yml"):
-        recipe = load_recipe(source)
-        store = open_store(Path(data or recipe_data(source)), verify=False)
-        config, layouts = recipe.model.build(store.vocabulary, recipe.train.context, store.text.end), {}
+    store = open_store(Path(data), verify=False) if data else None
+    if recipe is not None:
+        if store is None:
+            raise UserError(f"recipe {source} names no data; give a store with --data")
+        config = recipe.model.build(store.vocabulary, recipe.train.context, store.text.end)
+        layouts = processor_of(store, config.trunk).layouts
     elif source.startswith("hf:") or Path(source).is_dir():
         model, processor = load_checkpoint(source)
         config, layouts = model.config, processor.layouts
-        store = open_store(Path(data), verify=False) if data else None
         if store and store.vocabulary != config.vocabulary:
             raise UserError(f"--data {data} has other ids than checkpoint {source}; give the store it was trained on")
     else:
@@ -213,9 +215,9 @@ def show_info(source: str, data: str | None) -> None:
         print(f"  {part:18} {count:>12,} parameters")
     print(f"{'task':44} {'tokens':>7} {'positions':>9}   a context holds")
     for row in reach_of_data(list(store), config) if store else reach_of_layouts(layouts, config):
-        print(f"{row.name:44} {row.tokens:>7.1f} {row.positions:>9.1f}   {row.timesteps} {row.unit}")
+        print(f"{row.name:44} {row.tokens:>7.1f} {row.positions:>9.1f}   {row.held} {row.unit}")
     if store is None:
-        print("texts inside observations are counted as empty; --data STORE measures them")
+        print("of tasks alone, the texts inside observations counted as empty; --data STORE measures what it holds")
 
 
 def evaluate_checkpoint(

@@ -40,6 +40,8 @@ FILES = {
     "empty.yaml": "",
     "number.yaml": "datasets:\n- source: 3\n",
     "foo.yaml": "foo: 1\n",
+    "no-data.yaml": "train:\n  steps: 3\n",
+    "no-model.yaml": "model:\ntrain:\n  steps: 3\n",
     "garbage-model.yaml": "datasets:\n- source: captions:digits\ntext_model: mixture-key.yaml\n",
     "list.yaml": "- source: captions:digits\n",
     "binary.yaml": "\x00\x01",
@@ -107,12 +109,14 @@ BAD = {
     "train --config tiny --data s --out o --model.resampler-depth 3": "--model.resampler_depth is 3, allowed 0 to 2",
     "train --config tiny --data s --out o --model.action-layers=-1": "--model.action_layers is -1, allowed 0 (none)",
     "train --config tiny --data s --out o --model.latents 0 --model.resample-images": "resample_images needs",
+    "train --config tiny --data s --out o --model.latents 0 --model.resampler-depth 2": "resampler_depth needs",
     "train --config tiny --data s --out o --train.predict-observations": "--train.predict_observations needs",
     "info demmo": "unknown recipe or checkpoint 'demmo'; did you mean 'demo'?",
     "info demo": "no tokenized store at demo/store",
     "info demo --data s": "no tokenized store at s",
-    "info key.yaml --data s": "recipe key.yaml: got an unexpected keyword argument 'stepz'",
-    "info foo.yaml": "recipe foo.yaml names no data; give a store with --data",
+    "info key.yaml --data s": "unknown key 'train.stepz'; did you mean 'train.steps'?",
+    "info no-data.yaml": "recipe no-data.yaml names no data; give a store with --data",
+    "train --config no-model.yaml --data s --out o": "model: holds nothing, expected keys and values",
     "data build --config mixture-weight.yaml --out b": "weight of 'captions:digits' is -2.0, allowed > 0",
     "data collect --tasks classic/cartpole --episodes 0 --out d": "episodes is 0, allowed 1 and more",
     "demo --out .": "is not empty; remove it or choose another --out",
@@ -353,6 +357,9 @@ def test_info_says_what_a_context_holds_for_each_task(run: Run, checkpoint: Path
     (row,) = [line.split() for line in printed.splitlines() if line.startswith("toy/line")]
     assert row[:3] == ["toy/line", "3.0", "1.0"]
     assert f"context {row[3]} positions" in printed
+    _, changed, _ = run("info", "demo", "--data", store, "--model.latents", "4", "--train.context", "80")
+    (row,) = [line.split() for line in changed.splitlines() if line.startswith("toy/line")]
+    assert row == ["toy/line", "3.0", "4.0", "20", "timesteps"]
     assert "resampler" in printed
     assert "action decoder" in printed
 
@@ -362,7 +369,7 @@ def test_info_of_a_checkpoint_needs_no_data(run: Run, checkpoint: Path) -> None:
     assert code == 0
     (row,) = [line.split() for line in printed.splitlines() if line.startswith("toy/line")]
     assert row == ["toy/line", "3.0", "3.0", "21", "timesteps"]  # of 64
-    assert "texts inside observations are counted as empty" in printed
+    assert "the texts inside observations counted as empty" in printed
     model = GatitoForCausalLM.from_pretrained(resolve_checkpoint(checkpoint / "run"))
     counted = [int(line.split()[-2].replace(",", "")) for line in printed.splitlines() if "parameters" in line]
     assert sum(counted) == sum(p.numel() for p in model.parameters())

@@ -10,7 +10,10 @@ from toy import TRUNKS, states_of, tiny_model
 from transformers import DynamicCache
 
 from gatito.data.packing import pack
+from gatito.eval.actor import Actor
 from gatito.model import GatitoForCausalLM
+from gatito.model.embedding import rotary_angles
+from gatito.model.loss import target_loss
 from gatito.model.resampler import GatedSum, views
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary
 from gatito.tokenizers.sequence import concatenate
@@ -56,6 +59,36 @@ def test_the_flat_trunk_gives_the_loss_it_gave_before_there_were_others(
     row = [sequence, sequence.timesteps(0, 2, vocabulary.patch)]
     batch = pack([row], model.config.trunk, length=60)
     assert model(**batch.tensors()).loss.item() == pytest.approx(7.013219833374023, abs=2e-6)
+
+
+def test_the_flat_trunk_is_embedding_blocks_and_norm_to_the_bit(
+    vocabulary: Vocabulary, sequence: TokenSequence
+) -> None:
+    """Value and gradients of the loss, against the parts written out one after the other."""
+    model = tiny_model(vocabulary, initializer_range=0.1)
+    batch = pack([[sequence, sequence.timesteps(0, 2, vocabulary.patch)]], model.config.trunk)
+    found = model(**batch.tensors()).loss
+    found.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    net, images = model.model, (batch.patches, batch.patch_indices, batch.patch_positions)
+    x = net.embedding(batch.input_ids, batch.local_positions, *images)
+    L = x.shape[1]
+    same = batch.segments[:, :, None] == batch.segments[:, None, :]
+    mask = (torch.ones(L, L, dtype=torch.bool).tril() & same)[:, None]
+    angles = rotary_angles(batch.positions, model.config.head_dim, model.config.rope_theta)
+    for block in net.blocks:
+        x = block(x, mask, angles, None)
+    hidden = net.norm(x)
+    predicts = batch.loss_mask[:, 1:] & (batch.segments[:, 1:] == batch.segments[:, :-1])
+    states, wanted = hidden[:, :-1][predicts], batch.input_ids[:, 1:][predicts]
+    targets = target_loss(states, wanted, model.lm_head.weight, vocabulary, "group")
+    loss = torch.stack(list(targets.loss_sum.values())).sum() / len(wanted)
+    loss.backward()
+    assert torch.equal(found, loss)
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            assert torch.equal(gradients[name], parameter.grad), name
 
 
 def test_the_flat_trunk_has_neither_resampler_nor_decoder(vocabulary: Vocabulary) -> None:
@@ -187,3 +220,24 @@ def test_the_trunk_sees_the_action_that_was_taken(
     second = int(model.config.trunk.timestep_starts(sequence)[2])
     assert float(difference[:second].max()) < 1e-6  # nothing before it
     assert float(difference[second:].min()) > 1e-3  # everything after it
+
+
+@pytest.mark.parametrize("latents", [1, 4])
+@pytest.mark.parametrize("layers", [0, 1])
+def test_a_timestep_is_acted_on_with_one_call_of_the_resampler(
+    vocabulary: Vocabulary, layout: Layout, latents: int, layers: int
+) -> None:
+    model = tiny_model(vocabulary, latents=latents, action_layers=layers)
+    calls: list[str] = []
+    model.model.resampler.register_forward_hook(lambda *_: calls.append("resampler"))
+    model.model.norm.register_forward_hook(lambda *_: calls.append("trunk"))
+    actor = Actor(model, layout, 3)
+    for session in range(3):
+        actor.reset(session)
+    for t in range(T):
+        calls.clear()
+        seen = {key: value[t] for key, value in OBSERVATIONS.items()}
+        actor.act(dict.fromkeys(range(3), seen))
+        # Where the second action token has a position it takes a call of its own, without anything to resample.
+        assert calls.count("trunk") == (1 if layers else 2)
+        assert calls[:2] == ["resampler", "trunk"]

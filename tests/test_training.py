@@ -18,7 +18,18 @@ import torch
 from accelerate.state import AcceleratorState
 from gymnasium import spaces
 from safetensors.torch import load_file
-from toy import CONTEXT, TRUNKS, Line, ToyEnv, layout_of, metrics_of, tiny_recipe, toy_sequence, write_store
+from toy import (
+    CONTEXT,
+    TRUNKS,
+    Line,
+    ToyEnv,
+    layout_of,
+    metrics_of,
+    tiny_model,
+    tiny_recipe,
+    toy_sequence,
+    write_store,
+)
 
 import gatito.model.modeling
 from gatito.data.sampler import Sampler
@@ -41,6 +52,7 @@ from gatito.train.checkpoint import (
     save_checkpoint,
 )
 from gatito.train.configs import Recipe, TrainConfig
+from gatito.train.settings import check_same_settings, run_settings
 from gatito.train.trainer import MicroBatches, build_optimizer, learning_rate, train
 
 
@@ -185,6 +197,44 @@ def test_resuming_with_other_settings_is_refused_with_both_values(
     recipe = tiny_recipe(**{"save_every": 10, "drop_path": 0.1, "resume": "auto"} | changes)
     with pytest.raises(UserError, match=message):
         train(recipe, store, run)
+
+
+def test_a_run_begun_before_there_were_latents_continues_with_a_flat_trunk(store: Path) -> None:
+    opened, before = open_store(store), {}
+    asked = run_settings(tiny_recipe(), opened)
+    for name, value in asked.items():
+        if not any(part in name for part in ("latents", "resample", "action_layers", "predict_observations")):
+            before[name] = value
+    assert len(before) == len(asked) - 5
+    check_same_settings(before, asked, Path("run"))
+    with pytest.raises(UserError, match=r"cannot resume run: model\.latents was 0, now 1"):
+        check_same_settings(before, run_settings(tiny_recipe(trunk="1 latent"), opened), Path("run"))
+
+
+def test_actions_of_more_tokens_than_the_decoder_has_places_are_refused(
+    tmp_path: Path, vocabulary: Vocabulary, text: TextTokenizer
+) -> None:
+    env = ToyEnv(spaces.Discrete(3), spaces.MultiBinary(513), length=2)
+    layout = layout_of(env, vocabulary, text)
+    data = write_store(tmp_path / "store", text, vocabulary, {"toy/many": (layout, [toy_sequence(env, layout, 0)])})
+    message = r"task 'toy/many': an action of 513 tokens, the action decoder allows 512; .*--model\.action_layers 0"
+    with pytest.raises(UserError, match=message):
+        train(tiny_recipe(trunk="1 latent, decoded"), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train(tiny_recipe(trunk="1 latent", steps=1, batch=1, context=520), data, tmp_path / "other")
+    with pytest.raises(UserError, match="an action of 513 tokens"):
+        Actor(tiny_model(vocabulary, **TRUNKS["flat, decoded"]), layout)
+
+
+def test_a_checkpoint_whose_two_files_differ_in_the_trunk_is_refused(run: Path) -> None:
+    checkpoint = list_checkpoints(run)[-1]
+    (checkpoint / MANIFEST).unlink()
+    path = checkpoint / "processor_config.json"
+    values = json.loads(path.read_text())
+    values["trunk"]["latents"] = 4
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"differ in the positions of the trunk, .*'latents': 0.* and .*'latents': 4"):
+        load_checkpoint(checkpoint)
 
 
 def test_resuming_with_other_data_is_refused_with_both_hashes(
@@ -498,10 +548,12 @@ def test_predicting_observations_makes_targets_of_them(tmp_path: Path, store: Pa
 
 
 def test_latents_with_a_recipe_that_predicts_observations_are_refused() -> None:
-    message = r"--train\.predict_observations .* and --model\.latents is 1; set one of them to false or 0"
-    with pytest.raises(UserError, match=message):
-        tiny_recipe(trunk="1 latent", predict_observations=True)
-    tiny_recipe(trunk="flat, decoded", predict_observations=True)
+    for trunk, name in (("1 latent", "latents"), ("flat, decoded", "action_layers")):
+        message = (
+            rf"--train\.predict_observations needs .* --model\.{name} is 1; use --model\.latents 0 --model\.action"
+        )
+        with pytest.raises(UserError, match=message):
+            tiny_recipe(trunk=trunk, predict_observations=True)
 
 
 def test_more_latents_than_an_observation_has_tokens_are_allowed_and_said_once(
@@ -513,8 +565,11 @@ def test_more_latents_than_an_observation_has_tokens_are_allowed_and_said_once(
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, latents=5))
     train(recipe, store, tmp_path / "spare")
     said = capsys.readouterr().out
-    assert said.count("--model.latents 5 is more than an observation has tokens in toy/vectors (4)") == 1
-    assert "toy/pictures" not in said
+    assert said.count("--model.latents 5 is more than an observation has tokens in toy-vectors (4)") == 1
+    assert "toy-pictures" not in said
+    again = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps=2, resume="auto"))
+    train(again, store, tmp_path / "spare")
+    assert "--model.latents" not in capsys.readouterr().out
 
 
 def test_a_timestep_longer_than_the_context_is_refused_before_anything_is_written(
@@ -536,8 +591,7 @@ def test_a_damaged_store_is_refused_naming_the_file(tmp_path: Path, store: Path)
 # The whole
 
 
-@pytest.mark.parametrize("trunk", TRUNKS)
-@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize(("continuous", "trunk"), [(False, "flat"), (True, "flat"), (True, "4 latents, decoded")])
 def test_the_tiny_model_learns_one_episode_and_acts_it_back(
     continuous: bool, trunk: str, tmp_path: Path, vocabulary: Vocabulary, text: TextTokenizer
 ) -> None:

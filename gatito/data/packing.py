@@ -19,10 +19,9 @@ from gatito.errors import UserError
 from gatito.tokenizers import TokenSequence
 from gatito.tokenizers.patches import PATCH, mean_positions, sample_positions
 from gatito.tokenizers.trunk import Trunk
-from gatito.tokenizers.vocabulary import ACTION_POSITION
 
 BESIDE_ROWS = ("patches", "patch_indices", "patch_positions", "observation_ids", "observation_sizes", "latent_slots")
-"""Fields of a batch that images bring along beside their ids."""
+"""Fields of a batch that images, and observations read into latents, bring along beside the rows."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,16 +114,16 @@ class _Rows:
     def add(self, sequence: TokenSequence, places: NDArray[np.int64], b: int, start: int, number: int) -> int:
         """Write a sequence into row `b` from position `start` on as segment `number`; returns where it ends."""
         trunk = self.trunk
-        costs, resampled = trunk.costs_and_resampled(sequence.ids, sequence.local_positions)
+        roles = trunk.roles(sequence.ids, sequence.local_positions)
+        resampled, decoded = roles.resampled, roles.decoded
         if (sequence.loss_mask & resampled).any():
             raise UserError(
                 f"row {b}: observation tokens are targets, but they are read into {trunk.latents} latents, which "
                 "predict no observation; train it with --model.latents 0"
             )
-        decoded = (sequence.local_positions == ACTION_POSITION) & trunk.decoded_actions
         own = ~(resampled | decoded)
-        slots = start + np.cumsum(costs) - 1  # the last position up to each token
-        stop = start + int(costs.sum())
+        slots = start + np.cumsum(roles.costs) - 1  # the last position up to each token
+        stop = start + int(roles.costs.sum())
         self.ids[b, start:stop] = trunk.vocabulary.separator
         self.ids[b, slots[own]] = sequence.ids[own]
         self.loss_mask[b, slots[own]] = sequence.loss_mask[own]
@@ -176,6 +175,12 @@ class _Ragged:
         self.ids: list[NDArray[np.int32]] = [np.zeros(0, np.int32)]
         self.lengths: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
 
+    def collect(self, sequence: TokenSequence, member: NDArray[np.bool_], firsts: NDArray[np.int64]) -> None:
+        """Take the tokens (N,) that are `member`, in groups that begin at `firsts`."""
+        counted = np.append(0, np.cumsum(member))
+        self.ids.append(sequence.ids[member])
+        self.lengths.append(np.diff(np.append(counted[firsts], counted[-1])))
+
     def order(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """The groups by length, the tokens in that order, and (length, count) of each length (K, 2)."""
         lengths = np.concatenate(self.lengths)
@@ -205,9 +210,7 @@ class _Observations(_Ragged):
         places: NDArray[np.int64],
     ) -> None:
         firsts = np.flatnonzero((sequence.local_positions == 0) & resampled)
-        counted = np.append(0, np.cumsum(resampled))
-        self.ids.append(sequence.ids[resampled])
-        self.lengths.append(np.diff(np.append(counted[firsts], counted[-1])))
+        self.collect(sequence, resampled, firsts)
         self.slots.append(slots[firsts] - self.trunk.latents + 1)
         self.patches.add(pixels, places)
 
@@ -239,10 +242,8 @@ class _Actions(_Ragged):
     def add(self, sequence: TokenSequence, decoded: NDArray[np.bool_], slots: NDArray[np.int64], stop: int) -> None:
         """`slots` is the last position up to each token, `stop` the first one after the sequence."""
         firsts = np.flatnonzero(decoded & ~np.append(False, decoded[:-1]))
-        counted = np.append(0, np.cumsum(decoded))
-        self.ids.append(sequence.ids[decoded])
+        self.collect(sequence, decoded, firsts)
         self.targets.append(sequence.loss_mask[decoded])
-        self.lengths.append(np.diff(np.append(counted[firsts], counted[-1])))
         self.slots.append(slots[firsts])
         self.following.append(np.where(slots[firsts] + 1 < stop, slots[firsts] + 1, -1))
 

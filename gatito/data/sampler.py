@@ -5,6 +5,7 @@ Context, prompts and rows are counted in positions of the trunk, see `Trunk`.
 So the stream depends on no world size, worker count or interruption, and a prompt is drawn afresh each time.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -43,19 +44,32 @@ def goal_timesteps(starts: NDArray[np.int64], budget: int) -> int:
 def timestep_positions(dataset: TokenDataset, trunk: Trunk, first: int, last: int) -> NDArray[np.int64]:
     """Position (last - first + 1,) at which each of the timesteps [first, last) begins, from 0, and their end."""
     offsets = dataset.timestep_tokens[first : last + 1]
-    if trunk.is_flat:
-        return offsets - offsets[0]
     tokens = slice(int(offsets[0]), int(offsets[-1]))
-    counted = np.cumsum(trunk.costs(dataset.ids[tokens], dataset.local_positions[tokens]))
-    starts: NDArray[np.int64] = np.append(0, counted)[offsets - offsets[0]]
-    return starts
+    return trunk.starts(dataset.ids[tokens], dataset.local_positions[tokens], offsets - offsets[0])
+
+
+def timestep_chunks(dataset: TokenDataset) -> Iterator[tuple[int, int]]:
+    """All timesteps of a dataset, as runs [first, last) that fit into memory."""
+    for first in range(0, dataset.num_timesteps, CHUNK):
+        yield first, min(first + CHUNK, dataset.num_timesteps)
 
 
 def longest_timestep(dataset: TokenDataset, trunk: Trunk) -> int:
     """Positions of the longest timestep."""
-    stops = range(0, dataset.num_timesteps, CHUNK)
-    chunks = ((first, min(first + CHUNK, dataset.num_timesteps)) for first in stops)
-    return max(int(np.diff(timestep_positions(dataset, trunk, *chunk)).max()) for chunk in chunks)
+    return max(int(np.diff(timestep_positions(dataset, trunk, *run)).max()) for run in timestep_chunks(dataset))
+
+
+def smallest_observation(dataset: TokenDataset, trunk: Trunk) -> int | None:
+    """Tokens of the smallest observation, or image, that is read into latents; None where none is."""
+    sizes = []
+    for first, last in timestep_chunks(dataset):
+        tokens = slice(int(dataset.timestep_tokens[first]), int(dataset.timestep_tokens[last]))
+        local = dataset.local_positions[tokens]
+        resampled = trunk.roles(dataset.ids[tokens], local).resampled
+        firsts = np.flatnonzero(resampled & (local == 0))
+        if len(firsts):
+            sizes.append(int(np.diff(np.append(0, np.cumsum(resampled))[np.append(firsts, len(local))]).min()))
+    return min(sizes, default=None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

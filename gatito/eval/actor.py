@@ -59,6 +59,7 @@ class Actor:
         # A call may be padded to the widest of its rows, at most a whole window.
         self.cache = SessionCache(model.config, num_sessions, 2 * self.context, self.device, parameter.dtype)
         self.sessions = [_Session(rng=np.random.default_rng(s)) for s in range(num_sessions)]
+        self.trunk.check_action(layout.num_action_tokens, "this layout")
         self._any_action = layout.action_tokens([start for start, _ in layout.legal_ids])
         self.num_clipped = 0
         """Observed values that the bins clipped, over all sessions."""

@@ -48,6 +48,11 @@ def load_checkpoint(path: str | Path) -> tuple[GatitoForCausalLM, GatitoProcesso
     absent = sorted(loading["missing_keys"]) + sorted(loading["unexpected_keys"])
     if absent:
         raise UserError(f"checkpoint {path} does not hold the weights of its configuration: {absent[0]} and others")
+    if processor.trunk != model.config.trunk:
+        raise UserError(
+            f"checkpoint {path}: its config.json and processor_config.json differ in the positions of the trunk, "
+            f"{model.config.trunk.to_json()} and {processor.trunk.to_json()}; use an undamaged copy"
+        )
     return model.eval().to(torch.accelerator.current_accelerator(check_available=True) or "cpu"), processor
 
 

@@ -14,7 +14,7 @@ from gatito.tokenizers.vocabulary import NUM_LOCAL_POSITIONS
 class ActionDecoder(nn.Module):
     """A small causal transformer over the tokens of one action, each given what the trunk made of the past.
 
-    token j sees        state + place 0, state + place 1 + token 0, ..., state + place j + token j - 1
+    token j is predicted from    state + norm(place i + token i - 1)    for i = 0, ..., j; there is no token -1
     """
 
     def __init__(self, config: GatitoConfig) -> None:
@@ -22,7 +22,7 @@ class ActionDecoder(nn.Module):
         D, eps = config.hidden_size, config.layer_norm_eps
         self.places = nn.Embedding(NUM_LOCAL_POSITIONS, D)
         self.token_norm = nn.LayerNorm(D, eps=eps)
-        # No position of the trunk is this cheap: the feed-forward is as narrow as the stream.
+        # Each action token passes here, and one position a timestep the trunk: hence no wider than the stream.
         self.blocks = nn.ModuleList(Block(config, layer, hidden=D) for layer in range(config.action_layers))
         self.norm = nn.LayerNorm(D, eps=eps)
         self.taken = GatedSum(config, count=1)

@@ -30,14 +30,14 @@ class GatitoConfig(PreTrainedConfig):
     intermediate_size: int = 344
     """GEGLU hidden width: two projections in, one out. Parameter-matched is 2/3 of the stated feed-forward."""
     context: int = 256
-    """Tokens of a window."""
+    """Positions of a window."""
     rotary: bool = True
     """Rotary positions beside the paper's local ones, see docs/decisions.md."""
     rope_theta: float = 10_000.0
     """Base of the rotary wavelengths."""
     latents: int = 0
     """Positions of an observation in the trunk; 0 gives each of its tokens one, as in the paper. See `Trunk`."""
-    resampler_depth: int = 1
+    resampler_depth: int = 0
     """Layers of attention of the resampler; 0 is a gated sum and a feed-forward."""
     resample_images: bool = False
     """Whether images outside of timesteps are resampled too."""
@@ -82,7 +82,9 @@ class GatitoConfig(PreTrainedConfig):
             raise UserError(f"resampler_depth is {self.resampler_depth}, allowed 0 to {MAX_DEPTH}")
         if self.action_layers < 0:
             raise UserError(f"action_layers is {self.action_layers}, allowed 0 (none) and more")
-        assert self.trunk  # raises where latents and resample_images do not go together
+        if self.resampler_depth and not self.latents:
+            raise UserError(f"resampler_depth is {self.resampler_depth}, but latents is 0: there is no resampler")
+        self.trunk.to_json()  # raises where latents and resample_images do not go together
         super().__post_init__(**kwargs)
 
     @property

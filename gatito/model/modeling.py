@@ -194,25 +194,23 @@ class GatitoForCausalLM(GatitoPreTrainedModel, GenerationMixin):
             positions = _counted_positions(attention_mask, B, L, past, input_ids.device)
         mask = _attention_mask(segments, attention_mask, L, past, input_ids.device)
         x = self.model.embed(
-            input_ids,
-            local_positions,
-            patches,
-            patch_indices,
-            patch_positions,
-            observation_ids,
-            observation_sizes,
-            latent_slots,
-            action_ids,
-            action_sizes,
-            following_slots,
+            input_ids=input_ids,
+            local_positions=local_positions,
+            patches=patches,
+            patch_indices=patch_indices,
+            patch_positions=patch_positions,
+            observation_ids=observation_ids,
+            observation_sizes=observation_sizes,
+            latent_slots=latent_slots,
+            action_ids=action_ids,
+            action_sizes=action_sizes,
+            following_slots=following_slots,
         )
         hidden = self.model(x, positions, mask, past_key_values)
         if loss_mask is None:
             kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
             return GatitoOutput(logits=self.lm_head(kept), past_key_values=past_key_values)
-        if segments is None:
-            segments = torch.ones_like(input_ids)
-        predicts = predicting(loss_mask, segments)  # (B, L - 1)
+        predicts = predicting(loss_mask, torch.ones_like(input_ids) if segments is None else segments)  # (B, L - 1)
         states, wanted = hidden[:, :-1][predicts], input_ids[:, 1:][predicts]  # (N, D), (N,)
         if action_ids is not None and action_targets is not None:
             assert action_sizes is not None
@@ -221,6 +219,10 @@ class GatitoForCausalLM(GatitoPreTrainedModel, GenerationMixin):
             of_actions = self.action_states(hidden, tokens, action_sizes, action_slots)
             states = torch.cat([states, of_actions[action_targets].to(states.dtype)])
             wanted = torch.cat([wanted, action_ids[action_targets]])
+        return self._loss_of(states, wanted)
+
+    def _loss_of(self, states: Tensor, wanted: Tensor) -> GatitoOutput:
+        """The loss of states (N, D) against the ids (N,) that they are to predict."""
         targets = target_loss(states, wanted, self.lm_head.weight, self.config.vocabulary, self.config.loss_over)
         count = torch.stack(list(targets.num_targets.values())).sum().clamp(min=1)
         loss = torch.stack(list(targets.loss_sum.values())).sum() / count

@@ -28,21 +28,14 @@ def check_yaml(path: Path) -> None:
 
 
 def load_recipe(name: str) -> Recipe:
-    """A recipe of the package, or of a YAML file; its `data` is not read."""
+    """A recipe of the package, or of a YAML file that has both of its sections; its `data` is not read."""
     values = yaml.safe_load(Path(recipe_path(name)).read_text())
-    try:
-        model, train = ModelConfig(**values.get("model", {})), TrainConfig(**values.get("train", {}))
-    except TypeError as error:
-        raise UserError(f"recipe {name}: {str(error).partition('__init__() ')[2] or error}") from None
-    return Recipe(model=model, train=train)
+    return Recipe(model=ModelConfig(**values["model"]), train=TrainConfig(**values["train"]))
 
 
-def recipe_data(name: str) -> str:
-    """The store that a recipe names; raises `UserError` where it names none."""
-    data = yaml.safe_load(Path(recipe_path(name)).read_text()).get("data")
-    if data is None:
-        raise UserError(f"recipe {name} names no data; give a store with --data")
-    return str(data)
+def is_recipe(name: str) -> bool:
+    """Whether a name is that of a recipe in the package, or of a YAML file."""
+    return name in recipe_names() or name.endswith((".yaml", ".yml"))
 
 
 def recipe_path(name: str) -> str:

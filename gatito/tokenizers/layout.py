@@ -76,6 +76,15 @@ class Layout:
         """Action tokens per timestep."""
         return sum(field.size for field in self.actions)
 
+    def empty_timestep(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids and local positions (N,) of a timestep whose values and texts are left out: what stands where."""
+        observed = self.num_observation_tokens
+        ids = np.zeros(observed + self.num_action_tokens, np.int64)
+        ids[observed - 1] = self.vocabulary.separator
+        local = np.full(len(ids), ACTION_POSITION)
+        local[:observed] = np.arange(observed)
+        return ids, local
+
     @cached_property
     def legal_ids(self) -> tuple[tuple[int, int], ...]:
         """[start, stop) ids that each action token may have, in order."""

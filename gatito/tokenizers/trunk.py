@@ -24,6 +24,18 @@ from gatito.tokenizers.vocabulary import ACTION_POSITION, NUM_LOCAL_POSITIONS, V
 MAX_LATENTS = 8
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Roles:
+    """What becomes of each of N tokens."""
+
+    costs: NDArray[np.int64]
+    """(N,) positions that it adds; the latents of an observation count at its first token."""
+    resampled: NDArray[np.bool_]
+    """(N,) whether it is read into latents."""
+    decoded: NDArray[np.bool_]
+    """(N,) whether it is an action's that a decoder predicts."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trunk:
     """How observations and actions meet the trunk."""
@@ -53,22 +65,25 @@ class Trunk:
         """Whether every token has a position."""
         return not self.latents and not self.decoded_actions
 
-    def costs_and_resampled(
-        self, ids: NDArray[np.integer], local_positions: NDArray[np.integer]
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Positions (N,) that each token adds, and which tokens (N,) are read into latents.
+    def check_action(self, num_tokens: int, what: str) -> None:
+        """Raise `UserError` where the decoder has no places for all tokens of an action."""
+        if self.decoded_actions and num_tokens > NUM_LOCAL_POSITIONS:
+            raise UserError(
+                f"{what}: an action of {num_tokens} tokens, the action decoder allows {NUM_LOCAL_POSITIONS}; train "
+                "with --model.action_layers 0"
+            )
 
-        The latents of an observation count at its first token.
-        """
+    def roles(self, ids: NDArray[np.integer], local_positions: NDArray[np.integer]) -> "Roles":
+        """What becomes of each of N tokens."""
         local = np.asarray(local_positions)
         costs, resampled = np.ones(len(ids), np.int64), np.zeros(len(ids), np.bool_)
         if self.latents:
             resampled = self._resampled(np.asarray(ids), local)
             costs[resampled] = 0
             costs[resampled & (local == 0)] = self.latents
-        if self.decoded_actions:
-            costs[local == ACTION_POSITION] = 0
-        return costs, resampled
+        decoded = (local == ACTION_POSITION) & self.decoded_actions
+        costs[decoded] = 0
+        return Roles(costs=costs, resampled=resampled, decoded=decoded)
 
     def _resampled(self, ids: NDArray[np.integer], local: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Tokens (N,) of observations, and of images where asked for."""
@@ -85,28 +100,33 @@ class Trunk:
 
     def costs(self, ids: NDArray[np.integer], local_positions: NDArray[np.integer]) -> NDArray[np.int64]:
         """Positions (N,) that each token adds."""
-        return self.costs_and_resampled(ids, local_positions)[0]
+        return self.roles(ids, local_positions).costs
 
     def length(self, sequence: TokenSequence) -> int:
         """Positions of a sequence."""
         return len(sequence) if self.is_flat else int(self.costs(sequence.ids, sequence.local_positions).sum())
 
+    def starts(
+        self, ids: NDArray[np.integer], local_positions: NDArray[np.integer], offsets: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Positions (T + 1,) at which tokens begin that stand at `offsets` (T + 1,), the last of them the end."""
+        if self.is_flat:
+            return offsets
+        starts: NDArray[np.int64] = np.append(0, np.cumsum(self.costs(ids, local_positions)))[offsets]
+        return starts
+
     def timestep_starts(self, sequence: TokenSequence) -> NDArray[np.int64]:
         """Position (T + 1,) at which each timestep begins, and the length."""
-        if self.is_flat:
-            return sequence.timestep_starts
-        counted = np.cumsum(self.costs(sequence.ids, sequence.local_positions))
-        starts: NDArray[np.int64] = np.append(0, counted)[sequence.timestep_starts]
-        return starts
+        return self.starts(sequence.ids, sequence.local_positions, sequence.timestep_starts)
 
     def head(self, sequence: TokenSequence, room: int) -> TokenSequence:
         """As many leading tokens as fit `room` positions; an observation that is resampled is never cut."""
         if self.is_flat:
             count = min(room, len(sequence))
         else:
-            costs, resampled = self.costs_and_resampled(sequence.ids, sequence.local_positions)
-            count = int(np.searchsorted(np.cumsum(costs), room, side="right"))
-            if 0 < count < len(sequence) and resampled[count - 1]:
+            roles = self.roles(sequence.ids, sequence.local_positions)
+            count = int(np.searchsorted(np.cumsum(roles.costs), room, side="right"))
+            if 0 < count < len(sequence) and roles.resampled[count - 1]:
                 # Its action does not fit: nothing would be predicted from it.
                 count = int(np.flatnonzero(sequence.local_positions[:count] == 0)[-1])
         return sequence if count == len(sequence) else sequence.head(count, self.vocabulary.patch)

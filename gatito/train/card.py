@@ -8,8 +8,10 @@ from gatito.train.configs import Recipe
 
 
 def processor_of(store: Store, trunk: Trunk) -> GatitoProcessor:
-    """The processor of a checkpoint trained on a store."""
+    """The processor of a checkpoint trained on a store; raises `UserError` for actions that are too large."""
     layouts = {task: Layout.from_json(values, store.text) for task, values in store.layouts().items()}
+    for task, layout in layouts.items():
+        trunk.check_action(layout.num_action_tokens, f"task {task!r}")
     return GatitoProcessor(trunk, store.text, layouts)
 
 

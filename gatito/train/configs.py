@@ -51,8 +51,9 @@ class ModelConfig:
             raise UserError(f"--model.resampler_depth is {self.resampler_depth}, allowed 0 to {MAX_DEPTH}")
         if self.action_layers < 0:
             raise UserError(f"--model.action_layers is {self.action_layers}, allowed 0 (none) and more")
-        if self.resample_images and not self.latents:
-            raise UserError("--model.resample_images needs --model.latents of at least 1")
+        for name in ("resample_images", "resampler_depth"):
+            if getattr(self, name) and not self.latents:
+                raise UserError(f"--model.{name} needs --model.latents of at least 1")
         if not 0 <= self.drop_path < 1:
             raise UserError(f"--model.drop_path is {self.drop_path}, allowed 0 to below 1")
 
@@ -111,7 +112,7 @@ class TrainConfig:
     prompt_share: float = 0.25
     """Share of the control sequences that begin with a prompt."""
     predict_observations: bool = False
-    """Whether observation tokens are targets too (the paper leaves it to future work); needs latents: 0."""
+    """Whether observation tokens are targets too (the paper leaves it to future work); on a flat trunk only."""
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision; bf16 pays on GPUs, not on most CPUs."""
     seed: int = 0
@@ -159,8 +160,9 @@ class Recipe:
     """The optimisation."""
 
     def __post_init__(self) -> None:
-        if self.train.predict_observations and self.model.latents:
-            raise UserError(
-                "--train.predict_observations needs a position for every token that it predicts, and --model.latents "
-                f"is {self.model.latents}; set one of them to false or 0"
-            )
+        for name in ("latents", "action_layers"):
+            if self.train.predict_observations and getattr(self.model, name):
+                raise UserError(
+                    "--train.predict_observations needs a position for every token, and --model."
+                    f"{name} is {getattr(self.model, name)}; use --model.latents 0 --model.action_layers 0"
+                )

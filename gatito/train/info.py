@@ -2,17 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 
-from gatito.data.sampler import CHUNK, timestep_positions
+from gatito.data.sampler import timestep_chunks, timestep_positions
 from gatito.data.store import TokenDataset
 from gatito.model import GatitoConfig, GatitoForCausalLM
 from gatito.tokenizers import Layout
-from gatito.tokenizers.trunk import Trunk
-from gatito.tokenizers.vocabulary import ACTION_POSITION
 
 PARTS = {
     "token table": "model.embedding.tokens.",
@@ -37,11 +33,11 @@ class Reach:
     context: int
     """Positions of a context."""
     unit: str
-    """What is counted: timesteps, or tokens of texts."""
+    """What is counted: timesteps, pairs, or tokens of texts."""
 
     @property
-    def timesteps(self) -> int:
-        """Whole timesteps that a context holds."""
+    def held(self) -> int:
+        """How many of them a context holds; about, where their lengths differ."""
         return int(self.context / self.positions)
 
 
@@ -61,9 +57,8 @@ def reach_of_data(datasets: list[TokenDataset], config: GatitoConfig) -> list[Re
     """One row per dataset, measured on all of its timesteps."""
     rows = []
     for dataset in datasets:
-        stops = range(0, dataset.num_timesteps, CHUNK)
-        chunks = [(first, min(first + CHUNK, dataset.num_timesteps)) for first in stops]
-        positions = sum(int(timestep_positions(dataset, config.trunk, *chunk)[-1]) for chunk in chunks)
+        runs = timestep_chunks(dataset)
+        positions = sum(int(timestep_positions(dataset, config.trunk, *run)[-1]) for run in runs)
         rows.append(
             Reach(
                 name=str(dataset.metadata["task"]),
@@ -80,17 +75,7 @@ def reach_of_layouts(layouts: Mapping[str, Layout], config: GatitoConfig) -> lis
     """One row per task, from its spaces alone: the text inside an observation, of unknown length, is left out."""
     rows = []
     for task, layout in sorted(layouts.items()):
-        ids, local = _one_timestep(layout, config.trunk)
+        ids, local = layout.empty_timestep()
         positions = float(config.trunk.costs(ids, local).sum())
         rows.append(Reach(name=task, tokens=len(ids), positions=positions, context=config.context, unit="timesteps"))
     return rows
-
-
-def _one_timestep(layout: Layout, trunk: Trunk) -> tuple[Any, Any]:
-    """Ids and local positions of a timestep whose texts are empty; of the ids only the separator matters."""
-    observed = layout.num_observation_tokens
-    ids = np.zeros(observed + layout.num_action_tokens, np.int64)
-    ids[observed - 1] = trunk.vocabulary.separator
-    local = np.full(len(ids), ACTION_POSITION)
-    local[:observed] = np.arange(observed)
-    return ids, local

@@ -5,8 +5,6 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,11 @@ from tqdm import tqdm
 
 from gatito.data.packing import Batch
 from gatito.data.publish import check_writable
-from gatito.data.sampler import Sampler
+from gatito.data.sampler import Sampler, smallest_observation
 from gatito.data.store import Store, open_store
 from gatito.errors import UserError
 from gatito.model import GatitoForCausalLM
 from gatito.model.loss import predicting
-from gatito.tokenizers import Layout
 from gatito.train.card import model_card, processor_of
 from gatito.train.checkpoint import (
     TrainingState,
@@ -35,6 +32,7 @@ from gatito.train.checkpoint import (
     save_checkpoint,
 )
 from gatito.train.configs import Recipe, TrainConfig
+from gatito.train.settings import check_same_settings, run_settings
 
 MAX_SKIPPED = 3
 """Steps in a row with a loss or gradient that is not finite, before the run aborts."""
@@ -112,9 +110,9 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
             f"--train.batch {config.batch} does not divide by {accelerator.num_processes} processes "
             f"x {config.accumulation} accumulation steps"
         )
-    settings = _settings(recipe, store)
+    settings = run_settings(recipe, store)
     if newest:
-        _same_settings(newest[1].settings, settings, newest[0])
+        check_same_settings(newest[1].settings, settings, newest[0])
     set_seed(config.seed)
     plain = GatitoForCausalLM(shape)
     if newest:
@@ -157,7 +155,8 @@ class _Loop:
             return list_checkpoints(self.out)[-1]
         self.out.mkdir(parents=True, exist_ok=True)
         if accelerator.is_main_process:
-            _mention_spare_latents(self.processor.layouts, self.recipe.model.latents)
+            if first_step == 0:
+                _mention_spare_latents(self.sampler)
             _forget_steps(self.out / "metrics.jsonl", first_step)
         if config.tracker != "none":
             accelerator.init_trackers("gatito", config={k: str(v) for k, v in self.settings.items()})
@@ -319,11 +318,13 @@ def _synchronised(accelerator: Accelerator, model: torch.nn.Module, last: bool) 
     return contextlib.nullcontext() if last else accelerator.no_sync(model)
 
 
-def _mention_spare_latents(layouts: Mapping[str, Layout], latents: int) -> None:
+def _mention_spare_latents(sampler: Sampler) -> None:
     """Say it once where an observation is given more positions than it has tokens: allowed, but wasteful."""
-    # The length of a text is not known from its space.
-    fixed = {task: layout for task, layout in layouts.items() if all(f.kind != "text" for f in layout.observations)}
-    spare = [f"{t} ({n})" for t, n in ((t, fixed[t].num_observation_tokens) for t in fixed) if n < latents]
+    latents = sampler.trunk.latents
+    sizes = (
+        {dataset.name: smallest_observation(dataset, sampler.trunk) for dataset in sampler.store} if latents else {}
+    )
+    spare = [f"{name} ({size})" for name, size in sizes.items() if size is not None and size < latents]
     if spare:
         print(
             f"--model.latents {latents} is more than an observation has tokens in {', '.join(spare)}; "
@@ -344,19 +345,3 @@ def _newest(config: TrainConfig, out: Path) -> tuple[Path, TrainingState] | None
             )
         return None
     return load_newest(out)
-
-
-def _settings(recipe: Recipe, store: Store) -> dict[str, Any]:
-    """What must not change between a run and its continuation."""
-    train = asdict(recipe.train)
-    for name in ("minutes", "workers", "log_every", "save_every", "keep", "resume", "tracker"):
-        del train[name]
-    return {"data": store.sha256, **{f"train.{k}": v for k, v in train.items()}} | {
-        f"model.{k}": v for k, v in asdict(recipe.model).items()
-    }
-
-
-def _same_settings(saved: dict[str, Any], asked: dict[str, Any], checkpoint: Path) -> None:
-    for name, value in asked.items():
-        if saved.get(name) != value:
-            raise UserError(f"cannot resume {checkpoint}: {name} was {saved.get(name)!r}, now {value!r}")
