@@ -200,7 +200,7 @@ def show_info(source: str, recipe: Recipe | None, data: str | None) -> None:
         if store is None:
             raise UserError(f"recipe {source} names no data; give a store with --data")
         config = recipe.model.build(store.vocabulary, recipe.train.context, store.text.end)
-        layouts = processor_of(store, config.trunk).layouts
+        layouts = processor_of(store, config.trunk).layouts  # refuses what this recipe could not train on
     elif source.startswith("hf:") or Path(source).is_dir():
         model, processor = load_checkpoint(source)
         config, layouts = model.config, processor.layouts

@@ -73,7 +73,7 @@ class Trunk:
                 "with --model.action_layers 0"
             )
 
-    def roles(self, ids: NDArray[np.integer], local_positions: NDArray[np.integer]) -> "Roles":
+    def roles(self, ids: NDArray[np.integer], local_positions: NDArray[np.integer]) -> Roles:
         """What becomes of each of N tokens."""
         local = np.asarray(local_positions)
         costs, resampled = np.ones(len(ids), np.int64), np.zeros(len(ids), np.bool_)

@@ -321,9 +321,9 @@ def _synchronised(accelerator: Accelerator, model: torch.nn.Module, last: bool) 
 def _mention_spare_latents(sampler: Sampler) -> None:
     """Say it once where an observation is given more positions than it has tokens: allowed, but wasteful."""
     latents = sampler.trunk.latents
-    sizes = (
-        {dataset.name: smallest_observation(dataset, sampler.trunk) for dataset in sampler.store} if latents else {}
-    )
+    if latents <= 1:  # no observation has fewer tokens than one: its separator
+        return
+    sizes = {dataset.name: smallest_observation(dataset, sampler.trunk) for dataset in sampler.store}
     spare = [f"{name} ({size})" for name, size in sizes.items() if size is not None and size < latents]
     if spare:
         print(
