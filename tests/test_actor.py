@@ -278,10 +278,13 @@ def test_a_session_may_pause_while_others_act(vocabulary: Vocabulary, text: Text
     ],
     ids=str,
 )
-def test_sampled_actions_are_always_legal(space: spaces.Space, vocabulary: Vocabulary, text: TextTokenizer) -> None:
+@pytest.mark.parametrize("trunk", ["flat", "1 latent, decoded"])
+def test_sampled_actions_are_always_legal(
+    trunk: str, space: spaces.Space, vocabulary: Vocabulary, text: TextTokenizer
+) -> None:
     env = ToyEnv(spaces.Box(-1.0, 1.0, (2,), np.float32), space, length=100)
     layout = layout_of(env, vocabulary, text)
-    actor = Actor(tiny_model(vocabulary), layout, temperature=50.0)
+    actor = Actor(tiny_model(vocabulary, **TRUNKS[trunk]), layout, temperature=50.0)
     actor.reset(0, seed=1)
     observation, found = env.reset(seed=0)[0], set()
     for _ in range(40):
