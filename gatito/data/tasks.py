@@ -71,6 +71,12 @@ class TaskSpec:
     """Whether the return is a success (0 or 1)."""
     reference: Reference | None = None
     """Measured references of a task outside this package; ours are in `references.json`."""
+    returns_of: str | None = None
+    """Task with the same dynamics, seeds and expert, which differs in what is observed: its references are ours."""
+    cpu_limit_s: float | None = None
+    """CPU time of one episode with its expert, after which it is left out: some experts can loop for ever."""
+    license: str = "MIT"
+    """Of the simulator and what it shows, as an SPDX expression; datasets of the task name it."""
 
     @property
     def domain(self) -> str:
