@@ -22,9 +22,9 @@ import torch
 from gymnasium import spaces
 from transformers import GPTNeoConfig, GPTNeoModel
 
-from gatito.data.collect import collect_episode
 from gatito.data.minari_episodes import episode_from_buffer
 from gatito.data.packing import pack
+from gatito.data.recording import collect_episode
 from gatito.data.tasks import ExpertFailed, get_task
 from gatito.model import GatitoForCausalLM
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary

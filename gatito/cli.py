@@ -37,21 +37,30 @@ class _Parser(ArgumentParser):
         return parser
 
 
-def tasks(measure: str | None = None, episodes: int = 100, out: str | None = None, json: bool = False) -> None:
+def tasks(
+    names: str = "all",
+    measure: str | None = None,
+    episodes: int = 100,
+    processes: int = 1,
+    out: str | None = None,
+    json: bool = False,
+) -> None:
     """List known tasks, or measure their reference returns.
 
     Args:
-        measure: Task ids, separated by commas, or `all`, whose random and expert returns to measure.
+        names: Task ids, groups and patterns such as `babyai/*` to list, separated by commas.
+        measure: Task ids, groups and patterns, or `all`, whose random and expert returns to measure.
         episodes: Seeded episodes per policy to measure over.
-        out: File for the measured references.
+        processes: Tasks measured at the same time.
+        out: File for the measured references; those of other tasks in it are kept.
         json: Print JSON instead of a table.
     """
     from gatito.commands import list_tasks, measure_tasks
 
     if measure:
-        measure_tasks(_names(measure, "measure"), episodes, out)
+        measure_tasks(_names(measure, "measure"), episodes, processes, out)
     else:
-        list_tasks(json)
+        list_tasks(_names(names, "names"), json)
 
 
 def tokens(source: str, episode: int = 0, timesteps: int = 2, json: bool = False) -> None:
@@ -69,31 +78,41 @@ def tokens(source: str, episode: int = 0, timesteps: int = 2, json: bool = False
 
 
 def collect(
-    tasks: str,
     out: str,
+    tasks: str | None = None,
+    env: str | None = None,
+    policy: str | None = None,
     episodes: int = 100,
-    agent: Literal["expert", "random"] = "expert",
+    agents: str = "noisy",
     labels: Literal["expert", "executed"] = "expert",
     first_seed: int = 0,
     processes: int = 2,
 ) -> None:
-    """Collect episodes of scripted experts into Minari datasets.
+    """Collect episodes of scripted experts, or of a policy of yours, into Minari datasets.
 
     Args:
-        tasks: Task ids, separated by commas.
-        out: Folder for the datasets, one below it per task.
+        out: Folder for the datasets, one below it per task; the same command continues a run that was killed.
+        tasks: Task ids, groups and patterns such as `babyai/*`, separated by commas.
+        env: Id of any other Gymnasium environment.
+        policy: Who acts instead of the expert: `random`, `module:function` (environment to policy) or a checkpoint.
         episodes: Episodes per task.
-        agent: Who acts.
+        agents: Source agents: `expert`, `noisy` (random actions executed), `random`, or shares `expert=3,noisy=1`.
         labels: Which action is recorded where noise was executed.
         first_seed: Seed of the first episode.
-        processes: Tasks collected at the same time.
+        processes: Processes that simulate.
     """
-    from gatito.data.collect import CollectConfig
-    from gatito.data.collect import collect as run
+    from gatito.commands import collect_datasets
+    from gatito.data.collection import CollectConfig, parse_agents
 
-    config = CollectConfig(episodes=episodes, agent=agent, labels=labels, first_seed=first_seed, processes=processes)
-    for path in run(_names(tasks, "tasks"), Path(out), config):
-        print(path)
+    config = CollectConfig(
+        episodes=episodes,
+        agents=parse_agents(agents),
+        labels=labels,
+        first_seed=first_seed,
+        processes=processes,
+    )
+    chosen = _names(tasks, "tasks") if tasks is not None else []
+    collect_datasets(chosen, env, policy, Path(out), config)
 
 
 def evaluate(
@@ -115,8 +134,9 @@ def evaluate(
         temperature: Of the sampled actions; 0 takes the likeliest.
     """
     from gatito.commands import evaluate_checkpoint
+    from gatito.data.tasks import matching
 
-    chosen = _names(tasks, "tasks") if tasks is not None else None
+    chosen = matching(_names(tasks, "tasks")) if tasks is not None else None
     evaluate_checkpoint(checkpoint, Path(out), chosen, episodes, prompt, temperature)
 
 

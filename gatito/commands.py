@@ -1,49 +1,49 @@
 """What the verbs print."""
 
+import dataclasses
 import json
 import time
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import gymnasium as gym
 from tqdm import tqdm
 
 from gatito.data.build import open_layout
 from gatito.data.checks import checked_tokens
-from gatito.data.collect import collect_episode, simulation
+from gatito.data.collect import collect
+from gatito.data.collection import CollectConfig
 from gatito.data.domains import digits, texts
 from gatito.data.explain import token_rows
 from gatito.data.minari_episodes import episode_from_buffer, open_minari
 from gatito.data.publish import check_writable
+from gatito.data.recording import collect_episode
 from gatito.data.store import Store, TokenDataset, open_store
-from gatito.data.tasks import ExpertFailed, Policy, TaskSpec, get_task, references, registry
+from gatito.data.tasks import ExpertFailed, TaskSpec, get_task, groups, matching, references, registry
 from gatito.errors import UserError, nearest
 from gatito.eval.agent import load_checkpoint
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results, print_results, write_results
 from gatito.eval.rollout import evaluate, measure_references
+from gatito.policies import any_environment, played_by
 from gatito.recipes import recipe_names
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
 from gatito.train.card import processor_of
 from gatito.train.configs import Recipe
 from gatito.train.info import parameters_by_part, reach_of_data, reach_of_layouts
 
-MAX_STEPS = 1000
-"""Timesteps after which an episode is cut of an environment that has no limit of its own."""
 
-
-def list_tasks(as_json: bool) -> None:
-    """Print the known tasks with domain, extra and reference returns."""
+def list_tasks(names: list[str], as_json: bool) -> None:
+    """Print known tasks with domain, extra, licence and reference returns."""
     known = references()
     rows = []
-    for task, spec in sorted(registry().items()):
-        measured = known.get(task)
+    for task in sorted(matching(names)):
+        spec, measured = registry()[task], known.get(task)
         rows.append(
             {
                 "id": task,
                 "domain": spec.domain,
                 "extra": ", ".join(sorted(set(spec.modules.values()))),
+                "license": spec.license,
                 "installed": spec.missing_extra() is None,
                 "random": measured.random if measured else None,
                 "expert": measured.expert if measured else None,
@@ -52,28 +52,66 @@ def list_tasks(as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    print(f"{'task':38} {'domain':10} {'needs':18} {'random':>9} {'expert':>9}")
+    print(f"{'task':46} {'needs':18} {'license':14} {'random':>9} {'expert':>9}")
     for row in rows:
         random, expert = (f"{row[k]:9.2f}" if row[k] is not None else f"{'?':>9}" for k in ("random", "expert"))
         needs = f"gatito[{row['extra']}]" if row["extra"] else "gatito"
         missing = "" if row["installed"] else "  (not installed)"
-        print(f"{row['id']:38} {row['domain']:10} {needs:18} {random} {expert}{missing}")
+        print(f"{row['id']:46} {needs:18} {row['license']:14} {random} {expert}{missing}")
+    print(f"{len(rows)} tasks in {len({row['domain'] for row in rows})} domains; groups: {', '.join(groups())}")
 
 
-def measure_tasks(tasks: list[str], episodes: int, out: str | None) -> None:
-    """Measure reference returns and write them to a file, or print them."""
+def measure_tasks(names: list[str], episodes: int, processes: int, out: str | None) -> None:
+    """Measure reference returns and print them, or write them to a file, which keeps those of other tasks."""
     if episodes < 1:
         raise UserError(f"--episodes is {episodes}, allowed 1 and more")
-    chosen = sorted(registry()) if tasks == ["all"] else tasks
+    if processes < 1:
+        raise UserError(f"--processes is {processes}, allowed 1 and more")
+    chosen = [task for task in matching(names) if registry()[task].returns_of is None]
+    if not chosen:
+        shared = {registry()[task].returns_of for task in matching(names)}
+        raise UserError(
+            f"--measure {','.join(names)}: its references are those of {', '.join(sorted(map(str, shared)))}"
+        )
     for task in chosen:
         get_task(task)
-    if out and (Path(out).exists() or not Path(out).absolute().parent.is_dir()):
-        raise UserError(f"--out {out} exists, or its folder does not; choose another file")
-    text = json.dumps({"episodes": episodes, "tasks": measure_references(chosen, episodes)}, indent=1)
-    if out:
-        Path(out).write_text(text + "\n")
+    path = Path(out) if out else None
+    known: dict[str, dict[str, float]] = {}
+    if path and path.exists():
+        try:
+            before = json.loads(path.read_text())
+            known = before["tasks"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"--out {out} is no file of references ({error}); choose another") from None
+        if before.get("episodes") != episodes:
+            raise UserError(f"--out {out} was measured over {before.get('episodes')} episodes, not {episodes}")
+    elif path and not path.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: its folder does not exist; choose another file")
+    measured = known | measure_references(chosen, episodes, processes)
+    text = json.dumps({"episodes": episodes, "tasks": dict(sorted(measured.items()))}, indent=1) + "\n"
+    if path:
+        path.write_text(text)
     else:
-        print(text)
+        print(text, end="")
+
+
+def collect_datasets(tasks: list[str], env: str | None, policy: str | None, out: Path, config: CollectConfig) -> None:
+    """Collect tasks, or a Gymnasium environment that is none, into Minari datasets."""
+    specs: list[str | TaskSpec] = list(matching(tasks))
+    if env is not None:
+        if env not in registry() and policy is None:
+            raise UserError(
+                f"--env {env} has no scripted expert; name who acts: --policy random|module:function|CHECKPOINT"
+            )
+        specs.append(any_environment(env))
+    if not specs:
+        raise UserError("missing: --tasks or --env; name what to collect")
+    if policy is not None:
+        played = [played_by(spec if isinstance(spec, TaskSpec) else get_task(spec), policy) for spec in specs]
+        specs = [spec for spec, _ in played]
+        config = dataclasses.replace(config, agents={played[0][1]: 1.0})
+    for path in collect(specs, out, config):
+        print(path)
 
 
 def tokens_of(source: str, episode: int) -> tuple[TokenSequence, Vocabulary, TextTokenizer, Layout | None]:
@@ -120,7 +158,7 @@ def _task_tokens(
     task: str, seed: int, vocabulary: Vocabulary, text: TextTokenizer
 ) -> tuple[TokenSequence, Vocabulary, TextTokenizer, Layout | None]:
     """The expert's episode of a task, or a random one of any other Gymnasium environment."""
-    spec = _any_environment(task)
+    spec = any_environment(task)
     env = spec.make()
     layout = spec.layout(env, vocabulary, text)
     agent: Literal["expert", "random"] = "expert" if task in registry() else "random"
@@ -133,23 +171,6 @@ def _task_tokens(
     env.close()
     sequence, _ = checked_tokens(layout, data, where=f"{task}, seed {seed}")
     return sequence, vocabulary, text, layout
-
-
-def _no_expert(env: gym.Env[Any, Any]) -> Policy:
-    raise UserError(f"{env} has no scripted expert")
-
-
-def _any_environment(name: str) -> TaskSpec:
-    """A known task, or a registered Gymnasium id; never one that names a module."""
-    if name in registry():
-        return get_task(name)
-    if name not in gym.registry:
-        raise UserError(nearest(name, [*registry(), *gym.registry], "task, environment id or folder"))
-    steps = gym.spec(name).max_episode_steps or MAX_STEPS
-    make = partial(gym.make, name, max_episode_steps=steps)
-    with simulation(lambda: f"environment {name!r}"):
-        make().close()
-    return TaskSpec(id=name, make=make, expert=_no_expert)
 
 
 def _index(episode: int, count: int, source: str) -> int:

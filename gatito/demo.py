@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from gatito.commands import describe_store, tokens_of
 from gatito.data.build import DatasetConfig, MixtureConfig, build
-from gatito.data.collect import CollectConfig, collect
+from gatito.data.collect import collect
+from gatito.data.collection import CollectConfig
 from gatito.data.explain import token_rows
 from gatito.data.publish import check_writable
 from gatito.errors import UserError
@@ -120,7 +121,7 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
         mixture = MixtureConfig(
             datasets=[
                 *(
-                    DatasetConfig(source=f"minari:{datasets / t / 'expert-v0'}", weight=c.weight)
+                    DatasetConfig(source=f"minari:{datasets / t / 'noisy-v0'}", weight=c.weight)
                     for t, c in TASKS.items()
                 ),
                 DatasetConfig(source="captions:digits", weight=CAPTIONS_WEIGHT),
@@ -198,7 +199,7 @@ def next_commands(out: Path) -> list[str]:
     run, store = out / "run", out / "store"
     return [
         f"gatito eval {run} --tasks {SHOWN[0]} --episodes 50 --prompt demo --out {out / 'eval'}",
-        f"gatito tokens {out / 'datasets' / SHOWN[2] / 'expert-v0'} --episode 0",
+        f"gatito tokens {out / 'datasets' / SHOWN[2] / 'noisy-v0'} --episode 0",
         f"gatito train --config demo --data {store} --train.steps 10000 --train.minutes 120 --out runs/longer",
         f"gatito data collect --tasks babyai/pickup-loc --episodes 500 --out {out / 'more'}",
     ]

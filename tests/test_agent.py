@@ -13,8 +13,8 @@ from toy import ToyEnv, layout_of, tiny_recipe, toy_episode, toy_sequence, write
 
 import gatito
 import gatito.eval.agent as module
-from gatito.data.collect import collect_episode
 from gatito.data.minari_episodes import episode_from_buffer
+from gatito.data.recording import collect_episode
 from gatito.data.tasks import get_task
 from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint, prompt_from

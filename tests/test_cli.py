@@ -380,7 +380,7 @@ def test_info_of_a_checkpoint_needs_no_data(run: Run, checkpoint: Path) -> None:
 def test_an_evaluation_writes_its_results_and_a_report(run: Run, folder: Path) -> None:
     line = "data collect --tasks classic/cartpole --episodes 4 --out d"
     assert run(*line.split())[0] == 0
-    (folder / "mix.yaml").write_text("datasets:\n- source: minari:d/classic/cartpole/expert-v0\n")
+    (folder / "mix.yaml").write_text("datasets:\n- source: minari:d/classic/cartpole/noisy-v0\n")
     assert run("data", "build", "--config", "mix.yaml", "--out", "s")[0] == 0
     small = "--train.steps 2 --model.width 16 --model.layers 1 --model.heads 1 --model.feed_forward 16"
     assert run(*f"train --config tiny --data s --out r {small}".split())[0] == 0
@@ -392,7 +392,7 @@ def test_an_evaluation_writes_its_results_and_a_report(run: Run, folder: Path) -
     keys = "id domain prompt episodes return score ci_low ci_high random expert"
     assert sorted(results["tasks"][0]) == sorted(keys.split())
     assert "<svg" in (folder / "r" / "eval" / "report.html").read_text()
-    code, out, _ = run("tokens", "minari:d/classic/cartpole/expert-v0", "--json")
+    code, out, _ = run("tokens", "minari:d/classic/cartpole/noisy-v0", "--json")
     assert code == 0
     assert json.loads(out)[0]["meaning"].startswith("observation[0] = ")
 

@@ -1,6 +1,10 @@
 """Experts to Minari and back to episodes."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +17,13 @@ from conftest import SPACES
 from gymnasium import spaces
 from toy_data import Shape, Walk, walk_expert, write_minari
 
-from gatito.data import collect as collecting
-from gatito.data.collect import CollectConfig, collect, collect_episode, collect_task
+from gatito.data import collection as collecting
+from gatito.data.collect import collect
+from gatito.data.collection import CollectConfig, parse_agents
 from gatito.data.episode import Episode, row, stack
 from gatito.data.minari_episodes import EXPLORATORY, MinariWriter, episode_from_buffer, open_minari
 from gatito.data.publish import published
+from gatito.data.recording import collect_episode
 from gatito.data.tasks import EVALUATION_SEEDS, ExpertFailed, Policy, TaskSpec
 from gatito.errors import UserError
 from gatito.tokenizers import Layout, TextTokenizer, Vocabulary
@@ -49,14 +55,9 @@ def always_give_up(env: gym.Env) -> Policy:
 WALK = TaskSpec(id="toy/walk", make=Walk, expert=expert, noise=0.5)
 
 
-@pytest.fixture
-def register(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make `collect_task` find this task specification."""
-
-    def put(spec: TaskSpec) -> None:
-        monkeypatch.setattr(collecting, "get_task", lambda task: spec)
-
-    return put
+def collect_here(spec: TaskSpec | str, root: Path, **values: Any) -> Path:
+    """Collect one task in this process."""
+    return collect([spec], root, CollectConfig(processes=1, **values))[0]
 
 
 def assert_same(a: Any, b: Any) -> None:
@@ -103,11 +104,8 @@ def test_with_executed_labels_the_executed_action_is_recorded() -> None:
     assert buffer.infos[EXPLORATORY].any()
 
 
-def test_executed_noise_leaves_the_loss_mask(
-    tmp_path: Path, register: Any, vocabulary: Vocabulary, text: TextTokenizer
-) -> None:
-    register(WALK)
-    source = open_minari(collect_task("toy/walk", tmp_path, CollectConfig(episodes=3, labels="executed")))
+def test_executed_noise_leaves_the_loss_mask(tmp_path: Path, vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    source = open_minari(collect_here(WALK, tmp_path, episodes=3, labels="executed"))
     layout = Layout.from_spaces(
         source.dataset.observation_space, source.dataset.action_space, vocabulary=vocabulary, text=text
     )
@@ -122,9 +120,8 @@ def test_executed_noise_leaves_the_loss_mask(
     assert 0 < left_out < 18
 
 
-def test_with_expert_labels_noisy_steps_stay_in_the_loss_mask(tmp_path: Path, register: Any) -> None:
-    register(WALK)
-    source = open_minari(collect_task("toy/walk", tmp_path, CollectConfig(episodes=3)))
+def test_with_expert_labels_noisy_steps_stay_in_the_loss_mask(tmp_path: Path) -> None:
+    source = open_minari(collect_here(WALK, tmp_path, episodes=3))
     assert any(source.dataset[i].infos[EXPLORATORY].any() for i in range(3))
     assert all(episode.targets.all() for episode in source.episodes())
 
@@ -145,9 +142,8 @@ def test_the_random_agent_samples_the_action_space_by_seed() -> None:
 # Minari and back
 
 
-def test_the_last_observation_which_has_no_action_is_dropped(tmp_path: Path, register: Any) -> None:
-    register(WALK)
-    source = open_minari(collect_task("toy/walk", tmp_path, CollectConfig(episodes=2)))
+def test_the_last_observation_which_has_no_action_is_dropped(tmp_path: Path) -> None:
+    source = open_minari(collect_here(WALK, tmp_path, episodes=2))
     raw, episode = source.dataset[1], source.episode(1)
     T = 5 + 1 % 4
     assert raw.observations["image"].shape[0] == T + 1
@@ -158,12 +154,11 @@ def test_the_last_observation_which_has_no_action_is_dropped(tmp_path: Path, reg
     np.testing.assert_array_equal(episode.observations["image"], raw.observations["image"][:T])
 
 
-def test_an_episode_read_back_is_the_one_that_was_collected(tmp_path: Path, register: Any) -> None:
-    register(WALK)
-    path = collect_task("toy/walk", tmp_path, CollectConfig(episodes=3))
-    assert path == tmp_path / "toy/walk/expert-v0"
+def test_an_episode_read_back_is_the_one_that_was_collected(tmp_path: Path) -> None:
+    path = collect_here(WALK, tmp_path, episodes=3)
+    assert path == tmp_path / "toy/walk/noisy-v0"
     source = open_minari(path)
-    assert (source.task, source.agent, source.executed, len(source)) == ("toy/walk", "expert", False, 3)
+    assert (source.task, source.agent, source.executed, len(source)) == ("toy/walk", "noisy", False, 3)
     for seed, episode in enumerate(source.episodes()):
         expected = episode_from_buffer(collect_episode(WALK, Walk(), seed, noise=0.5), "toy/walk", "expert")
         assert len(episode) == len(expected) == 5 + seed % 4
@@ -172,7 +167,7 @@ def test_an_episode_read_back_is_the_one_that_was_collected(tmp_path: Path, regi
         assert episode.observations["image"].tobytes() == expected.observations["image"].tobytes()
         assert episode.observations["mission"][0] == f"go to {5 + seed % 4}"
         assert episode.total_return == len(episode)
-        assert episode.id == seed
+        assert (episode.id, episode.seed, episode.agent) == (seed, seed, "noisy")
 
 
 @pytest.mark.parametrize("space", [pytest.param(space, id=name) for name, space in SPACES])
@@ -208,16 +203,15 @@ def test_actions_survive_minari_without_loss(tmp_path: Path, space: spaces.Space
     assert_same(stack(space, actions), open_minari(path).episode(0).actions)
 
 
-def test_minari_itself_opens_the_dataset(tmp_path: Path, register: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    register(WALK)
-    collect_task("toy/walk", tmp_path, CollectConfig(episodes=2))
+def test_minari_itself_opens_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collect_here(WALK, tmp_path, episodes=2)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    dataset = minari.load_dataset("toy/walk/expert-v0")
+    dataset = minari.load_dataset("toy/walk/noisy-v0")
     assert dataset.total_episodes == 2
     assert dataset.total_steps == 5 + 6
     assert dataset.observation_space == Walk().observation_space
     assert [episode.observations["mission"][0] for episode in dataset.iterate_episodes()] == ["go to 5", "go to 6"]
-    assert len(open_minari("toy/walk/expert-v0")) == 2
+    assert len(open_minari("toy/walk/noisy-v0")) == 2
 
 
 # Seeds and processes
@@ -230,7 +224,7 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Path]]
     one, two = (tmp_path_factory.mktemp(f"by-{processes}") for processes in (1, 2))
     config = CollectConfig(episodes=2, first_seed=11)
     return {
-        1: [collect_task(task, one, dataclasses.replace(config, episodes=n)) for task, n in episodes.items()],
+        1: [collect_here(task, one, episodes=n, first_seed=11) for task, n in episodes.items()],
         2: collect(list(episodes), two, config, {"classic/cartpole": 1}),
     }
 
@@ -249,8 +243,8 @@ def test_the_same_seeds_give_the_same_episodes_by_one_process_and_by_two(collect
 def test_the_number_of_episodes_can_differ_by_task(collected: dict[int, list[Path]]) -> None:
     assert [len(open_minari(path)) for path in collected[2]] == [2, 1]
     assert [path.parts[-3:] for path in collected[2]] == [
-        ("classic", "pendulum", "expert-v0"),
-        ("classic", "cartpole", "expert-v0"),
+        ("classic", "pendulum", "noisy-v0"),
+        ("classic", "cartpole", "noisy-v0"),
     ]
 
 
@@ -266,25 +260,146 @@ def files_in(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() or path.name.startswith(".")]
 
 
-def test_nothing_is_left_when_the_expert_keeps_failing(tmp_path: Path, register: Any) -> None:
-    register(dataclasses.replace(WALK, expert=always_give_up))
-    with pytest.raises(UserError, match=r"task 'toy/walk': the expert failed 13 times, last: it is lost"):
-        collect_task("toy/walk", tmp_path, CollectConfig(episodes=4))
+def test_nothing_is_left_when_the_expert_keeps_failing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"task 'toy/walk': the expert failed 16 times, last: seed 15: it is lost"):
+        collect_here(dataclasses.replace(WALK, expert=always_give_up), tmp_path, episodes=4)
     assert files_in(tmp_path) == []
-    register(WALK)
-    assert len(open_minari(collect_task("toy/walk", tmp_path, CollectConfig(episodes=1)))) == 1
+    assert len(open_minari(collect_here(WALK, tmp_path, episodes=1))) == 1
 
 
-def test_seeds_on_which_the_expert_gives_up_are_passed_over(tmp_path: Path, register: Any) -> None:
-    register(dataclasses.replace(WALK, expert=give_up))
-    source = open_minari(collect_task("toy/walk", tmp_path, CollectConfig(episodes=3)))
-    assert [len(episode) for episode in source.episodes()] == [5, 7, 5]  # seeds 0, 2 and 4
+def test_seeds_on_which_the_expert_gives_up_are_passed_over_and_said(tmp_path: Path) -> None:
+    source = open_minari(collect_here(dataclasses.replace(WALK, expert=give_up), tmp_path, episodes=3))
+    assert [episode.seed for episode in source.episodes()] == [0, 2, 4]
+    assert [len(episode) for episode in source.episodes()] == [5, 7, 5]
+    failed = source.dataset.storage.metadata["gatito_failed"]
+    assert failed == {"1": "seed 1: it is lost", "3": "seed 3: it is lost"}
 
 
-def test_a_nan_reward_is_refused_and_nothing_is_left(tmp_path: Path, register: Any) -> None:
-    register(dataclasses.replace(WALK, make=partial(Walk, nan_reward=True)))
+def loops(env: gym.Env) -> Policy:
+    """An expert that thinks for ever on every second seed."""
+
+    def act(observation: dict[str, Any]) -> np.ndarray:
+        while env.unwrapped.limit % 2 == 0:  # type: ignore[attr-defined]
+            pass
+        return walk_expert(observation)
+
+    return act
+
+
+def test_an_expert_that_loops_for_ever_is_stopped_by_its_cpu_time(tmp_path: Path) -> None:
+    spec = dataclasses.replace(WALK, expert=loops, cpu_limit_s=0.05)
+    source = open_minari(collect_here(spec, tmp_path, episodes=2))
+    assert [episode.seed for episode in source.episodes()] == [0, 2]
+    assert source.dataset.storage.metadata["gatito_failed"] == {
+        "1": "seed 1: the episode took more than 0.05 s of CPU time"
+    }
+
+
+# Mixed quality
+
+
+def test_each_episode_names_its_source_agent_by_its_share(tmp_path: Path) -> None:
+    agents = parse_agents("expert=2,noisy=2,random=1")
+    source = open_minari(collect_here(WALK, tmp_path, episodes=10, agents=agents))
+    assert source.path.name == "expert-noisy-random-v0"
+    episodes = list(source.episodes())
+    assert sorted(episode.agent for episode in episodes) == ["expert"] * 4 + ["noisy"] * 4 + ["random"] * 2
+    noisy = {episode.agent: 0 for episode in episodes}
+    for episode in episodes:
+        asked = np.clip(-episode.observations["place"] / 2, -1, 1)
+        assert np.array_equal(episode.actions, asked) == (episode.agent != "random")
+        noisy[episode.agent] += int(source.dataset[episode.id].infos[EXPLORATORY].sum())
+    assert noisy["noisy"] > 5
+    assert noisy["expert"] == noisy["random"] == 0
+
+
+def test_who_plays_a_seed_does_not_depend_on_how_many_are_collected() -> None:
+    few, many = (CollectConfig(episodes=n, agents={"expert": 1.0, "random": 3.0}) for n in (5, 500))
+    assert [few.agent(seed) for seed in range(5)] == [many.agent(seed) for seed in range(5)]
+    assert sum(many.agent(seed) == "random" for seed in range(400)) == pytest.approx(300, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("exprt", r"unknown agent 'exprt'; did you mean 'expert'\?"),
+        ("expert=x", "the share of agent 'expert' is 'x', expected a number"),
+        ("expert=1,", "unknown agent ''"),
+    ],
+)
+def test_agents_that_are_none_are_refused(typed: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_agents(typed)
+
+
+# Killed and continued
+
+
+def test_a_collection_that_was_interrupted_continues_with_the_episodes_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collecting, "CHUNK", 2)
+    whole = open_minari(collect_here(WALK, tmp_path / "whole", episodes=7))
+    played: list[int] = []
+
+    def counted(spec: TaskSpec, env: gym.Env, seed: int, **values: Any) -> Any:
+        if seed == 5 and 5 not in played:
+            played.append(seed)
+            raise KeyboardInterrupt
+        played.append(seed)
+        return collect_episode(spec, env, seed, **values)
+
+    monkeypatch.setattr(collecting, "collect_episode", counted)
+    with pytest.raises(KeyboardInterrupt):
+        collect_here(WALK, tmp_path / "parts", episodes=7)
+    assert not (tmp_path / "parts/toy/walk/noisy-v0").exists()
+    parts = open_minari(collect_here(WALK, tmp_path / "parts", episodes=7))
+    assert played == [0, 1, 2, 3, 4, 5, 4, 5, 6]  # the chunk of 4 and 5 was lost, those before it were kept
+    assert [path.name for path in (tmp_path / "parts/toy/walk").iterdir()] == ["noisy-v0"]
+    assert [episode.seed for episode in parts.episodes()] == list(range(7))
+    for a, b in zip(whole.episodes(), parts.episodes(), strict=True):
+        assert_same(a.observations, b.observations)
+        assert_same(a.actions, b.actions)
+
+
+def test_a_finished_dataset_is_kept_by_the_same_call_and_refused_by_another(tmp_path: Path) -> None:
+    path = collect_here(WALK, tmp_path, episodes=2)
+    before = {file: file.read_bytes() for file in files_in(path)}
+    assert collect_here(WALK, tmp_path, episodes=2) == path
+    with pytest.raises(UserError, match=r"noisy-v0 holds episodes of other settings \(episodes\); remove it"):
+        collect_here(WALK, tmp_path, episodes=3)
+    with pytest.raises(UserError, match=r"noisy-v0 holds episodes of other settings \(first_seed\)"):
+        collect_here(WALK, tmp_path, episodes=2, first_seed=7)
+    assert {file: file.read_bytes() for file in files_in(tmp_path)} == before
+
+
+def test_a_run_killed_at_any_instant_is_continued_to_the_same_dataset(tmp_path: Path) -> None:
+    """The real thing: the command is killed with its workers, then typed again."""
+    line = "data collect --tasks classic/acrobot --episodes 60 --processes 2 --out"
+    command = [sys.executable, "-m", "gatito", *line.split()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen([*command, str(tmp_path / "killed")], env=environment, stderr=subprocess.DEVNULL)
+    chunks = tmp_path / "killed/classic/acrobot/.noisy-v0.chunks"
+    deadline = time.monotonic() + 60
+    while not list(chunks.glob("0*-25")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    kept = {path: path.stat().st_mtime_ns for path in chunks.glob("0*-25/data/*/part-0.arrow")}
+    assert kept
+    subprocess.run([*command, str(tmp_path / "killed")], env=environment, check=True, capture_output=True)
+    path = tmp_path / "killed/classic/acrobot/noisy-v0"
+    times = {file.stat().st_mtime_ns for file in path.glob("data/*/part-0.arrow")}
+    assert set(kept.values()) <= times  # not collected again
+    again = collect_here("classic/acrobot", tmp_path / "whole", episodes=60)
+    files = sorted(file.relative_to(path) for file in path.rglob("*") if file.name != "metadata.json")
+    assert files == sorted(f.relative_to(again) for f in again.rglob("*") if f.name != "metadata.json")
+    assert all((path / f).read_bytes() == (again / f).read_bytes() for f in files if f.suffix == ".arrow")
+
+
+def test_a_nan_reward_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task 'toy/walk', seed 0, timestep 2: the reward is nan"):
-        collect_task("toy/walk", tmp_path, CollectConfig(episodes=4))
+        collect_here(dataclasses.replace(WALK, make=partial(Walk, nan_reward=True)), tmp_path, episodes=4)
     assert files_in(tmp_path) == []
 
 
@@ -299,7 +414,7 @@ BAD_OBSERVATIONS = {
 
 
 @pytest.mark.parametrize("message", BAD_OBSERVATIONS)
-def test_a_simulator_that_leaves_its_space_is_refused(message: str, tmp_path: Path, register: Any) -> None:
+def test_a_simulator_that_leaves_its_space_is_refused(message: str, tmp_path: Path) -> None:
     class Broken(Walk):
         def _observe(self) -> dict[str, Any]:
             observation = super()._observe()
@@ -309,27 +424,25 @@ def test_a_simulator_that_leaves_its_space_is_refused(message: str, tmp_path: Pa
             return observation
 
     blind = dataclasses.replace(WALK, make=Broken, expert=lambda env: lambda _: np.zeros(2, np.float32))
-    register(blind)
     with pytest.raises(UserError, match=r"task 'toy/walk', seed 0, " + message):
-        collect_task("toy/walk", tmp_path, CollectConfig(episodes=4))
+        collect_here(blind, tmp_path, episodes=4)
     assert files_in(tmp_path) == []
 
 
-def test_a_simulator_that_fails_is_named_with_its_timestep(tmp_path: Path, register: Any) -> None:
+def test_a_simulator_that_fails_is_named_with_its_timestep(tmp_path: Path) -> None:
     class Broken(Walk):
         def step(self, action: np.ndarray) -> Any:
             if self.steps == 2:
                 raise RuntimeError("the arm fell off\nand rolled away")
             return super().step(action)
 
-    register(dataclasses.replace(WALK, make=Broken))
     message = r"seed 0, timestep 2: the environment or its expert failed: RuntimeError: the arm fell off$"
     with pytest.raises(UserError, match=message):
-        collect_task("toy/walk", tmp_path, CollectConfig(episodes=4))
+        collect_here(dataclasses.replace(WALK, make=Broken), tmp_path, episodes=4)
     assert files_in(tmp_path) == []
 
 
-def test_an_environment_that_writes_into_one_array_is_recorded_as_it_was(tmp_path: Path, register: Any) -> None:
+def test_an_environment_that_writes_into_one_array_is_recorded_as_it_was(tmp_path: Path) -> None:
     class InPlace(Walk):
         def _observe(self) -> dict[str, Any]:
             new = super()._observe()
@@ -341,32 +454,18 @@ def test_an_environment_that_writes_into_one_array_is_recorded_as_it_was(tmp_pat
 
     episodes = []
     for make in (Walk, InPlace):
-        register(dataclasses.replace(WALK, make=make))
-        path = collect_task("toy/walk", tmp_path / make.__name__, CollectConfig(episodes=1))
+        path = collect_here(dataclasses.replace(WALK, make=make), tmp_path / make.__name__, episodes=1)
         episodes.append(open_minari(path).episode(0))
     assert_same(episodes[0].observations, episodes[1].observations)
     assert not np.array_equal(episodes[0].observations["place"][0], episodes[0].observations["place"][-1])
 
 
-def test_chunks_add_up_to_the_episodes_of_one_piece(
-    tmp_path: Path, register: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    register(WALK)
-    whole = open_minari(collect_task("toy/walk", tmp_path / "whole", CollectConfig(episodes=5)))
-    monkeypatch.setattr(collecting, "CHUNK", 2)
-    parts = open_minari(collect_task("toy/walk", tmp_path / "parts", CollectConfig(episodes=5)))
-    assert len(parts) == len(whole) == 5
-    for a, b in zip(whole.episodes(), parts.episodes(), strict=True):
-        assert_same(a.observations, b.observations)
-        assert_same(a.actions, b.actions)
-
-
-def test_no_seed_of_evaluation_is_ever_collected(tmp_path: Path, register: Any) -> None:
-    register(dataclasses.replace(WALK, expert=give_up))
-    config = CollectConfig(episodes=3, first_seed=EVALUATION_SEEDS - 3)
+def test_no_seed_of_evaluation_is_ever_collected(tmp_path: Path) -> None:
+    spec = dataclasses.replace(WALK, expert=give_up)
     with pytest.raises(UserError, match=rf"seed {EVALUATION_SEEDS} is kept for evaluation"):
-        collect_task("toy/walk", tmp_path, config)
-    assert files_in(tmp_path) == []
+        collect_here(spec, tmp_path, episodes=3, first_seed=EVALUATION_SEEDS - 3)
+    left = [int(path.name[:10]) for path in tmp_path.glob("toy/walk/.noisy-v0.chunks/0*")]
+    assert all(seed < EVALUATION_SEEDS for seed in left)
 
 
 def test_a_space_that_minari_cannot_write_leaves_nothing(tmp_path: Path) -> None:
@@ -374,18 +473,6 @@ def test_a_space_that_minari_cannot_write_leaves_nothing(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"toy/x-v0: .*Sequence"), published(tmp_path / "x-v0") as folder:
         MinariWriter(folder, "toy/x-v0", env, {})
     assert files_in(tmp_path) == []
-
-
-def test_a_dataset_that_exists_is_never_overwritten(tmp_path: Path, register: Any) -> None:
-    register(WALK)
-    path = collect_task("toy/walk", tmp_path, CollectConfig(episodes=1))
-    before = {file: file.read_bytes() for file in files_in(path)}
-    message = r"toy/walk/expert-v0 exists; choose another --out or remove it"
-    with pytest.raises(UserError, match=message):
-        collect_task("toy/walk", tmp_path, CollectConfig(episodes=2))
-    with pytest.raises(UserError, match=r"toy/walk/expert-v0 exists; remove it, .* or leave the task out"):
-        collect(["toy/walk"], tmp_path, CollectConfig(episodes=2))
-    assert {file: file.read_bytes() for file in files_in(tmp_path)} == before
 
 
 def test_a_task_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
@@ -406,6 +493,11 @@ def test_an_unknown_task_is_refused_with_the_nearest_name(tmp_path: Path) -> Non
         ({"first_seed": -1}, r"first_seed -1 with 100 episodes leaves \[0, 1073741824\)"),
         ({"first_seed": EVALUATION_SEEDS - 99}, "seeds from there on are kept for evaluation"),
         ({"processes": 0}, "processes is 0, allowed 1 and more"),
+        ({"agents": {}}, "agents names nobody; choose of expert, noisy, random"),
+        (
+            {"agents": {"expert": -1.0}},
+            "the share of agent 'expert' is -1.0, allowed > 0; leave the agent out instead",
+        ),
     ],
 )
 def test_impossible_configurations_are_refused(values: dict[str, Any], message: str) -> None:
@@ -426,9 +518,8 @@ def test_a_folder_without_a_dataset_is_refused(tmp_path: Path) -> None:
         open_minari(tmp_path)
 
 
-def test_broken_metadata_is_named(tmp_path: Path, register: Any) -> None:
-    register(WALK)
-    path = collect_task("toy/walk", tmp_path, CollectConfig(episodes=1))
+def test_broken_metadata_is_named(tmp_path: Path) -> None:
+    path = collect_here(WALK, tmp_path, episodes=1)
     metadata = path / "data/metadata.json"
     whole = metadata.read_text()
     metadata.write_text(whole[:-9])
@@ -440,17 +531,15 @@ def test_broken_metadata_is_named(tmp_path: Path, register: Any) -> None:
 
 
 @pytest.mark.parametrize("index", [-1, 2, 100])
-def test_an_episode_that_is_not_there_is_named(tmp_path: Path, register: Any, index: int) -> None:
-    register(WALK)
-    source = open_minari(collect_task("toy/walk", tmp_path, CollectConfig(episodes=2)))
+def test_an_episode_that_is_not_there_is_named(tmp_path: Path, index: int) -> None:
+    source = open_minari(collect_here(WALK, tmp_path, episodes=2))
     with pytest.raises(UserError, match=rf"no episode {index}; it has 2, 0 to 1"):
         source.episode(index)
 
 
-def test_a_damaged_episode_is_named(tmp_path: Path, register: Any) -> None:
-    register(WALK)
-    source = open_minari(collect_task("toy/walk", tmp_path, CollectConfig(episodes=2)))
-    (file,) = (source.path / "data/1").rglob("*.arrow")
+def test_a_damaged_episode_is_named(tmp_path: Path) -> None:
+    source = open_minari(collect_here(WALK, tmp_path, episodes=2))
+    (file,) = (source.path / "data/1").glob("*.arrow")
     file.write_bytes(file.read_bytes()[:100])
     source.episode(0)
     with pytest.raises(UserError, match=r"episode 1: cannot be read .*; collect it again"):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from gatito.data.collect import collect_episode
 from gatito.data.domains import metaworld
+from gatito.data.recording import collect_episode
 from gatito.data.tasks import EVALUATION_SEEDS, get_task, reference
 
 

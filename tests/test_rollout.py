@@ -10,7 +10,8 @@ import pytest
 from gymnasium import spaces
 from toy import Line, ToyEnv, layout_of, tiny_model
 
-from gatito.data.collect import CollectConfig, collect_episode
+from gatito.data.collection import CollectConfig
+from gatito.data.recording import collect_episode
 from gatito.data.tasks import EVALUATION_SEEDS, PROMPT_SEEDS, ExpertFailed, Reference, TaskSpec
 from gatito.errors import UserError
 from gatito.eval import rollout

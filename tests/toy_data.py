@@ -81,8 +81,8 @@ def write_minari(
     """Write episodes of (T + 1 observations, T actions, T rewards) and return the dataset's folder."""
     with published(root / name) as folder:
         writer = MinariWriter(folder, name, Shape(observation_space, action_space), metadata)
-        writer.write(
-            EpisodeBuffer(
+        for observations, actions, rewards in episodes:
+            buffer = EpisodeBuffer(
                 observations=unchecked(observation_space, observations),
                 actions=unchecked(action_space, actions),
                 rewards=list(map(float, rewards)),
@@ -90,7 +90,6 @@ def write_minari(
                 truncations=[False] * (len(rewards) - 1) + [True],
                 infos={},
             )
-            for observations, actions, rewards in episodes
-        )
+            writer.write(buffer)
         writer.close()
     return root / name

@@ -29,6 +29,8 @@ class Episode:
     """(T,) rewards."""
     targets: NDArray[np.bool_]
     """(T,) whether the action is to be imitated; False where a random action was executed and recorded."""
+    seed: int | None = None
+    """Of the environment's reset, where it is known; splits go by it."""
 
     def __len__(self) -> int:
         return len(self.rewards)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
 from gatito.data.episode import Episode, rows
+from gatito.data.minari_arrow import is_one_file, link_episode, read_episode, read_metadata, write_episode
 from gatito.errors import UserError
 from gatito.tokenizers.fields import fields_of
 
@@ -32,7 +33,7 @@ class MinariSource:
     task: str
     """Task id, from the metadata or the dataset id."""
     agent: str
-    """Source agent (`algorithm_name`)."""
+    """Source agent (`algorithm_name`) of episodes that name none of their own."""
     executed: bool
     """Whether the recorded actions are the executed ones, rather than the expert's."""
 
@@ -45,36 +46,78 @@ class MinariSource:
             yield self.episode(i)
 
     def episode(self, index: int) -> Episode:
-        """Read one episode; raises `UserError` where it is not there, its file is broken or a reward is NaN."""
+        """Read one episode.
+
+        Raises `UserError` where it is not there, its file is broken, its parts differ in length, it goes on after
+        its end, or a reward is NaN.
+        """
         if not 0 <= index < len(self):
             raise UserError(f"{self.path}: no episode {index}; it has {len(self)}, 0 to {len(self) - 1}")
+        where = f"{self.path}, episode {index}"
         try:
-            data = self.dataset[index]
-        except (OSError, ValueError, KeyError, IndexError, RuntimeError, StopIteration) as error:
+            data, metadata = self._read(index)
+        except (OSError, ValueError, KeyError, IndexError, RuntimeError, StopIteration, AttributeError) as error:
             # A missing part file arrives as a StopIteration, or as the RuntimeError that a generator makes of it.
             reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{self.path}, episode {index}: cannot be read ({reason}); collect it again") from None
-        return self._episode(index, data)
+            raise UserError(f"{where}: cannot be read ({reason}); collect it again") from None
+        return self._episode(index, data, metadata, where)
 
-    def _episode(self, index: int, data: Any) -> Episode:
-        T, rewards = len(data.rewards), np.asarray(data.rewards, np.float64)
+    def metadata(self, index: int) -> dict[str, Any]:
+        """What is said of an episode beside its arrays: seed, source agent, number of steps."""
+        try:
+            return dict(next(iter(self.dataset.storage.get_episode_metadata([index]))))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{self.path}, episode {index}: no metadata ({error}); collect it again") from None
+
+    def _read(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        folder, storage = self.path / "data", self.dataset.storage
+        if storage.FORMAT == "arrow" and not storage.jpeg_encoding and is_one_file(folder, index):
+            return (
+                read_episode(folder, index, storage.observation_space, storage.action_space),
+                read_metadata(folder, index),
+            )
+        return dict(next(iter(storage.get_episodes([index])))), self.metadata(index)
+
+    def _episode(self, index: int, data: dict[str, Any], metadata: dict[str, Any], where: str) -> Episode:
+        rewards = np.asarray(data["rewards"], np.float64)
+        T = len(rewards)
+        if T == 0:
+            raise UserError(f"{where}: it has no timesteps; drop it")
+        for name, expected in (("observations", T + 1), ("actions", T)):
+            for path, length in lengths(data[name]):
+                if length != expected:
+                    field = " ".join([name, *path])
+                    raise UserError(f"{where}: {field} has {length} rows, expected {expected} of {T} timesteps")
         if not np.isfinite(rewards).all():
             t = int(np.argmin(np.isfinite(rewards)))
-            raise UserError(
-                f"{self.path}, episode {index}, timestep {t}: the reward is {rewards[t]}; repair or drop the episode"
-            )
+            raise UserError(f"{where}, timestep {t}: the reward is {rewards[t]}; repair or drop the episode")
+        ends = np.asarray(data["terminations"], np.bool_) | np.asarray(data["truncations"], np.bool_)
+        if ends[:-1].any():
+            t = int(np.argmax(ends))
+            raise UserError(f"{where}, timestep {t}: the episode ends here but goes on until {T - 1}; cut it in two")
         exploratory = np.zeros(T, np.bool_)
-        if self.executed and EXPLORATORY in (data.infos or {}):
-            exploratory = np.asarray(data.infos[EXPLORATORY]).reshape(-1)[:T].astype(np.bool_)
+        if self.executed and EXPLORATORY in (data["infos"] or {}):
+            exploratory = np.asarray(data["infos"][EXPLORATORY]).reshape(-1)[:T].astype(np.bool_)
         return Episode(
             task=self.task,
             id=index,
-            agent=self.agent,
-            observations=rows(data.observations, T),
-            actions=rows(data.actions, T),
+            agent=str(metadata.get("agent", self.agent)),
+            observations=rows(data["observations"], T),
+            actions=rows(data["actions"], T),
             rewards=rewards,
             targets=~exploratory,
+            seed=metadata.get("seed"),
         )
+
+
+def lengths(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    """The name and number of rows of each leaf of a nested value."""
+    children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, tuple) else None
+    if children is None:
+        yield path, len(tree)
+        return
+    for name, child in children:
+        yield from lengths(child, (*path, str(name)))
 
 
 def episode_from_buffer(buffer: EpisodeBuffer, task: str, agent: str) -> Episode:
@@ -88,6 +131,7 @@ def episode_from_buffer(buffer: EpisodeBuffer, task: str, agent: str) -> Episode
         actions=rows(buffer.actions, T),
         rewards=np.asarray(buffer.rewards, np.float64),
         targets=np.ones(T, np.bool_),
+        seed=buffer.seed,
     )
 
 
@@ -129,7 +173,7 @@ def open_minari(location: str | Path) -> MinariSource:
 
 
 class MinariWriter:
-    """Writes episodes in chunks into a Minari dataset (Arrow, lossless images)."""
+    """Writes episodes one after the other into a Minari dataset (Arrow, lossless images)."""
 
     def __init__(self, folder: Path, dataset_id: str, env: gym.Env[Any, Any], metadata: dict[str, Any]) -> None:
         """Start a dataset in `folder`; `metadata` is added to Minari's own keys.
@@ -142,18 +186,31 @@ class MinariWriter:
         except UserError as error:
             raise UserError(f"{dataset_id}: {error}") from None
         self.folder = folder.absolute()  # Minari adds up sizes of absolute paths only
-        self._storage = MinariStorage.new(
-            self.folder / "data", env.observation_space, env.action_space, None, "arrow", jpeg_encoding=False
-        )
-        # Minari walks the whole folder after every episode to add up its size: quadratic, 10 s at 600 episodes.
-        self._get_size = self._storage.get_size
-        self._storage.get_size = lambda: 0.0
+        self._spaces = (env.observation_space, env.action_space)
+        self._storage = MinariStorage.new(self.folder / "data", *self._spaces, None, "arrow", jpeg_encoding=False)
         self._storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__, **metadata})
+        self._episodes = self._steps = 0
 
-    def write(self, buffers: Iterable[EpisodeBuffer]) -> None:
-        """Append a chunk of episodes."""
-        self._storage.update_episodes(buffers)
+    def write(self, buffer: EpisodeBuffer, **metadata: Any) -> None:
+        """Append an episode; `metadata` is said of it alone, such as its source agent."""
+        write_episode(self.folder / "data", self._episodes, buffer, *self._spaces, metadata)
+        self._episodes += 1
+        self._steps += len(buffer.rewards)
 
-    def close(self) -> None:
+    def link(self, data: Path, index: int) -> None:
+        """Append episode `index` of another data folder of this dataset's spaces, by hard links to its files."""
+        metadata = read_metadata(data, index)
+        link_episode(data, index, self.folder / "data", self._episodes)
+        self._episodes += 1
+        self._steps += metadata["total_steps"]
+
+    def close(self, **metadata: Any) -> None:
         """Complete the metadata."""
-        self._storage.update_metadata({"dataset_size": self._get_size()})
+        self._storage.update_metadata(
+            {
+                "total_episodes": self._episodes,
+                "total_steps": self._steps,
+                "dataset_size": self._storage.get_size(),
+                **metadata,
+            }
+        )

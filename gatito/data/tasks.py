@@ -8,8 +8,9 @@ import importlib.util
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import entry_points, metadata
 from importlib.resources import files
@@ -108,7 +109,7 @@ def registry() -> dict[str, TaskSpec]:
     """Return every known task by id: our own first, then those of installed packages."""
     from gatito.data.domains import babyai, classic, metaworld
 
-    tasks = {spec.id: spec for spec in (*classic.tasks(), *babyai.tasks(), *metaworld.tasks())}
+    tasks = {spec.id: spec for domain in (classic, babyai, metaworld) for spec in domain.tasks()}
     for entry in entry_points(group="gatito.tasks"):
         try:
             tasks |= _checked(entry.load()(), tasks)
@@ -116,6 +117,28 @@ def registry() -> dict[str, TaskSpec]:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(f"no tasks from {entry.value!r} (entry point {entry.name!r}): {reason}", stacklevel=2)
     return tasks
+
+
+@cache
+def groups() -> dict[str, list[str]]:
+    """Return the named lists of tasks, such as both sides of Meta-World's ML45."""
+    from gatito.data.domains import babyai, metaworld
+
+    return babyai.groups() | metaworld.groups()
+
+
+def matching(names: Iterable[str]) -> list[str]:
+    """Return the ids that task ids, groups and patterns such as `babyai/*` name, each once, in this order.
+
+    Raises `UserError` for a name or pattern that no task has.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        ids = groups().get(name) or [task for task in registry() if name == "all" or fnmatchcase(task, name)]
+        if not ids:
+            raise UserError(nearest(name, [*registry(), *groups(), "all"], "task"))
+        found |= dict.fromkeys(ids)
+    return list(found)
 
 
 def _checked(specs: list[TaskSpec], known: Mapping[str, TaskSpec]) -> dict[str, TaskSpec]:
@@ -146,7 +169,9 @@ def references() -> dict[str, Reference]:
     """Return the measured references by task id (`gatito tasks --measure all --out FILE` measures them)."""
     text = files("gatito.data").joinpath("references.json").read_text()
     known = {task: Reference(**values) for task, values in json.loads(text)["tasks"].items()}
-    return known | {spec.id: spec.reference for spec in registry().values() if spec.reference is not None}
+    known |= {spec.id: spec.reference for spec in registry().values() if spec.reference is not None}
+    shared = {spec.id: known[spec.returns_of] for spec in registry().values() if spec.returns_of in known}
+    return shared | known
 
 
 def reference(task_id: str) -> Reference:

@@ -1,6 +1,8 @@
 """Seeded episodes of a policy, scored between the random policy (0) and the expert (1)."""
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -9,8 +11,8 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from gatito.data.collect import collect_episode, finite_reward, simulation
 from gatito.data.minari_episodes import episode_from_buffer
+from gatito.data.recording import collect_episode, finite_reward, simulation
 from gatito.data.tasks import EVALUATION_SEEDS, PROMPT_SEEDS, ExpertFailed, Reference, TaskSpec, get_task, reference
 from gatito.errors import UserError
 from gatito.eval import TEMPERATURE
@@ -227,24 +229,32 @@ def mean_score(results: Sequence[TaskResult]) -> float:
     return float(np.mean([result.score for result in results])) if results else float("nan")
 
 
-def measure_references(tasks: Sequence[str], episodes: int = 100) -> dict[str, dict[str, float]]:
-    """Mean returns of the random policy and of the expert over seeded episodes, by task."""
-    measured = {}
-    for task in tqdm(tasks, desc="measure", unit="task"):
-        spec = get_task(task)
-        env = spec.make()
-        means = {}
-        for agent in ("random", "expert"):
-            returns = []
-            for i in range(episodes):
-                try:
-                    buffer = collect_episode(spec, env, EVALUATION_SEEDS + i, agent=agent)
-                    returns.append(sum(buffer.rewards))
-                except ExpertFailed:  # passed over, as in collecting
-                    continue
-            if not returns:
-                raise UserError(f"task {task!r}: the expert failed in all of {episodes} episodes")
-            means[agent] = float(np.mean(returns))
-        env.close()
-        measured[task] = means
-    return measured
+def measure_references(tasks: Sequence[str], episodes: int = 100, processes: int = 1) -> dict[str, dict[str, float]]:
+    """Mean returns of the random policy and of the expert over seeded episodes, by task, some tasks at a time."""
+    context = multiprocessing.get_context("spawn")
+    with tqdm(total=len(tasks), desc="measure", unit="task") as bar, ProcessPoolExecutor(processes, context) as pool:
+        futures = [pool.submit(_measure, task, episodes) for task in tasks]
+        for future in as_completed(futures):
+            bar.update()
+            if future.exception():
+                pool.shutdown(cancel_futures=True)
+        return {task: future.result() for task, future in zip(tasks, futures, strict=True)}
+
+
+def _measure(task: str, episodes: int) -> dict[str, float]:
+    spec = get_task(task)
+    env = spec.make()
+    means = {}
+    for agent in ("random", "expert"):
+        returns = []
+        for i in range(episodes):
+            try:
+                buffer = collect_episode(spec, env, EVALUATION_SEEDS + i, agent=agent)
+                returns.append(sum(buffer.rewards))
+            except ExpertFailed:  # passed over, as in collecting
+                continue
+        if not returns:
+            raise UserError(f"task {task!r}: the expert failed in all of {episodes} episodes")
+        means[agent] = float(np.mean(returns))
+    env.close()
+    return means

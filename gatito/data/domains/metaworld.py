@@ -66,6 +66,12 @@ NAMES = [
     "window-open",
 ]
 
+ML45_TEST = ["bin-picking", "box-close", "door-lock", "door-unlock", "hand-insert"]
+"""Meta-World's ML45 holds these out and trains on the other 45."""
+
+GOAL = slice(36, 39)
+"""Where the observation has the goal's position."""
+
 IMAGE_SIZE = 200
 """Width and height of a rendered frame, pixels."""
 
@@ -83,13 +89,14 @@ class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
     """One task, whose goal and object positions are drawn from the seed of `reset`.
 
     The observation (39,) is hand position, gripper opening, object positions and rotations, the same of the
-    timestep before, and the goal position; metres. The reward is 1 at the first success, which ends the
-    episode, and 0 before; Meta-World's own is `info["dense_reward"]`.
+    timestep before, and the goal position; metres. Where the goal is hidden its position is zero, as in
+    Meta-World's own meta-learning benchmarks: only a demonstration of the same goal tells it. The reward is 1 at
+    the first success, which ends the episode, and 0 before; Meta-World's own is `info["dense_reward"]`.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012
 
-    def __init__(self, task: str, render_mode: str | None = None) -> None:
+    def __init__(self, task: str, hide_goal: bool = False, render_mode: str | None = None) -> None:
         """Build the task, such as `reach`. Frames are drawings of the state where OpenGL does not work."""
         backend = None
         if render_mode or "MUJOCO_GL" in os.environ:  # with a backend that is not there, import mujoco fails
@@ -98,11 +105,11 @@ class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
         self.spec = EnvSpec(
-            id=f"gatito/metaworld-{task}-v3",
+            id=f"gatito/metaworld-{task}{'-goal-hidden' if hide_goal else ''}-v3",
             entry_point="gatito.data.domains.metaworld:MetaWorld",
-            kwargs={"task": task},
+            kwargs={"task": task, "hide_goal": hide_goal},
         )
-        self.render_mode = render_mode
+        self.hide_goal, self.render_mode = hide_goal, render_mode
         self.renders_state = render_mode is not None and backend is None
         """Whether frames are drawings of the state."""
         simulator: Any = ALL_V3_ENVIRONMENTS[f"{task}-v3"]
@@ -121,23 +128,30 @@ class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
         self._simulator.seeded_rand_vec = True
         self._simulator._set_task_called = True
         self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
-        self._observation = np.zeros(39)
+        self.state = np.zeros(39)
+        """The observation with its goal."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[NDArray[np.float64], dict[str, Any]]:
         """Start the episode of this seed; without one, of a seed drawn from the last."""
         super().reset(seed=seed)
         self._simulator.seed(int(self.np_random.integers(1 << 31)))
         observation, info = self._simulator.reset()
-        self._observation = np.clip(observation, -1.0, 1.0)
-        return self._observation, info
+        return self._observe(observation), info
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
         """Move the hand by up to 1 cm per axis and drive the gripper."""
         observation, dense_reward, _, truncated, info = self._simulator.step(action)
-        self._observation = np.clip(observation, -1.0, 1.0)
         success = bool(info["success"] > 0)
         info["dense_reward"] = float(dense_reward)
-        return self._observation, float(success), success, truncated and not success, info
+        return self._observe(observation), float(success), success, truncated and not success, info
+
+    def _observe(self, observation: NDArray[np.float64]) -> NDArray[np.float64]:
+        self.state = np.clip(observation, -1.0, 1.0)
+        if not self.hide_goal:
+            return self.state
+        hidden = self.state.copy()
+        hidden[GOAL] = 0.0
+        return hidden
 
     def render(self) -> NDArray[np.uint8] | None:
         """Return a frame (200, 200, 3), or None without a render mode."""
@@ -149,7 +163,7 @@ class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
                 return np.ascontiguousarray(frame[::-1, ::-1])  # this camera hangs upside down
             except Exception:  # whatever a broken driver raises
                 self.renders_state = True
-        return draw_state(self._observation)
+        return draw_state(self.state)
 
     def close(self) -> None:
         """Free the renderer."""
@@ -163,7 +177,7 @@ def draw_state(observation: NDArray[np.float64]) -> NDArray[np.uint8]:
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "white")
     canvas = ImageDraw.Draw(image)
     canvas.line((0, IMAGE_SIZE // 2, IMAGE_SIZE, IMAGE_SIZE // 2), "gray")
-    points = {"green": observation[36:39], "orange": observation[11:14], "red": observation[4:7]}
+    points = {"green": observation[GOAL], "orange": observation[11:14], "red": observation[4:7]}
     points["blue"] = observation[:3]
     for colour, (x, y, z) in points.items():
         if not (x or y or z):
@@ -176,31 +190,41 @@ def draw_state(observation: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def expert(task: str, env: gym.Env[Any, Any]) -> Policy:
-    """Return Meta-World's scripted policy of the task, clipped to the action space."""
+    """Return Meta-World's scripted policy of the task, clipped to the action space; it knows the goal."""
     from metaworld.policies import ENV_POLICY_MAP
 
     policy_class: Any = ENV_POLICY_MAP[f"{task}-v3"]
     policy = policy_class()
 
-    def act(observation: NDArray[np.float64]) -> NDArray[np.float32]:
-        return np.clip(policy.get_action(observation), -1.0, 1.0).astype(np.float32)
+    def act(_: NDArray[np.float64]) -> NDArray[np.float32]:
+        return np.clip(policy.get_action(env.get_wrapper_attr("state")), -1.0, 1.0).astype(np.float32)
 
     return act
 
 
 def tasks() -> list[TaskSpec]:
-    """Return the 50 tasks."""
-    return [
-        TaskSpec(
-            id=f"metaworld/{name}",
-            make=partial(MetaWorld, name),
-            expert=partial(expert, name),
-            noise=0.0 if name in FRAGILE else 0.1,
-            modules={"metaworld": "metaworld"},
-            success=True,
-        )
-        for name in NAMES
-    ]
+    """Return two tasks of each of the 50: with the goal in the observation, and with it hidden."""
+    return [_task(name, hide_goal) for name in NAMES for hide_goal in (False, True)]
+
+
+def _task(name: str, hide_goal: bool) -> TaskSpec:
+    return TaskSpec(
+        id=f"metaworld/{name}" + ("-goal-hidden" if hide_goal else ""),
+        make=partial(MetaWorld, name, hide_goal),
+        expert=partial(expert, name),
+        noise=0.0 if name in FRAGILE else 0.1,
+        modules={"metaworld": "metaworld"},
+        success=True,
+        returns_of=f"metaworld/{name}" if hide_goal else None,
+    )
+
+
+def groups() -> dict[str, list[str]]:
+    """Return the names of lists of tasks: both sides of ML45, with the goal shown and hidden."""
+    train = [f"metaworld/{name}" for name in NAMES if name not in ML45_TEST]
+    test = [f"metaworld/{name}" for name in ML45_TEST]
+    shown = {"ml45-train": train, "ml45-test": test}
+    return shown | {f"{group}-goal-hidden": [f"{task}-goal-hidden" for task in ids] for group, ids in shown.items()}
 
 
 @cache

@@ -1,0 +1,117 @@
+"""One seeded episode of an agent in an environment, recorded.
+
+Demonstrations are diversified by executing a share of random actions while the expert's action is recorded as
+the label (DART, Laskey et al. 2017): the expert shows how to come back, the noise itself is not imitated.
+"""
+
+import contextlib
+import copy
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from minari.data_collector import EpisodeBuffer
+
+from gatito.data.episode import stack
+from gatito.data.minari_episodes import EXPLORATORY
+from gatito.data.tasks import ExpertFailed, Policy, TaskSpec
+from gatito.errors import UserError
+
+MAX_TIMESTEPS = 100_000
+"""Timesteps after which an environment is taken for one that never ends."""
+
+
+def random_policy(env: gym.Env[Any, Any], seed: int) -> Policy:
+    """The policy that samples the action space, seeded."""
+    env.action_space.seed(seed)
+    return lambda _: env.action_space.sample()
+
+
+@contextlib.contextmanager
+def simulation(where: Callable[[], str]) -> Iterator[None]:
+    """Turn whatever an environment or its expert raises into a `UserError` that names `where`."""
+    try:
+        yield
+    except (UserError, ExpertFailed):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{where()}: the environment or its expert failed: {reason}") from error
+
+
+def finite_reward(reward: SupportsFloat, where: str) -> float:
+    """Return the reward, or raise `UserError` for NaN and Inf."""
+    if not math.isfinite(float(reward)):
+        raise UserError(f"{where}: the reward is {float(reward)}; repair the environment")
+    return float(reward)
+
+
+def collect_episode(
+    spec: TaskSpec,
+    env: gym.Env[Any, Any],
+    seed: int,
+    *,
+    agent: Literal["expert", "random"] = "expert",
+    noise: float = 0.0,
+    labels: Literal["expert", "executed"] = "expert",
+) -> EpisodeBuffer:
+    """Play one seeded episode and return it with its T + 1 observations.
+
+    Raises `ExpertFailed` where the expert gives up or the episode takes longer than the task's limit, `UserError`
+    where the simulator fails, or returns NaN or values that are not of its space.
+    """
+    where = f"task {spec.id!r}, seed {seed}"
+    actions, exploratory = [], []
+    rewards: list[float] = []
+    ends: list[tuple[bool, bool]] = []
+    with simulation(lambda: f"{where}, timestep {len(ends)}"), cpu_limit(spec.cpu_limit_s):
+        observation, _ = env.reset(seed=seed)
+        observations = [copy.deepcopy(observation)]  # some environments write the next one into the same array
+        policy = spec.expert(env) if agent == "expert" else random_policy(env, seed)
+        env.action_space.seed(seed)
+        rng = np.random.default_rng([seed, 0xDA27])
+        while not ends or not any(ends[-1]):
+            if len(ends) == MAX_TIMESTEPS:
+                raise UserError(f"{where}: no end after {MAX_TIMESTEPS} timesteps; wrap it in gymnasium's TimeLimit")
+            action = policy(observation)
+            explore = bool(rng.random() < noise)
+            executed = env.action_space.sample() if explore else action
+            actions.append(copy.deepcopy(executed if labels == "executed" else action))
+            observation, reward, terminated, truncated, _ = env.step(executed)
+            observations.append(copy.deepcopy(observation))
+            rewards.append(finite_reward(reward, f"{where}, timestep {len(ends)}"))
+            ends.append((bool(terminated), bool(truncated)))
+            exploratory.append(explore)
+    return EpisodeBuffer(
+        seed=seed,
+        observations=stack(env.observation_space, observations, f"{where}, observation"),
+        actions=stack(env.action_space, actions, f"{where}, action"),
+        rewards=rewards,
+        terminations=[terminated for terminated, _ in ends],
+        truncations=[truncated for _, truncated in ends],
+        infos={EXPLORATORY: np.array([*exploratory, False])[:, None]},
+    )
+
+
+@contextlib.contextmanager
+def cpu_limit(limit_s: float | None) -> Iterator[None]:
+    """Raise `ExpertFailed` inside the block after so much CPU time; only the main thread gets signals."""
+    no_signals = threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer")
+    if limit_s is None or no_signals:
+        yield
+        return
+
+    def fail(*_: Any) -> None:
+        raise ExpertFailed(f"the episode took more than {limit_s} s of CPU time")
+
+    previous = signal.signal(signal.SIGVTALRM, fail)
+    signal.setitimer(signal.ITIMER_VIRTUAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+        signal.signal(signal.SIGVTALRM, previous)
