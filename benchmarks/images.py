@@ -49,8 +49,8 @@ def write_store(folder: Path) -> None:
     writer = StoreWriter(folder / "digits", vocabulary)
     for image, caption in digits.training_pairs():
         writer.write(pair_tokens(enlarged(image), caption, vocabulary, text), "captions")
-    writer.close({"name": "digits", "kind": "pairs", "task": "captions:large", "source": "digits", "weight": 1.0})
-    write_mixture(folder, vocabulary, text, ["digits"])
+    writer.close({"name": "digits", "kind": "pairs", "task": "captions:large", "source": "digits"})
+    write_mixture(folder, vocabulary, text, {"digits": 1.0})
 
 
 def run(out: Path, variant: str, seed: int, minutes: float) -> None:

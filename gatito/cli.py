@@ -155,7 +155,7 @@ def demo(out: str = "demo", small: bool = False) -> None:
 def build_parser() -> _Parser:
     """The parser of `gatito` with all its verbs."""
     from gatito import __version__
-    from gatito.data.build import MixtureConfig
+    from gatito.data.mixture import MixtureConfig
     from gatito.train.configs import Recipe
 
     def verb(function: Any, positional: str | None = None) -> _Parser:
@@ -262,14 +262,12 @@ def _run_data(parser: ArgumentParser, chosen: Namespace) -> None:
         collect(**values.as_dict())
         return
     from gatito.commands import describe_store
-    from gatito.data.build import DatasetConfig, MixtureConfig
     from gatito.data.build import build as run_build
+    from gatito.data.mixture import MixtureConfig
 
-    raw = values.as_dict()
-    datasets = [d if isinstance(d, DatasetConfig) else DatasetConfig(**d) for d in raw.pop("datasets")]
-    out = raw.pop("out")
-    raw.pop("config", None)
-    describe_store(run_build(MixtureConfig(datasets=datasets, **raw), Path(out)))
+    made = parser.instantiate(Namespace(data=chosen)).data.build
+    config = MixtureConfig(**{f.name: made[f.name] for f in fields(MixtureConfig)})
+    describe_store(run_build(config, Path(made.out)))
 
 
 def main() -> None:
@@ -347,7 +345,7 @@ def _all_parsers(parser: ArgumentParser) -> list[ArgumentParser]:
 
 
 def _keys(parser: ArgumentParser) -> list[str]:
-    from gatito.data.build import DatasetConfig
+    from gatito.data.mixture import DatasetConfig
 
     names = [o for action in parser._actions for o in action.option_strings if o.startswith("--") and o[-1] != "+"]
     verbs = [name for action in parser._actions for name in (getattr(action, "_name_parser_map", None) or {})]

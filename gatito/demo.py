@@ -13,10 +13,11 @@ import torch
 from tqdm import tqdm
 
 from gatito.commands import describe_store, tokens_of
-from gatito.data.build import DatasetConfig, MixtureConfig, build
+from gatito.data.build import build
 from gatito.data.collect import collect
 from gatito.data.collection import CollectConfig
 from gatito.data.explain import token_rows
+from gatito.data.mixture import DatasetConfig, MixtureConfig
 from gatito.data.publish import check_writable
 from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint

@@ -11,9 +11,10 @@ import pytest
 
 from gatito import cli
 from gatito.data import tasks
-from gatito.data.build import DatasetConfig, MixtureConfig, build
+from gatito.data.build import build
 from gatito.data.collect import collect
 from gatito.data.collection import CollectConfig
+from gatito.data.mixture import DatasetConfig, MixtureConfig
 from gatito.eval.agent import load_agent
 from gatito.eval.rollout import evaluate_task
 from gatito.train.configs import ModelConfig, Recipe, TrainConfig

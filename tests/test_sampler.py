@@ -1,7 +1,6 @@
 """The mixture sampler: a pure stream, exact rows, and prompts as the paper has them."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from gymnasium import spaces
 
 from gatito.data.sampler import Sampler, goal_timesteps, longest_timestep, prompt_budget, prompt_timesteps
-from gatito.data.store import Store, StoreWriter, TokenDataset
+from gatito.data.store import Store, StoreWriter, open_dataset
 from gatito.errors import UserError
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
 from gatito.tokenizers.trunk import Trunk
@@ -58,9 +57,8 @@ def store_of(
         writer = StoreWriter(folder / name, vocabulary)
         for sequence, agent in sequences:
             writer.write(sequence, agent)
-        writer.close({"name": name, "kind": kinds[name], "weight": WEIGHTS[name], "task": name})
-        metadata = json.loads((folder / name / "dataset.json").read_text())
-        datasets.append(TokenDataset(folder=folder / name, vocabulary=vocabulary, metadata=metadata))
+        writer.close({"name": name, "kind": kinds[name], "task": name})
+        datasets.append(open_dataset(folder / name, vocabulary, weight=WEIGHTS[name]))
     return Store(folder=folder, vocabulary=vocabulary, text=text, datasets=tuple(datasets))
 
 

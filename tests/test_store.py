@@ -13,10 +13,11 @@ from gymnasium import spaces
 from toy_data import write_minari
 
 from gatito.data import build as building
-from gatito.data.build import DatasetConfig, MixtureConfig, build, open_layout
+from gatito.data.build import build, open_layout
 from gatito.data.checks import checked_tokens
 from gatito.data.domains import digits
 from gatito.data.minari_episodes import open_minari
+from gatito.data.mixture import DatasetConfig, MixtureConfig
 from gatito.data.store import ARRAYS, Store, open_store
 from gatito.data.tasks import Reference
 from gatito.errors import UserError
@@ -146,7 +147,7 @@ def test_any_run_of_timesteps_reads_back_with_its_patches(store: Store) -> None:
 def test_the_description_counts_what_is_there(store: Store) -> None:
     images, numbers, documents, captions = (dataset.metadata for dataset in store)
     assert [d.kind for d in store] == ["control", "control", "text", "pairs"]
-    assert [d.weight for d in store] == [2.0, 1.0, 0.5, 1.0]
+    assert [d.weight * 4.5 for d in store] == pytest.approx([2.0, 1.0, 0.5, 1.0])
     assert (images["task"], images["agents"], images["episodes"], images["timesteps"]) == (
         "toy/images",
         ["expert"],
@@ -154,6 +155,12 @@ def test_the_description_counts_what_is_there(store: Store) -> None:
         10,
     )
     assert (images["patches"], images["targets"]) == (20, 20)
+    tokens = {"text": 25, "continuous": 40, "discrete": 0, "separator": 10, "patch": 20}
+    assert images["modalities"] == tokens | {"text": images["tokens"] - 70}
+    assert store.datasets[0].episode_returns.tolist() == [
+        1.0 * T for T in np.diff(store.datasets[0].episode_timesteps)
+    ]
+    assert store.datasets[0].episode_seeds.tolist() == [-1, -1]
     assert (numbers["task"], numbers["agents"], numbers["tokens"]) == ("toy/numbers", ["someone"], 6 * 4)
     assert documents["tokens"] == documents["targets"] == documents["timesteps"]
     assert captions["patches"] == captions["timesteps"] == 1437
@@ -187,7 +194,7 @@ def test_the_same_sources_give_the_same_store(sources: dict[str, Path], text_mod
         return build(MixtureConfig(datasets=datasets, text_model=text_model), tmp_path / name).sha256
 
     assert made("a") == made("b")
-    assert made("a2", weight=2.0) != made("b2")
+    assert made("c", weight=2.0) == made("a2")  # alone, any weight is all of it
 
 
 # Damage
@@ -263,7 +270,7 @@ def test_another_schema_is_refused(store: Store, tmp_path: Path) -> None:
     shutil.copytree(store.folder, copy)
     values = json.loads((copy / "mixture.json").read_text())
     (copy / "mixture.json").write_text(json.dumps({**values, "schema": 99}))
-    with pytest.raises(UserError, match=r"mixture\.json: schema 99, this gatito reads 2; build the store again"):
+    with pytest.raises(UserError, match=r"mixture\.json: schema 99, this gatito reads 3; build the store again"):
         open_store(copy)
 
 
@@ -485,7 +492,8 @@ def test_two_datasets_of_one_task_with_other_spaces_are_refused(tmp_path: Path, 
     datasets = [DatasetConfig(source=f"minari:{path}", expert_filter=None) for path in paths]
     with pytest.raises(UserError, match=r"are both of task 'toy/t' and differ in their spaces"):
         build(MixtureConfig(datasets=datasets, text_model=text_model), tmp_path / "store")
-    assert not (tmp_path / "store").exists()
+    with pytest.raises(UserError, match=r"mixture\.json is missing"):
+        open_store(tmp_path / "store")
 
 
 def test_a_missing_part_of_a_dataset_is_named(tmp_path: Path, text_model: str) -> None:
@@ -528,9 +536,72 @@ def test_an_output_that_exists_is_never_overwritten(tmp_path: Path, text_model: 
     out = tmp_path / "store"
     out.mkdir()
     (out / "mine.txt").write_text("keep")
-    with pytest.raises(UserError, match=r"store exists; choose another --out or remove it"):
+    with pytest.raises(UserError, match=r"store exists and is no store; choose another --out or remove it"):
         build(config_of(text_model, "captions:digits"), out)
     assert (out / "mine.txt").read_text() == "keep"
+
+
+def files_with_times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.bin")}
+
+
+def test_adding_a_dataset_rewrites_no_other(tmp_path: Path, text_model: str, sources: dict[str, Path]) -> None:
+    first = f"minari:{sources['numbers']}"
+    build(config_of(text_model, first), tmp_path / "store")
+    before = files_with_times(tmp_path / "store")
+    grown = build(config_of(text_model, "captions:digits", first), tmp_path / "store")
+    assert [d.metadata["source"] for d in grown] == ["captions:digits", first]
+    assert [d.weight for d in grown] == [0.5, 0.5]
+    after = files_with_times(tmp_path / "store")
+    assert len(before) == len(ARRAYS)
+    assert {path: after[path] for path in before} == before
+    weighted = MixtureConfig(
+        datasets=[DatasetConfig(source=first, weight=3, expert_filter=None), DatasetConfig(source="captions:digits")],
+        text_model=text_model,
+    )
+    assert [d.weight for d in build(weighted, tmp_path / "store")] == [0.75, 0.25]
+    assert files_with_times(tmp_path / "store") == after
+
+
+def test_a_dataset_whose_files_or_settings_changed_is_built_anew(tmp_path: Path, text_model: str) -> None:
+    def built(returns: list[float], threshold: float | None = None, random: float = 0.0) -> int:
+        shutil.rmtree(tmp_path / "minari", ignore_errors=True)
+        path = write_minari(tmp_path / "minari", "toy/n", spaces.Discrete(3), ACTION, number_episodes(returns))
+        dataset = DatasetConfig(source=f"minari:{path}", expert_filter=threshold)
+        store = build(MixtureConfig(datasets=[dataset], text_model=text_model), tmp_path / "store")
+        return store.datasets[0].num_episodes
+
+    assert built([1.0, 2.0]) == 2
+    assert built([1.0, 2.0, 3.0]) == 3
+    assert [path.name for path in (tmp_path / "store").iterdir() if path.is_dir()] != []
+
+
+def test_a_build_that_was_killed_continues(
+    tmp_path: Path, text_model: str, sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(text_model, f"minari:{sources['numbers']}", "captions:digits")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(building, "_captions", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(config, tmp_path / "store")
+    before = files_with_times(tmp_path / "store")
+    assert len(before) == len(ARRAYS)
+    with pytest.raises(UserError, match=r"mixture\.json is missing"):
+        open_store(tmp_path / "store")
+    store = build(config, tmp_path / "store")
+    assert len(store.datasets) == 2
+    after = files_with_times(tmp_path / "store")
+    assert {path: after[path] for path in before} == before
+
+
+def test_a_store_of_another_text_model_is_refused(tmp_path: Path, text_model: str) -> None:
+    build(config_of(text_model, "captions:digits"), tmp_path / "store")
+    with pytest.raises(UserError, match=r"is a store of another vocabulary or text model; choose another --out"):
+        build(MixtureConfig(datasets=[DatasetConfig(source="captions:digits")]), tmp_path / "store")
 
 
 def test_held_out_digits_are_never_trained_on() -> None:

@@ -154,8 +154,8 @@ def write_store(
         writer = StoreWriter(folder / name, vocabulary)
         for sequence in sequences:
             writer.write(sequence, "expert")
-        writer.close({"name": name, "source": "toy", "weight": 1.0, **metadata})
-    write_mixture(folder, vocabulary, text, [name for name, _, _ in parts])
+        writer.close({"name": name, "source": "toy", **metadata})
+    write_mixture(folder, vocabulary, text, {name: 1.0 for name, _, _ in parts})
     return folder
 
 

@@ -1,76 +1,44 @@
-"""From Minari datasets, texts and captioned images to a tokenized store."""
+"""From Minari datasets, texts and captioned images to a tokenized store.
 
+A dataset that the store has already, built from the same files in the same way, is left as it is.
+"""
+
+import contextlib
+import hashlib
 import itertools
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gatito.data.checks import Clipped, checked_tokens
+from gatito.data.collect import collect
 from gatito.data.domains import digits, texts
 from gatito.data.filter import is_expert
 from gatito.data.minari_episodes import MinariSource, open_minari
+from gatito.data.mixture import DatasetConfig, MixtureConfig, Part, parts_of, tasks_to_collect, weights_of
 from gatito.data.publish import check_writable, published
-from gatito.data.store import Store, StoreWriter, open_store, write_mixture
-from gatito.data.tasks import references, registry
+from gatito.data.store import (
+    HELD_OUT,
+    SCHEMA,
+    Store,
+    StoreWriter,
+    layouts_of,
+    open_dataset,
+    open_store,
+    read_mixture,
+    sha256_of,
+    write_mixture,
+)
+from gatito.data.tasks import EVALUATION_SEEDS, references, registry
 from gatito.errors import UserError, nearest
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
-
-SOURCES = ("minari", "text", "captions")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetConfig:
-    """One dataset of a mixture."""
-
-    source: str
-    """`minari:FOLDER_OR_ID`, `text:python-docs`, `text:FILE_OR_FOLDER` or `captions:digits`."""
-    weight: float = 1.0
-    """Share of the rows of a batch, relative to the other datasets."""
-    expert_filter: float | None = 0.8
-    """Smallest normalised return of an episode that is kept; null keeps all."""
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.weight) and self.weight > 0):
-            raise UserError(f"weight of {self.source!r} is {self.weight}, allowed > 0; leave the dataset out instead")
-        if self.scheme not in SOURCES:
-            raise UserError(f"source {self.source!r}: {nearest(self.scheme, SOURCES, 'kind of source')}")
-
-    @property
-    def scheme(self) -> str:
-        """The part before the colon."""
-        return self.source.partition(":")[0]
-
-    @property
-    def location(self) -> str:
-        """The part after the colon."""
-        return self.source.partition(":")[2]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixtureConfig:
-    """What `gatito data build` builds."""
-
-    datasets: list[DatasetConfig] = field(default_factory=list)
-    """The datasets, mixed by weight."""
-    text_model: str | None = None
-    """SentencePiece `.model` file; null is the one of the mistral-common package (32 000 pieces)."""
-    overlapping_discrete: bool = False
-    """The paper's unshifted discrete ids."""
-    clip_actions: bool = False
-    """Clip actions further than 1e-3 outside their bounds instead of refusing them."""
-
-    def __post_init__(self) -> None:
-        if not self.datasets:
-            raise UserError("the mixture has no datasets; list at least one under 'datasets:'")
-        sources = [dataset.source for dataset in self.datasets]
-        twice = next((source for source in sources if sources.count(source) > 1), None)
-        if twice is not None:
-            raise UserError(f"source {twice!r} is listed twice; change its weight instead")
 
 
 def open_layout(source: MinariSource, vocabulary: Vocabulary, text: TextTokenizer) -> Layout:
@@ -89,62 +57,177 @@ def open_layout(source: MinariSource, vocabulary: Vocabulary, text: TextTokenize
 
 
 def build(config: MixtureConfig, out: Path) -> Store:
-    """Build the store `out`; a failure leaves nothing behind. Raises `UserError` for bad data."""
+    """Build the store `out`, or bring it up to date; raises `UserError` for bad data.
+
+    `task:` sources are collected first, where they are missing. Each dataset is published by rename and
+    `mixture.json` last, so that the same call continues a build that was killed. What is there already stays.
+    """
     check_writable(out)
     text = TextTokenizer.load(config.text_model)
     vocabulary = Vocabulary(text_size=text.size, overlapping_discrete=config.overlapping_discrete)
-    with published(out) as folder:
-        names: list[str] = []
-        for dataset in tqdm(config.datasets, desc="tokenize", unit="dataset"):
-            name = _unused_name(dataset, names)
-            names.append(name)
-            with StoreWriter(folder / name, vocabulary) as writer:
-                _build_dataset(dataset, name, writer, text, config)
-        write_mixture(folder, vocabulary, text, names)
-        open_store(folder, verify=False).layouts()
+    _check_same_ids(out, vocabulary, text)
+    wanted = tasks_to_collect(config)
+    if wanted:
+        collect(list(wanted), Path(config.collected), config.collect, wanted)
+    parts = parts_of(config)
+    builder = _Builder(config, vocabulary, text)
+    keys = [builder.key(part) for part in tqdm(parts, desc="read", unit="dataset")]  # missing sources are found here
+    names: list[str] = []
+    for part, key in zip(tqdm(parts, desc="tokenize", unit="dataset"), keys, strict=True):
+        names.append(_unused_name(part.name, names))
+        if _built_key(out / names[-1]) != key:
+            builder.build(part, out, names[-1], key)
+    _write_mixture(out, parts, names, builder)
     return open_store(out, verify=False)
 
 
-def _unused_name(dataset: DatasetConfig, names: list[str]) -> str:
-    """A folder name for a dataset; `a/b` and `a-b` would have the same one."""
-    name = re.sub(r"[:/\\]", "-", dataset.source).strip("-.")
+def _check_same_ids(out: Path, vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    """Raise `UserError` where `out` is no store, or one of other ids."""
+    if not (out / "mixture.json").is_file():
+        if out.exists() and any(
+            path.name[0] != "." and not (path / "dataset.json").is_file() for path in out.iterdir()
+        ):
+            raise UserError(f"{out} exists and is no store; choose another --out or remove it")
+        return
+    before = read_mixture(out)
+    if before["vocabulary"] != vocabulary.to_json() or before["text_sha256"] != text.sha256:
+        raise UserError(f"{out} is a store of another vocabulary or text model; choose another --out")
+
+
+def _write_mixture(out: Path, parts: Sequence[Part], names: Sequence[str], builder: "_Builder") -> None:
+    config = builder.config
+    trained = {name: part for part, name in zip(parts, names, strict=True) if not part.held_out}
+    held_out = [f"{name}/{HELD_OUT}" for name in names if (out / name / HELD_OUT).is_dir()]
+    datasets = {name: open_dataset(out / name, builder.vocabulary) for name in [*trained, *held_out]}
+    layouts_of(datasets.values())
+    tokens = [datasets[name].metadata["tokens"] for name in trained]
+    shares = weights_of(list(trained.values()), tokens, config)
+    write_mixture(
+        out,
+        builder.vocabulary,
+        builder.text,
+        dict(zip(trained, shares.tolist(), strict=True)),
+        {"rule": asdict(config.held_out), "datasets": held_out},
+    )
+
+
+def _unused_name(name: str, names: Sequence[str]) -> str:
+    """The name, numbered where another dataset has it."""
     numbered = (f"{name}-{k}" for k in itertools.count(2))
     return next(candidate for candidate in itertools.chain([name], numbered) if candidate not in names)
 
 
-def _build_dataset(
-    config: DatasetConfig, name: str, writer: StoreWriter, text: TextTokenizer, mixture: MixtureConfig
-) -> None:
-    metadata: dict[str, Any] = {"name": name, "source": config.source, "weight": config.weight}
-    if config.scheme == "minari":
-        source = open_minari(config.location)
-        layout = open_layout(source, writer.vocabulary, text)
+@dataclass(frozen=True)
+class _Builder:
+    """Builds the datasets of one mixture."""
+
+    config: MixtureConfig
+    vocabulary: Vocabulary
+    text: TextTokenizer
+
+    def build(self, part: Part, out: Path, name: str, key: str) -> None:
+        """Build one dataset: what is trained on, and below it what is held out."""
+        entry = self.config.datasets[part.entry]
+        with published(out / name, replace=True) as folder:
+            metadata = {"name": name, "source": part.source, "task": part.task, "key": key}
+            scheme, _, location = part.source.partition(":")
+            if scheme == "minari":
+                self._control(open_minari(location), entry, part, folder, metadata)
+            else:
+                with StoreWriter(folder, self.vocabulary) as writer:
+                    for sequence in self._documents(scheme, location):
+                        writer.write(sequence, scheme)
+                    writer.close(metadata | {"kind": "text" if scheme == "text" else "pairs"})
+
+    def _documents(self, scheme: str, location: str) -> Iterator[TokenSequence]:
+        if scheme == "text":
+            return (text_tokens(document, self.text) for document in texts.documents(location))
+        return _captions(location, self.vocabulary, self.text)
+
+    def _control(
+        self, source: MinariSource, entry: DatasetConfig, part: Part, folder: Path, metadata: dict[str, Any]
+    ) -> None:
+        layout = open_layout(source, self.vocabulary, self.text)
+        kept = _kept_episodes(source, entry)
         clipped = Clipped()
-        kept = _kept_episodes(source, config)
-        for index in kept:
-            where = f"{source.path}, episode {index}"
-            sequence, more = checked_tokens(
-                layout, source.episode(index), where=where, clip_actions=mixture.clip_actions
-            )
-            clipped += more
-            writer.write(sequence, source.agent)
-        metadata |= {
-            "kind": "control",
-            "task": source.task,
-            "layout": layout.to_json(),
-            "filtered_episodes": len(source) - len(kept),
-            "clipped_observations": clipped.observations,
-            "clipped_actions": clipped.actions,
+        with contextlib.ExitStack() as stack:
+            writers = [
+                stack.enter_context(StoreWriter(place, self.vocabulary)) for place in (folder, folder / HELD_OUT)
+            ]
+            for index in kept:
+                episode = source.episode(index)
+                where = f"{source.path}, episode {index}"
+                _check_seed(episode.seed, where)
+                sequence, more = checked_tokens(layout, episode, where=where, clip_actions=self.config.clip_actions)
+                clipped += more
+                seed = index if episode.seed is None else episode.seed
+                held_out = part.held_out or self.config.held_out.has_episode(seed)
+                writers[held_out].write(sequence, episode.agent, episode.seed, episode.total_return)
+            metadata |= {
+                "kind": "control",
+                "layout": layout.to_json(),
+                "license": source.license,
+                "filtered_episodes": len(source) - len(kept),
+                "clipped_observations": clipped.observations,
+                "clipped_actions": clipped.actions,
+            }
+            if not part.held_out:
+                writers[0].close(metadata)
+            if writers[1].num_episodes:
+                writers[1].close(metadata)
+        if part.held_out:
+            for path in folder.glob("*.bin"):
+                path.unlink()
+        if not writers[1].num_episodes:
+            shutil.rmtree(folder / HELD_OUT)
+
+    def key(self, part: Part) -> str:
+        """Hash of all that decides what is built of a dataset."""
+        scheme, _, location = part.source.partition(":")
+        control: dict[str, Any] = {}
+        if scheme == "minari":
+            known = references().get(part.task)
+            control = {
+                "layout": open_layout(open_minari(location), self.vocabulary, self.text).to_json(),
+                "filter": [self.config.datasets[part.entry].expert_filter, known.random if known else None],
+                "held_out": [part.held_out, self.config.held_out.episodes, self.config.held_out.seeds],
+                "clip": self.config.clip_actions,
+            }
+        parts = {
+            "schema": SCHEMA,
+            "files": _fingerprint(scheme, location),
+            "control": control,
+            "ids": [self.vocabulary.to_json(), self.text.sha256],
         }
-    elif config.scheme == "text":
-        for document in texts.documents(config.location):
-            writer.write(text_tokens(document, text), "text")
-        metadata |= {"kind": "text", "task": config.source}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_seed(seed: int | None, where: str) -> None:
+    if seed is not None and seed >= EVALUATION_SEEDS:
+        raise UserError(
+            f"{where}: its seed {seed} is kept for evaluation (from {EVALUATION_SEEDS} on); drop the episode"
+        )
+
+
+def _built_key(folder: Path) -> str | None:
+    """The key under which a dataset was built, if it was."""
+    for place in (folder, folder / HELD_OUT):
+        if (place / "dataset.json").is_file():
+            return str(json.loads((place / "dataset.json").read_text()).get("key"))
+    return None
+
+
+def _fingerprint(scheme: str, location: str) -> str:
+    """Hash of what is read from a source."""
+    if scheme == "minari":
+        folder = open_minari(location).path
+        files = sorted(path for path in (folder / "data").rglob("*") if path.is_file())
+        hashes = [f"{path.relative_to(folder)} {sha256_of(path)}" for path in files]
+    elif scheme == "text":
+        hashes = [hashlib.sha256(document.encode()).hexdigest() for document in texts.documents(location)]
     else:
-        for sequence in _captions(config.location, writer.vocabulary, text):
-            writer.write(sequence, "captions")
-        metadata |= {"kind": "pairs", "task": config.source}
-    writer.close(metadata)
+        hashes = [hashlib.sha256(image.tobytes() + text.encode()).hexdigest() for image, text in _pairs(location)]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def _kept_episodes(source: MinariSource, config: DatasetConfig) -> list[int]:
@@ -163,8 +246,12 @@ def _kept_episodes(source: MinariSource, config: DatasetConfig) -> list[int]:
         raise UserError(f"{source.path}: {error}") from None
 
 
-def _captions(name: str, vocabulary: Vocabulary, text: TextTokenizer) -> Iterator[TokenSequence]:
+def _pairs(name: str) -> Sequence[tuple[NDArray[np.uint8], str]]:
     if name != "digits":
         raise UserError(nearest(name, ["digits"], "caption dataset"))
-    for image, caption in digits.training_pairs():
+    return digits.training_pairs()
+
+
+def _captions(name: str, vocabulary: Vocabulary, text: TextTokenizer) -> Iterator[TokenSequence]:
+    for image, caption in _pairs(name):
         yield pair_tokens(image, caption, vocabulary, text)

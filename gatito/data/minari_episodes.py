@@ -34,6 +34,8 @@ class MinariSource:
     """Task id, from the metadata or the dataset id."""
     agent: str
     """Source agent (`algorithm_name`) of episodes that name none of their own."""
+    license: str
+    """Of the simulator, where it is known (`gatito_license`)."""
     executed: bool
     """Whether the recorded actions are the executed ones, rather than the expert's."""
 
@@ -168,6 +170,7 @@ def open_minari(location: str | Path) -> MinariSource:
         dataset=dataset,
         task=str(values.get("gatito_task", values.get("dataset_id", path.name))),
         agent=str(values.get("algorithm_name", "unknown")),
+        license=str(values.get("gatito_license", "")),
         executed=values.get("gatito_actions", "executed") == "executed",
     )
 

@@ -9,8 +9,10 @@ stream, observations of equal length next to each other, so that nothing is padd
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -113,6 +115,21 @@ class _Rows:
 
     def add(self, sequence: TokenSequence, places: NDArray[np.int64], b: int, start: int, number: int) -> int:
         """Write a sequence into row `b` from position `start` on as segment `number`; returns where it ends."""
+        stop, own, at, of_row = start + len(sequence), np.s_[:], np.s_[start : start + len(sequence)], np.s_[:]
+        if not self.trunk.is_flat:
+            stop, own, at, of_row = self._set_aside(sequence, places, b, start)
+            self.ids[b, start:stop] = self.trunk.vocabulary.separator
+        self.ids[b, at] = sequence.ids[own]
+        self.loss_mask[b, at] = sequence.loss_mask[own]
+        self.local[b, at] = sequence.local_positions[own]
+        self.segments[b, start:stop] = number
+        self.positions[b, start:stop] = np.arange(stop - start)
+        self.patches.add(sequence.patches[of_row], places[of_row])
+        return stop
+
+    def _set_aside(self, sequence: TokenSequence, places: NDArray[np.int64], b: int, start: int) -> tuple[Any, ...]:
+        """Put what has no position of its own beside the rows; returns where the sequence ends, which tokens (N,) are
+        left and where these stand, and which of its patches (P,) are among them."""
         trunk = self.trunk
         roles = trunk.roles(sequence.ids, sequence.local_positions)
         resampled, decoded = roles.resampled, roles.decoded
@@ -123,21 +140,14 @@ class _Rows:
             )
         own = ~(resampled | decoded)
         slots = start + np.cumsum(roles.costs) - 1  # the last position up to each token
-        stop = start + int(roles.costs.sum())
-        self.ids[b, start:stop] = trunk.vocabulary.separator
-        self.ids[b, slots[own]] = sequence.ids[own]
-        self.loss_mask[b, slots[own]] = sequence.loss_mask[own]
-        self.local[b, slots[own]] = sequence.local_positions[own]
-        self.segments[b, start:stop] = number
-        self.positions[b, start:stop] = np.arange(stop - start)
+        stop = int(slots[-1]) + 1
         of_row = own[sequence.ids == trunk.vocabulary.patch]
-        self.patches.add(sequence.patches[of_row], places[of_row])
         if resampled.any():
             seen = (sequence.patches[~of_row], places[~of_row])
             self.observations.add(sequence, resampled, b * self.L + slots, *seen)
         if decoded.any():
             self.actions.add(sequence, decoded, b * self.L + slots, b * self.L + stop)
-        return stop
+        return stop, own, slots[own], of_row
 
     def batch(self) -> Batch:
         beside = {} if not self.trunk.latents else self.observations.fields(self.patches)
@@ -177,9 +187,8 @@ class _Ragged:
 
     def collect(self, sequence: TokenSequence, member: NDArray[np.bool_], firsts: NDArray[np.int64]) -> None:
         """Take the tokens (N,) that are `member`, in groups that begin at `firsts`."""
-        counted = np.append(0, np.cumsum(member))
         self.ids.append(sequence.ids[member])
-        self.lengths.append(np.diff(np.append(counted[firsts], counted[-1])))
+        self.lengths.append(np.add.reduceat(member, firsts, dtype=np.int64))
 
     def order(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """The groups by length, the tokens in that order, and (length, count) of each length (K, 2)."""
@@ -263,7 +272,11 @@ def distinct_patches(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not len(patches):
         return patches, np.zeros(0, np.int64)
     flat = np.ascontiguousarray(patches).reshape(len(patches), -1)
-    seen: dict[bytes, int] = {}
-    indices = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in flat], np.int64)
+    # As dictionary-encoded bytes: Arrow numbers them by first appearance, and compares all bytes of equal hashes.
+    rows = pa.FixedSizeBinaryArray.from_buffers(pa.binary(flat.shape[1]), len(flat), [None, pa.py_buffer(flat)])
+    encoded = rows.dictionary_encode()
+    indices = encoded.indices.to_numpy().astype(np.int64)
+    if len(encoded.dictionary) == len(patches):
+        return patches, indices
     firsts = np.unique(indices, return_index=True)[1]
-    return np.ascontiguousarray(patches[firsts]), indices
+    return patches[firsts], indices

@@ -6,7 +6,7 @@ So the stream depends on no world size, worker count or interruption, and a prom
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -20,8 +20,8 @@ from gatito.tokenizers.sequence import concatenate, observations_predicted
 from gatito.tokenizers.trunk import Trunk
 
 GOLDEN_RATIO = 0.6180339887498949
-CHUNK = 1 << 16
-"""Timesteps that are counted at a time."""
+CHUNK = 1 << 18
+"""Tokens that are counted at a time."""
 PAIRS_PER_SEQUENCE = 5
 """Image and text pairs in a vision-language sequence (Reed et al. 2022, section 2.3)."""
 
@@ -50,13 +50,25 @@ def timestep_positions(dataset: TokenDataset, trunk: Trunk, first: int, last: in
 
 def timestep_chunks(dataset: TokenDataset) -> Iterator[tuple[int, int]]:
     """All timesteps of a dataset, as runs [first, last) that fit into memory."""
-    for first in range(0, dataset.num_timesteps, CHUNK):
-        yield first, min(first + CHUNK, dataset.num_timesteps)
+    first, starts = 0, dataset.timestep_tokens
+    while first < dataset.num_timesteps:
+        last = max(int(np.searchsorted(starts, starts[first] + CHUNK, side="right")) - 1, first + 1)
+        yield first, last
+        first = last
+
+
+def timestep_lengths(dataset: TokenDataset, trunk: Trunk) -> tuple[int, int]:
+    """Positions of the shortest and of the longest timestep."""
+    ranges = []
+    for run in timestep_chunks(dataset):
+        lengths = np.diff(timestep_positions(dataset, trunk, *run))
+        ranges.append((int(lengths.min()), int(lengths.max())))
+    return min(shortest for shortest, _ in ranges), max(longest for _, longest in ranges)
 
 
 def longest_timestep(dataset: TokenDataset, trunk: Trunk) -> int:
     """Positions of the longest timestep."""
-    return max(int(np.diff(timestep_positions(dataset, trunk, *run)).max()) for run in timestep_chunks(dataset))
+    return timestep_lengths(dataset, trunk)[1]
 
 
 def smallest_observation(dataset: TokenDataset, trunk: Trunk) -> int | None:
@@ -88,15 +100,19 @@ class Sampler:
     """Share of the sequences that begin with a prompt (Reed et al. 2022, section 2.3)."""
     predict_observations: bool = False
     """Whether observation tokens are targets too, but for patches and separators."""
+    _even: dict[str, int] = field(init=False, repr=False, default_factory=dict)
+    """Positions of a timestep, of each dataset whose timesteps all have as many."""
 
     def __post_init__(self) -> None:
         for dataset in self.store:
-            longest = longest_timestep(dataset, self.trunk)
+            shortest, longest = timestep_lengths(dataset, self.trunk)
             if longest > self.context:
                 raise UserError(
                     f"dataset {dataset.name!r} has a timestep of {longest} positions, the context is "
                     f"{self.context}; raise --train.context or resize its images"
                 )
+            if shortest == longest:
+                self._even[dataset.name] = longest
 
     @cached_property
     def _edges(self) -> NDArray[np.float64]:
@@ -128,41 +144,63 @@ class Sampler:
         rng = np.random.default_rng([self.seed, 1, index])
         dataset, segments, room = self.dataset(index), [], self.context
         while room > 0:
-            sequence = self._sequence(dataset, room, rng)
+            sequence, length = self._sequence(dataset, room, rng)
             if not len(sequence):
                 break
             segments.append(sequence)
-            room -= self.trunk.length(sequence)
+            room -= length
         return segments, rng
 
-    def _sequence(self, dataset: TokenDataset, room: int, rng: np.random.Generator) -> TokenSequence:
+    def _sequence(self, dataset: TokenDataset, room: int, rng: np.random.Generator) -> tuple[TokenSequence, int]:
+        """A sequence that fits `room` positions, and how many of them it takes."""
         if dataset.kind == "pairs":
             picks = rng.integers(dataset.num_episodes, size=PAIRS_PER_SEQUENCE)
-            return self.trunk.head(concatenate([dataset.episode(int(pick)) for pick in picks]), room)
+            pairs = self.trunk.head(concatenate([dataset.episode(int(pick)) for pick in picks]), room)
+            return pairs, self.trunk.length(pairs)
         first = int(rng.integers(dataset.num_timesteps))
         episode = int(np.searchsorted(dataset.episode_timesteps, first, side="right")) - 1
-        parts = []
+        parts: list[TokenSequence] = []
+        taken = 0
         if dataset.kind == "control" and rng.random() < self.prompt_share:
-            parts = self._prompt(dataset, episode, prompt_budget(room), rng)
-            room -= sum(self.trunk.length(part) for part in parts)
-        # A timestep takes at least one position.
-        last = min(int(dataset.episode_timesteps[episode + 1]), first + room)
-        starts = timestep_positions(dataset, self.trunk, first, last)
-        last = min(last, first + int(np.searchsorted(starts, room)))
-        window = concatenate([*parts, self.trunk.head(dataset.sequence(first, last), room)])
-        return observations_predicted(window, dataset.vocabulary) if self.predict_observations else window
+            parts, taken = self._prompt(dataset, episode, prompt_budget(room), rng)
+        window, length = self._window(dataset, first, int(dataset.episode_timesteps[episode + 1]), room - taken)
+        sequence = concatenate([*parts, window])
+        if self.predict_observations:
+            sequence = observations_predicted(sequence, dataset.vocabulary)
+        return sequence, taken + length
+
+    def _window(self, dataset: TokenDataset, first: int, stop: int, room: int) -> tuple[TokenSequence, int]:
+        """As much of timesteps [first, stop) as fits `room` positions, and how many it takes."""
+        stop = min(stop, first + room)  # a timestep takes at least one position
+        starts = self._starts(dataset, first, stop)
+        count = min(stop - first, int(np.searchsorted(starts, room)))
+        window, length = dataset.sequence(first, first + count), int(starts[count])
+        if length > room:
+            window = self.trunk.head(window, room)
+            length = self.trunk.length(window)
+        return window, length
 
     def _prompt(
         self, dataset: TokenDataset, episode: int, budget: int, rng: np.random.Generator
-    ) -> list[TokenSequence]:
-        """Whole timesteps of another episode of the same source agent: half from its end, half uniform."""
-        others = dataset.episodes_by_agent[int(dataset.episode_agents[episode])]
-        others = others[others != episode]
-        if not len(others):
-            return []
-        other = int(others[rng.integers(len(others))])
+    ) -> tuple[list[TokenSequence], int]:
+        """Whole timesteps of another episode of the same source agent, half from its end, half uniform, and how many
+        positions they take."""
+        peers = dataset.episodes_by_agent[int(dataset.episode_agents[episode])]
+        if len(peers) == 1:
+            return [], 0
+        pick = int(rng.integers(len(peers) - 1))
+        other = int(peers[pick + int(peers[pick] >= episode)])  # itself is passed over
         begin, end = (int(t) for t in dataset.episode_timesteps[other : other + 2])
-        starts = timestep_positions(dataset, self.trunk, begin, end)
+        starts = self._starts(dataset, begin, end)
         first = goal_timesteps(starts, budget) if rng.random() < 0.5 else int(rng.integers(end - begin))
         last = prompt_timesteps(starts, first, budget)
-        return [dataset.sequence(begin + first, begin + last)] if last > first else []
+        if last <= first:
+            return [], 0
+        return [dataset.sequence(begin + first, begin + last)], int(starts[last] - starts[first])
+
+    def _starts(self, dataset: TokenDataset, first: int, last: int) -> NDArray[np.int64]:
+        """`timestep_positions`, for which no token is read where all timesteps have as many."""
+        even = self._even.get(dataset.name)
+        if even is None:
+            return timestep_positions(dataset, self.trunk, first, last)
+        return np.arange(0, (last - first + 1) * even, even)

@@ -1,17 +1,22 @@
 """The tokenized store: one folder per dataset of flat arrays, memory-mapped, hashed, published by rename.
 
+mixture.json            vocabulary, datasets with their weights, what is held out, SHA-256 of every dataset.json
 dataset.json            kind, task, source agents, counts, layout, SHA-256 of every file below
 ids, loss_mask, local_positions         (N,) one entry per token
 patches, patch_intervals                (P, 16, 16, 3) uint8 pixels and (P, 4), in token order
 timestep_tokens, timestep_patches       (T + 1,) offsets of each timestep's tokens and patches
 episode_timesteps                       (E + 1,) offsets of each episode's timesteps
 episode_agents                          (E,) index into `agents`
+episode_seeds, episode_returns          (E,) seed (-1 where it is not known) and sum of rewards (NaN of texts)
+
+A dataset is written once: weights stand in mixture.json, held-out episodes in a dataset of their own, `held-out`.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +29,9 @@ from gatito.errors import UserError
 from gatito.tokenizers import TextTokenizer, TokenSequence, Vocabulary
 from gatito.tokenizers.patches import PATCH
 
-SCHEMA = 2
+SCHEMA = 3
+HELD_OUT = "held-out"
+"""Folder of the held-out episodes of a dataset, below that of the others."""
 ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
     "ids": ("", ()),
     "loss_mask": ("bool", ()),
@@ -35,6 +42,8 @@ ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
     "timestep_patches": ("int64", ()),
     "episode_timesteps": ("int64", ()),
     "episode_agents": ("uint16", ()),
+    "episode_seeds": ("int64", ()),
+    "episode_returns": ("float64", ()),
 }
 """File stem to dtype and shape of an entry; ids are uint16 where the vocabulary fits, else uint32."""
 
@@ -53,12 +62,13 @@ class StoreWriter:
     """Appends sequences of one dataset to its files; memory stays flat."""
 
     def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
-        """Create the folder; it must not exist."""
-        folder.mkdir(parents=True)
+        """Begin a dataset in a folder that holds none."""
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.vocabulary = folder, vocabulary
-        self._files: dict[str, BinaryIO] = {name: (folder / f"{name}.bin").open("wb") for name in ARRAYS}
+        self._files: dict[str, BinaryIO] = {name: (folder / f"{name}.bin").open("xb") for name in ARRAYS}
         self._agents: list[str] = []
         self._tokens = self._patches = self._timesteps = self._episodes = self._targets = 0
+        self._modalities = dict.fromkeys(vocabulary.modality_ranges, 0)
         for name in ("timestep_tokens", "timestep_patches", "episode_timesteps"):
             self._append(name, np.zeros(1))
 
@@ -69,7 +79,14 @@ class StoreWriter:
         for file in self._files.values():
             file.close()
 
-    def write(self, sequence: TokenSequence, agent: str) -> None:
+    @property
+    def num_episodes(self) -> int:
+        """Episodes, documents or pairs written so far."""
+        return self._episodes
+
+    def write(
+        self, sequence: TokenSequence, agent: str, seed: int | None = None, total_return: float = math.nan
+    ) -> None:
         """Append one episode, document or pair."""
         if agent not in self._agents:
             self._agents.append(agent)
@@ -82,9 +99,13 @@ class StoreWriter:
         self._timesteps += sequence.num_timesteps
         self._append("episode_timesteps", np.array([self._timesteps]))
         self._append("episode_agents", np.array([self._agents.index(agent)]))
+        self._append("episode_seeds", np.array([-1 if seed is None else seed]))
+        self._append("episode_returns", np.array([total_return]))
         self._tokens += len(sequence)
         self._patches += len(sequence.patches)
         self._targets += int(sequence.loss_mask.sum())
+        for name, (start, stop) in self.vocabulary.modality_ranges.items():
+            self._modalities[name] += int(np.count_nonzero((sequence.ids >= start) & (sequence.ids < stop)))
         self._episodes += 1
 
     def close(self, metadata: dict[str, Any]) -> None:
@@ -102,6 +123,7 @@ class StoreWriter:
             "tokens": self._tokens,
             "patches": self._patches,
             "targets": self._targets,
+            "modalities": self._modalities,
             "sha256": {name: sha256_of(self.folder / f"{name}.bin") for name in ARRAYS},
         }
         (self.folder / "dataset.json").write_text(json.dumps(values, indent=1))
@@ -120,6 +142,8 @@ class TokenDataset:
     """Id ranges."""
     metadata: dict[str, Any]
     """The contents of `dataset.json`."""
+    weight: float = 0.0
+    """Share of the rows of a batch; 0 where it is held out."""
 
     def __getattr__(self, name: str) -> NDArray[Any]:
         if name not in ARRAYS:
@@ -140,11 +164,6 @@ class TokenDataset:
     def kind(self) -> str:
         """`control`, `text` or `pairs`."""
         return str(self.metadata["kind"])
-
-    @property
-    def weight(self) -> float:
-        """Share of the rows of a batch, before the weights are normalised."""
-        return float(self.metadata["weight"])
 
     @property
     def num_timesteps(self) -> int:
@@ -184,7 +203,8 @@ class TokenDataset:
         """Compare the size of every file with the counts; raises `UserError` naming the one that is too short."""
         m = self.metadata
         counts = dict.fromkeys(("ids", "loss_mask", "local_positions"), m["tokens"])
-        counts |= {"patches": m["patches"], "patch_intervals": m["patches"], "episode_agents": m["episodes"]}
+        counts |= dict.fromkeys(("patches", "patch_intervals"), m["patches"])
+        counts |= dict.fromkeys(("episode_agents", "episode_seeds", "episode_returns"), m["episodes"])
         counts |= {"timestep_tokens": m["timesteps"] + 1, "timestep_patches": m["timesteps"] + 1}
         counts["episode_timesteps"] = m["episodes"] + 1
         for name, count in counts.items():
@@ -214,51 +234,71 @@ class Store:
     text: TextTokenizer
     """The text model shared by all datasets."""
     datasets: tuple[TokenDataset, ...]
-    """In the order of the mixture."""
+    """What is trained on, in the order of the mixture."""
+    held_out: tuple[TokenDataset, ...] = ()
+    """Held-out episodes and tasks."""
 
     @cached_property
     def sha256(self) -> str:
         """Hash over all hashes: two stores are the same data where it is equal."""
-        where = ("name", "source")  # the same episodes built from another folder are the same data
-        kept = [{k: v for k, v in d.metadata.items() if k not in where} for d in self.datasets]
+        where = ("name", "source", "key")  # the same episodes built from another folder are the same data
+        kept = [{k: v for k, v in d.metadata.items() if k not in where} | {"weight": d.weight} for d in self.datasets]
         parts = [json.dumps(values, sort_keys=True) for values in kept]
         return hashlib.sha256("".join([self.text.sha256, *parts]).encode()).hexdigest()
 
     def layouts(self) -> dict[str, dict[str, Any]]:
-        """Layout (JSON values) of every control task; raises `UserError` where two datasets of a task differ."""
-        found: dict[str, TokenDataset] = {}
-        for dataset in self.datasets:
-            if dataset.kind == "control":
-                first = found.setdefault(dataset.metadata["task"], dataset)
-                if first.metadata["layout"] != dataset.metadata["layout"]:
-                    raise UserError(
-                        f"{first.name!r} and {dataset.name!r} are both of task {dataset.metadata['task']!r} and "
-                        "differ in their spaces; give one of them another gatito_task in its metadata.json"
-                    )
-        return {task: dataset.metadata["layout"] for task, dataset in found.items()}
+        """Layout (JSON values) of every control task, held out or not."""
+        return layouts_of([*self.datasets, *self.held_out])
 
     def __iter__(self) -> Iterator[TokenDataset]:
         return iter(self.datasets)
 
 
-def write_mixture(folder: Path, vocabulary: Vocabulary, text: TextTokenizer, names: list[str]) -> None:
-    """Write the text model and `mixture.json`, which has a hash of itself and of each `dataset.json`."""
-    (folder / "tokenizer.model").write_bytes(text.model)
+def layouts_of(datasets: Iterable[TokenDataset]) -> dict[str, dict[str, Any]]:
+    """Layout (JSON values) of every control task; raises `UserError` where two datasets of a task differ."""
+    found: dict[str, TokenDataset] = {}
+    for dataset in datasets:
+        if dataset.kind == "control":
+            first = found.setdefault(dataset.metadata["task"], dataset)
+            if first.metadata["layout"] != dataset.metadata["layout"]:
+                raise UserError(
+                    f"{first.name!r} and {dataset.name!r} are both of task {dataset.metadata['task']!r} and "
+                    "differ in their spaces; give one of them another gatito_task in its metadata.json"
+                )
+    return {task: dataset.metadata["layout"] for task, dataset in found.items()}
+
+
+def write_mixture(
+    folder: Path,
+    vocabulary: Vocabulary,
+    text: TextTokenizer,
+    weights: Mapping[str, float],
+    held_out: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the text model and `mixture.json`, which has a hash of itself and of each `dataset.json`.
+
+    `weights` are those of the datasets, folders below `folder`, that are trained on; `held_out` says by which rule
+    others are not (`rule`), and which these are (`datasets`).
+    """
+    model = folder / "tokenizer.model"
+    if not model.is_file():
+        model.write_bytes(text.model)
+    names = [*weights, *(held_out or {}).get("datasets", [])]
     values = {
         "schema": SCHEMA,
         "vocabulary": vocabulary.to_json(),
         "text_sha256": text.sha256,
-        "datasets": names,
+        "weights": dict(weights),
+        "held_out": dict(held_out or {}),
         "dataset_sha256": {name: sha256_of(folder / name / "dataset.json") for name in names},
     }
-    (folder / "mixture.json").write_text(json.dumps({**values, "sha256": _sha256_of_values(values)}, indent=1))
+    temporary = folder / f".mixture.json.{os.getpid()}"
+    temporary.write_text(json.dumps({**values, "sha256": _sha256_of_values(values)}, indent=1))
+    temporary.rename(folder / "mixture.json")
 
 
-def open_store(folder: Path, *, verify: bool = True) -> Store:
-    """Open a folder that `gatito data build` wrote; raises `UserError` where it is damaged or none.
-
-    `verify` compares the large files with their hashes; the small ones always are.
-    """
+def read_mixture(folder: Path) -> dict[str, Any]:
+    """The contents of `mixture.json`; raises `UserError` where it is damaged or none."""
     path = folder / "mixture.json"
     if not path.is_file():
         raise UserError(f"no tokenized store at {folder}: {path} is missing; run gatito data build")
@@ -272,25 +312,48 @@ def open_store(folder: Path, *, verify: bool = True) -> Store:
     stated = values.pop("sha256", None)
     if stated != _sha256_of_values(values):
         raise UserError(_damaged(path))
-    vocabulary = Vocabulary(**values["vocabulary"])
-    hashes = values["dataset_sha256"]
-    datasets = [_open_dataset(folder / name, vocabulary, hashes[name]) for name in values["datasets"]]
+    return dict(values)
+
+
+def open_store(folder: Path, *, verify: bool = True) -> Store:
+    """Open a folder that `gatito data build` wrote; raises `UserError` where it is damaged or none.
+
+    `verify` compares the large files with their hashes; the small ones always are.
+    """
+    values = read_mixture(folder)
+    vocabulary, hashes = Vocabulary(**values["vocabulary"]), values["dataset_sha256"]
+    datasets = [
+        open_dataset(folder / name, vocabulary, hashes[name], weight) for name, weight in values["weights"].items()
+    ]
+    held_out = [
+        open_dataset(folder / name, vocabulary, hashes[name]) for name in values["held_out"].get("datasets", [])
+    ]
     if verify:
-        for dataset in datasets:
+        for dataset in (*datasets, *held_out):
             dataset.verify()
     model = folder / "tokenizer.model"
     if model.is_file() and sha256_of(model) != values["text_sha256"]:
         raise UserError(_damaged(model))
-    return Store(folder=folder, vocabulary=vocabulary, text=TextTokenizer.load(model), datasets=tuple(datasets))
+    return Store(
+        folder=folder,
+        vocabulary=vocabulary,
+        text=TextTokenizer.load(model),
+        datasets=tuple(datasets),
+        held_out=tuple(held_out),
+    )
 
 
-def _open_dataset(folder: Path, vocabulary: Vocabulary, sha256: str) -> TokenDataset:
+def open_dataset(
+    folder: Path, vocabulary: Vocabulary, sha256: str | None = None, weight: float = 0.0
+) -> TokenDataset:
+    """Open one dataset of a store; raises `UserError` where its `dataset.json` has another hash or a file is cut."""
     path = folder / "dataset.json"
     if not path.is_file():
         raise UserError(f"{path} is missing; build the store again")
-    if sha256 != sha256_of(path):
+    if sha256 is not None and sha256 != sha256_of(path):
         raise UserError(_damaged(path))
-    dataset = TokenDataset(folder=folder, vocabulary=vocabulary, metadata=json.loads(path.read_text()))
+    metadata = json.loads(path.read_text())
+    dataset = TokenDataset(folder=folder, vocabulary=vocabulary, metadata=metadata, weight=weight)
     dataset.check_sizes()
     return dataset
 

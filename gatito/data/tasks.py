@@ -130,14 +130,18 @@ def groups() -> dict[str, list[str]]:
 def matching(names: Iterable[str]) -> list[str]:
     """Return the ids that task ids, groups and patterns such as `babyai/*` name, each once, in this order.
 
-    Raises `UserError` for a name or pattern that no task has.
+    `!` before a name takes away what it names. Raises `UserError` for a name or pattern that no task has.
     """
     found: dict[str, None] = {}
     for name in names:
-        ids = groups().get(name) or [task for task in registry() if name == "all" or fnmatchcase(task, name)]
+        wanted = name.removeprefix("!")
+        ids = groups().get(wanted) or [task for task in registry() if wanted == "all" or fnmatchcase(task, wanted)]
         if not ids:
-            raise UserError(nearest(name, [*registry(), *groups(), "all"], "task"))
-        found |= dict.fromkeys(ids)
+            raise UserError(nearest(wanted, [*registry(), *groups(), "all"], "task"))
+        if name.startswith("!"):
+            found = {task: None for task in found if task not in ids}
+        else:
+            found |= dict.fromkeys(ids)
     return list(found)
 
 

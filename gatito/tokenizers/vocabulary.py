@@ -72,12 +72,17 @@ class Vocabulary:
             groups["discrete"] = (self.discrete_start, self.discrete_start + NUM_DISCRETE)
         return groups
 
+    @property
+    def modality_ranges(self) -> dict[str, tuple[int, int]]:
+        """[start, stop) id ranges by modality, separator and patches among them."""
+        return self.groups | {name: (i, i + 1) for name, i in (("separator", self.separator), ("patch", self.patch))}
+
     def modality(self, token_id: int) -> str:
         """Name what an id stands for: text, continuous, discrete, separator or patch."""
-        for name, (start, stop) in self.groups.items():
+        for name, (start, stop) in self.modality_ranges.items():
             if start <= token_id < stop:
                 return name
-        return {self.separator: "separator", self.patch: "patch"}.get(token_id, "unused")
+        return "unused"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
