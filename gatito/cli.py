@@ -1,40 +1,17 @@
 """The command line: one parser, errors in one line with the nearest valid name, exit code 2."""
 
 import os
-import re
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from gatito.errors import UserError, nearest
+from gatito.errors import UserError
 from gatito.eval import TEMPERATURE
-
-
-class _Parser(ArgumentParser):
-    """Raises `UserError` where jsonargparse would print its usage."""
-
-    words: Sequence[str] = ()
-    """The first words that were typed, among them the verb."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if type(ex) is KeyError:
-            # jsonargparse trips over an unknown key of a nested verb (`data.build.dataset`) while wording it.
-            *_, (frame, _) = traceback.walk_tb(ex.__traceback__)
-            message = f"'{str(frame.f_locals.get('key', ex)).split('.', 2)[-1]}' is not accepted"
-        raise UserError(_one_line(message, sorted({k for p in _all_parsers(self._verb()) for k in _keys(p)})))
-
-    def _verb(self) -> ArgumentParser:
-        """The parser of the verb that was typed, as far as it is known."""
-        parser: ArgumentParser = self
-        for word in self.words:
-            parsers = {k: v for a in parser._actions for k, v in (getattr(a, "_name_parser_map", None) or {}).items()}
-            parser = parsers.get(word, parser)
-        return parser
+from gatito.parsing import Parser, normalised, switches
 
 
 def tasks(
@@ -101,8 +78,8 @@ def collect(
         first_seed: Seed of the first episode.
         processes: Processes that simulate.
     """
-    from gatito.commands import collect_datasets
     from gatito.data.collection import CollectConfig, parse_agents
+    from gatito.data_commands import collect_datasets
 
     config = CollectConfig(
         episodes=episodes,
@@ -113,6 +90,55 @@ def collect(
     )
     chosen = _names(tasks, "tasks") if tasks is not None else []
     collect_datasets(chosen, env, policy, Path(out), config)
+
+
+def check(sources: list[str], context: int = 1024) -> None:
+    """Check datasets and stores, and say what is wrong with them.
+
+    Args:
+        sources: Folders of datasets and stores, or patterns of them.
+        context: Positions that a timestep must fit.
+    """
+    from gatito.data_commands import check_sources
+
+    check_sources(sources, context)
+
+
+def describe(sources: list[str]) -> None:
+    """Print a table of datasets, or of what a store holds.
+
+    Args:
+        sources: Folders of datasets and stores, or patterns of them.
+    """
+    from gatito.data_commands import show_sources
+
+    show_sources(sources)
+
+
+def report(source: str, out: str, context: int = 1024) -> None:
+    """Write one HTML page on a dataset: values, returns, episodes to play, tokens, and what is wrong.
+
+    Args:
+        source: Folder or id of a Minari dataset.
+        out: HTML file.
+        context: Positions that a timestep must fit.
+    """
+    from gatito.data_commands import report_dataset
+
+    report_dataset(source, Path(out), context)
+
+
+def card(source: str, out: str | None = None, context: int = 1024) -> None:
+    """Write the card (README.md) of a dataset, or print it.
+
+    Args:
+        source: Folder or id of a Minari dataset.
+        out: File of the card.
+        context: Positions that a timestep must fit.
+    """
+    from gatito.data_commands import card_of_dataset
+
+    card_of_dataset(source, None if out is None else Path(out), context)
 
 
 def evaluate(
@@ -152,27 +178,28 @@ def demo(out: str = "demo", small: bool = False) -> None:
     run_demo(Path(out), small=small)
 
 
-def build_parser() -> _Parser:
+def build_parser() -> Parser:
     """The parser of `gatito` with all its verbs."""
     from gatito import __version__
     from gatito.data.mixture import MixtureConfig
     from gatito.train.configs import Recipe
 
-    def verb(function: Any, positional: str | None = None) -> _Parser:
-        parser = _Parser(description=(function.__doc__ or "").split("\n")[0])
+    def verb(function: Any, positional: str | None = None) -> Parser:
+        parser = Parser(description=(function.__doc__ or "").split("\n")[0])
         if positional:
-            parser.add_argument(positional, type=str, help=_help_of(function, positional))
+            several: dict[str, Any] = {"nargs": "+"} if positional == "sources" else {}
+            parser.add_argument(positional, type=str, help=_help_of(function, positional), **several)
         parser.add_function_arguments(function, as_positional=False, skip={positional} if positional else None)
         return parser
 
-    main = _Parser(
+    main = Parser(
         prog="gatito", description="One transformer for games, robots, images and text.", version=__version__
     )
     verbs = main.add_subcommands(dest="verb")
     verbs.add_subcommand("demo", verb(demo))
     verbs.add_subcommand("tasks", verb(tasks))
     verbs.add_subcommand("tokens", verb(tokens, "source"))
-    info = _Parser(
+    info = Parser(
         description="Show what a recipe or checkpoint is made of, and how many timesteps its context holds."
     )
     info.add_argument("source", type=str, help="recipe, YAML file, checkpoint, run, or `hf:owner/name` on the hub")
@@ -181,17 +208,21 @@ def build_parser() -> _Parser:
     info.add_argument("--data", type=str, help="store to count in; by default the one that the recipe names")
     verbs.add_subcommand("info", info)
 
-    data = _Parser(description="Collect datasets and build tokenized stores.")
+    data = Parser(description="Collect, check and describe datasets, and build tokenized stores of them.")
     verbs.add_subcommand("data", data)
     data_verbs = data.add_subcommands(dest="data_verb")
     data_verbs.add_subcommand("collect", verb(collect))
-    build = _Parser(description="Tokenize a mixture of datasets into a store.")
+    build = Parser(description="Tokenize a mixture of datasets into a store.")
     build.add_argument("--config", action="config", help="YAML file of the mixture")
     build.add_class_arguments(MixtureConfig, None)
     build.add_argument("--out", type=str, required=True, help="folder of the store")
     data_verbs.add_subcommand("build", build)
+    data_verbs.add_subcommand("check", verb(check, "sources"))
+    data_verbs.add_subcommand("info", verb(describe, "sources"))
+    data_verbs.add_subcommand("report", verb(report, "source"))
+    data_verbs.add_subcommand("card", verb(card, "source"))
 
-    train = _Parser(description="Train a recipe on a store.")
+    train = Parser(description="Train a recipe on a store.")
     train.add_argument("--config", action="config", help="name of a recipe in the package, or a YAML file")
     train.add_class_arguments(Recipe, None)
     train.add_argument("--data", type=str, required=True, help="store that gatito data build wrote")
@@ -209,7 +240,7 @@ def run(arguments: Sequence[str]) -> None:
     logging.disable_progress_bar()
     parser = build_parser()
     parser.words = [word for word in arguments if not word.startswith("-")][:2]
-    values = parser.parse_args(_normalised(arguments, _switches(parser)))
+    values = parser.parse_args(normalised(arguments, switches(parser)))
     chosen = values[values.verb]
     if values.verb == "data":
         _run_data(parser, chosen)
@@ -258,12 +289,15 @@ def _help_of(function: Any, parameter: str) -> str:
 
 def _run_data(parser: ArgumentParser, chosen: Namespace) -> None:
     values = chosen[chosen.data_verb]
-    if chosen.data_verb == "collect":
-        collect(**values.as_dict())
+    if chosen.data_verb != "build":
+        functions: dict[str, Callable[..., None]] = {
+            "collect": collect, "check": check, "info": describe, "report": report, "card": card
+        }  # fmt: skip
+        functions[chosen.data_verb](**values.as_dict())
         return
-    from gatito.commands import describe_store
     from gatito.data.build import build as run_build
     from gatito.data.mixture import MixtureConfig
+    from gatito.data_commands import describe_store
 
     made = parser.instantiate(Namespace(data=chosen)).data.build
     config = MixtureConfig(**{f.name: made[f.name] for f in fields(MixtureConfig)})
@@ -288,99 +322,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("gatito: interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def _normalised(arguments: Sequence[str], switches: set[str]) -> list[str]:
-    """Options may be written with dashes or underscores and switches without a value; `--config NAME` names a
-    recipe of the package."""
-    result: list[str] = []
-    for i, argument in enumerate(arguments):
-        if argument.startswith("--"):
-            name, equals, value = argument.partition("=")
-            argument = "--" + name[2:].replace("-", "_") + equals + value
-            following = arguments[i + 1] if i + 1 < len(arguments) else "--"
-            if argument in switches and following.lower() not in ("true", "false"):
-                argument += "=true"
-        if result and result[-1] == "--config":
-            argument = _config_file(arguments[0], argument)
-        elif argument.startswith("--config="):
-            argument = "--config=" + _config_file(arguments[0], argument.removeprefix("--config="))
-        result.append(argument)
-    if len(arguments) > 1 and arguments[0] == "info":
-        from gatito.recipes import is_recipe
-
-        # Before what else was typed, which overrides it.
-        result[2:2] = [f"--config={_config_file('train', arguments[1])}"] if is_recipe(arguments[1]) else []
-    return result
-
-
-def _config_file(verb: str, name: str) -> str:
-    """The YAML file that `--config` names; of `train` also a recipe of the package."""
-    from gatito.recipes import check_yaml, recipe_path
-
-    if verb == "train":
-        return recipe_path(name)
-    check_yaml(Path(name))
-    return name
-
-
-def _switches(parser: ArgumentParser) -> set[str]:
-    """Options that are true or false."""
-    return {
-        option
-        for p in _all_parsers(parser)
-        for action in p._actions
-        if getattr(action, "_typehint", None) is bool
-        for option in action.option_strings
-    }
-
-
-def _all_parsers(parser: ArgumentParser) -> list[ArgumentParser]:
-    found = [parser]
-    for action in parser._actions:
-        choices = getattr(action, "_name_parser_map", None)
-        if choices:
-            found.extend(p for child in choices.values() for p in _all_parsers(child))
-    return found
-
-
-def _keys(parser: ArgumentParser) -> list[str]:
-    from gatito.data.mixture import DatasetConfig
-
-    names = [o for action in parser._actions for o in action.option_strings if o.startswith("--") and o[-1] != "+"]
-    verbs = [name for action in parser._actions for name in (getattr(action, "_name_parser_map", None) or {})]
-    inner = [f.name for f in fields(DatasetConfig)] if "--datasets" in names else []
-    return [*names, *verbs, *inner]
-
-
-def _one_line(message: str, valid: list[str]) -> str:
-    """The gist of a jsonargparse message, with the nearest valid option, key or verb."""
-    text = " ".join(message.split())
-    match = re.search(r"[Uu]nrecognized arguments: (\S+)", text)
-    if match:
-        return nearest(match.group(1).partition("=")[0], valid, "option")
-    match = re.search(r"does not accept option '([^']+)'", text) or re.search(r"'([^']+)' is not accepted", text)
-    if match:
-        return nearest(match.group(1), [v.removeprefix("--") for v in valid], "key")
-    match = re.search(r'key "([^"]+)": Expected a typing.Literal\[(.*)\]. Got value: (.*)', text)
-    if match:
-        return nearest(match.group(3), re.findall(r"'([^']+)'", match.group(2)), f"value of {match.group(1)}")
-    match = re.search(r'((?:[Pp]arser key "[^"]+": ?)+)Expected a (.*)\. Got value: (.*)', text)
-    if match:
-        keys = re.findall(r'key "([^"]+)"', match.group(1))
-        wanted = match.group(2).removeprefix("<class '").removesuffix("'>")
-        kind = "a finite number" if wanted.endswith("float") else "a whole number" if wanted == "int" else wanted
-        return f"{'.'.join(keys)} is {match.group(3)}, expected {kind}"
-    match = re.search(r"arguments are required: (.*)", text)
-    if match:
-        missing = [name.strip() for name in match.group(1).split(",")]
-        return f"missing: {', '.join('--' + name.removeprefix('data.').partition('.')[2] for name in missing)}"
-    if re.search(r'expected "[a-z_.]*verb" to be one of', text):
-        return "a verb is missing; --help lists them"
-    match = re.search(r"invalid choice: '([^']+)' \(choose from (.*)\)", text)
-    if match:
-        return nearest(match.group(1), re.findall(r"'([^']+)'", match.group(2)), "verb or choice")
-    return re.sub(r'^[Pp]arser key "([^"]+)": ', r"\1: ", text)
 
 
 if __name__ == "__main__":

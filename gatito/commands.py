@@ -1,6 +1,5 @@
 """What the verbs print."""
 
-import dataclasses
 import json
 import time
 from pathlib import Path
@@ -10,21 +9,19 @@ from tqdm import tqdm
 
 from gatito.data.build import open_layout
 from gatito.data.checks import checked_tokens
-from gatito.data.collect import collect
-from gatito.data.collection import CollectConfig
 from gatito.data.domains import digits, texts
 from gatito.data.explain import token_rows
 from gatito.data.minari_episodes import episode_from_buffer, open_minari
 from gatito.data.publish import check_writable
 from gatito.data.recording import collect_episode
 from gatito.data.store import Store, TokenDataset, open_store
-from gatito.data.tasks import ExpertFailed, TaskSpec, get_task, groups, matching, references, registry
+from gatito.data.tasks import ExpertFailed, get_task, groups, matching, references, registry
 from gatito.errors import UserError, nearest
 from gatito.eval.agent import load_checkpoint
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results, print_results, write_results
 from gatito.eval.rollout import evaluate, measure_references
-from gatito.policies import any_environment, played_by
+from gatito.policies import any_environment
 from gatito.recipes import recipe_names
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
 from gatito.train.card import processor_of
@@ -93,25 +90,6 @@ def measure_tasks(names: list[str], episodes: int, processes: int, out: str | No
         path.write_text(text)
     else:
         print(text, end="")
-
-
-def collect_datasets(tasks: list[str], env: str | None, policy: str | None, out: Path, config: CollectConfig) -> None:
-    """Collect tasks, or a Gymnasium environment that is none, into Minari datasets."""
-    specs: list[str | TaskSpec] = list(matching(tasks))
-    if env is not None:
-        if env not in registry() and policy is None:
-            raise UserError(
-                f"--env {env} has no scripted expert; name who acts: --policy random|module:function|CHECKPOINT"
-            )
-        specs.append(any_environment(env))
-    if not specs:
-        raise UserError("missing: --tasks or --env; name what to collect")
-    if policy is not None:
-        played = [played_by(spec if isinstance(spec, TaskSpec) else get_task(spec), policy) for spec in specs]
-        specs = [spec for spec, _ in played]
-        config = dataclasses.replace(config, agents={played[0][1]: 1.0})
-    for path in collect(specs, out, config):
-        print(path)
 
 
 def tokens_of(source: str, episode: int) -> tuple[TokenSequence, Vocabulary, TextTokenizer, Layout | None]:
@@ -194,24 +172,6 @@ def show_tokens(source: str, episode: int, timesteps: int, as_json: bool) -> Non
         target = "target" if row["loss_mask"] else ""
         token = "-" if row["id"] is None else row["id"]
         print(f"{token!s:>6}  {row['modality']:11} {row['local_position']:>4}  {target:6}  {row['meaning']}")
-
-
-def describe_store(store: Store) -> None:
-    """Print what a store holds."""
-    total = sum(d.weight for d in store)
-    print(f"{'dataset':44} {'episodes':>9} {'timesteps':>10} {'tokens':>11} {'targets':>8} {'share':>6}")
-    for d in store:
-        m = d.metadata
-        share = f"{d.weight / total:6.1%}"
-        print(
-            f"{d.name[-44:]:44} {d.num_episodes:>9} {d.num_timesteps:>10} {m['tokens']:>11} {m['targets']:>8} {share}"
-        )
-        if m.get("filtered_episodes") or m.get("clipped_observations") or m.get("clipped_actions"):
-            outside = (
-                f"{m['clipped_observations']} observation values, {m['clipped_actions']} action values (clipped)"
-            )
-            print(f"    filtered {m['filtered_episodes']} episodes; outside their declared bounds: {outside}")
-    print(store.folder)
 
 
 def show_info(source: str, recipe: Recipe | None, data: str | None) -> None:

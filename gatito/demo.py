@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from gatito.commands import describe_store, tokens_of
+from gatito.commands import tokens_of
 from gatito.data.build import build
 from gatito.data.collect import collect
 from gatito.data.collection import CollectConfig
 from gatito.data.explain import token_rows
 from gatito.data.mixture import DatasetConfig, MixtureConfig
 from gatito.data.publish import check_writable
+from gatito.data_commands import describe_store
 from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint
 from gatito.eval.language import caption_images, caption_score, continue_texts

@@ -37,6 +37,7 @@ FILES = {
     "mixture-captions.yaml": "datasets:\n- source: captions:digit\n",
     "mixture-minari.yaml": "datasets:\n- source: minari:nothing\n",
     "mixture-empty.yaml": "datasets: []\n",
+    "held.yaml": "datasets:\n- source: captions:digits\nheld_out:\n  episodes: 1.0\n",
     "empty.yaml": "",
     "number.yaml": "datasets:\n- source: 3\n",
     "foo.yaml": "foo: 1\n",
@@ -57,7 +58,23 @@ BAD = {
     "tasks --jsonn": "unknown option '--jsonn'; did you mean '--json'?",
     "tasks --measure classic/acrobatt": "unknown task 'classic/acrobatt'; did you mean 'classic/acrobot'?",
     "data collect --tasks classic/cartpole,classic/pendulun --out d": "did you mean 'classic/pendulum'?",
-    "data collect --tasks classic/cartpole --agent expret --out d": "'expret'; did you mean 'expert'?",
+    "data collect --tasks classic/cartpole --agents expret --out d": "agent 'expret'; did you mean 'expert'?",
+    "data collect --tasks classic/cartpole --agent noisy --out d": "unknown option '--agent'; did you mean",
+    "data collect --tasks clasic/* --out d": "unknown task 'clasic/*'",
+    "data collect --env CartPol-v1 --policy random --out d": "did you mean 'CartPole-v1'?",
+    "data collect --env os:CartPole-v1 --policy random --out d": "environment id 'os:CartPole-v1' names a module",
+    "data collect --env CartPole-v1 --policy nowhere:act --out d": "--policy nowhere:act: ModuleNotFoundError: No",
+    "data collect --env CartPole-v1 --policy os:nothing --out d": "--policy os:nothing: AttributeError: module 'os'",
+    "data collect --env CartPole-v1 --policy ./nothing --out d": "no checkpoint at ./nothing",
+    "tasks --names ml45-tran": "unknown task 'ml45-tran'; did you mean 'ml45-train'?",
+    "tasks --measure babyai/go-to-obj": "its references are those of babyai/go-to-obj-symbolic",
+    "data check nothing": "no Minari dataset at nothing",
+    "data check d/*": "'d/*' finds no dataset and no store",
+    "data info nothing": "no Minari dataset at nothing",
+    "data report nothing --out r.html": "no Minari dataset at nothing",
+    "data card nothing": "no Minari dataset at nothing",
+    "data build --config gatoo --out b": "unknown mixture 'gatoo'; did you mean 'gato'?",
+    "data build --config held.yaml --out b": "held_out.episodes is 1.0, allowed a share from 0 to below 1",
     "train --config tinyy --data s --out o": "unknown recipe 'tinyy'; did you mean 'tiny'?",
     "train --config key.yaml --data s --out o": "unknown key 'train.stepz'; did you mean 'train.steps'?",
     "train --config section.yaml --data s --out o": "unknown key 'trainn.steps'; did you mean 'train.steps'?",
@@ -84,7 +101,11 @@ BAD = {
     "tokens captions:digits --episode 99999": "has no episode 99999; it has 1437, 0 to 1436",
     "data build --config mixture-minari.yaml --out b": "no Minari dataset at nothing",
     "data build --config mixture-empty.yaml --out b": "the mixture has no datasets",
-    "data build --config nothing.yaml --out b": "no file nothing.yaml; --config takes a YAML file",
+    "data build --config nothing.yaml --out b": "no mixture file nothing.yaml; in the package: gato, hundred",
+    "data collect --out d": "missing: --tasks or --env; name what to collect",
+    "data collect --env CartPole-v1 --out d": "--env CartPole-v1 has no scripted expert; name who acts: --policy",
+    "data check": "missing: SOURCES",
+    "data report d": "missing: --out",
     # what is no configuration, or one of another verb
     "data build --config empty.yaml --out b": "empty.yaml: holds nothing, expected keys and values",
     "train --config list.yaml --data s --out o": "list.yaml: holds list, expected keys and values",
@@ -96,7 +117,7 @@ BAD = {
     "train --config type.yaml --data s --out o": "train.steps",
     "train --config tiny --data s --out o --train.lr nan": "train.lr is nan, expected a finite number",
     "data build --config number.yaml --out b": "datasets: source is 3, expected str",
-    "data build --config foo.yaml --out b": "unknown key 'foo'; valid: clip_actions, config, datasets,",
+    "data build --config foo.yaml --out b": "unknown key 'foo'; valid: clip_actions, collect,",
     "data build --config garbage-model.yaml --out b": "mixture-key.yaml: not a SentencePiece model",
     "data collect --tasks classic/cartpole, --out d": "'classic/cartpole,' names nothing between or after its commas",
     "tokens classic/cartpole --timesteps 0": "--timesteps is 0, allowed 1 and more",
@@ -251,7 +272,7 @@ def test_an_unwritable_folder_is_named(run: Run, checkpoint: Path, folder: Path)
 def test_dashes_and_underscores_mean_the_same_in_options(
     spelling: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gatito.data.collect as module
+    import gatito.data_commands as module
 
     seen = []
     monkeypatch.setattr(module, "collect", lambda tasks, out, config: seen.append((tasks, out, config)) or [])
@@ -283,10 +304,12 @@ def test_tasks_lists_what_is_known(run: Run) -> None:
     assert (code, err) == (0, "")
     rows = json.loads(out)
     assert [row["id"] for row in rows] == sorted(registry())
-    assert {key for row in rows for key in row} == {"id", "domain", "extra", "installed", "random", "expert"}
+    assert {key for row in rows for key in row} == {
+        "id", "domain", "extra", "license", "installed", "random", "expert"
+    }  # fmt: skip
     cartpole = next(row for row in rows if row["id"] == "classic/cartpole")
     assert (cartpole["domain"], cartpole["extra"], cartpole["expert"]) == ("classic", "classic", 500.0)
-    assert run("tasks")[1].count("\n") == len(rows) + 1
+    assert run("tasks")[1].count("\n") == len(rows) + 2
 
 
 KEYS = ["id", "modality", "meaning", "local_position", "loss_mask"]
@@ -410,12 +433,19 @@ def test_tokens_of_any_gymnasium_environment_are_shown(run: Run) -> None:
     assert {row["modality"] for row in json.loads(out)} == {"discrete", "separator"}
 
 
-def test_references_are_measured_into_a_file_that_is_never_overwritten(run: Run, folder: Path) -> None:
+def test_references_are_measured_into_a_file_that_keeps_those_of_other_tasks(run: Run, folder: Path) -> None:
     line = "tasks --measure classic/mountain-car-continuous --episodes 2 --out m.json"
     assert run(*line.split())[0] == 0
-    measured = json.loads((folder / "m.json").read_text())["tasks"]["classic/mountain-car-continuous"]
-    assert measured["random"] < measured["expert"]
-    assert run(*line.split())[0] == 2
+    measured = json.loads((folder / "m.json").read_text())["tasks"]
+    assert (
+        measured["classic/mountain-car-continuous"]["random"] < measured["classic/mountain-car-continuous"]["expert"]
+    )
+    assert run(*line.replace("mountain-car-continuous", "cartpole").split())[0] == 0
+    both = json.loads((folder / "m.json").read_text())["tasks"]
+    assert {task: both[task] for task in measured} == measured
+    assert sorted(both) == ["classic/cartpole", "classic/mountain-car-continuous"]
+    code, _, err = run(*line.replace("episodes 2", "episodes 3").split())
+    assert (code, "m.json was measured over 2 episodes, not 3" in err) == (2, True)
 
 
 def test_tokens_of_one_dataset_of_a_store_are_shown_by_its_name(run: Run, checkpoint: Path) -> None:
@@ -476,7 +506,7 @@ def test_printed_mixtures_feed_back_in(run: Run, folder: Path) -> None:
     code, out, _ = run("data", "build", "--config", "again.yaml", "--out", "b")
     assert code == 0
     assert "captions-digits" in out
-    assert "66.7%" in out
+    assert "66.67%" in out
     assert Path("b/mixture.json").is_file()
     code, _, err = run("data", "build", "--config", "again.yaml", "--out", "b")
     assert (code, err) == (2, "gatito: b exists; choose another --out or remove it\n")

@@ -89,7 +89,7 @@ def test_the_readme_mixture_and_commands_parse(tmp_path: Path, monkeypatch: pyte
     assert len(commands) >= 6
     parser = cli.build_parser()
     for command in commands:
-        parser.parse_args(cli._normalised(command, cli._switches(parser)))
+        parser.parse_args(normalised(command, switches(parser)))
     for task in re.findall(r"\b(?:classic|box2d|babyai|metaworld)/[a-z0-9-]+", text):
         if not task.endswith("noisy-v0"):
             assert task in tasks.registry(), task

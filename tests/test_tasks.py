@@ -69,8 +69,9 @@ def test_task_ids_are_a_domain_and_a_name_in_lower_case() -> None:
 
 
 def test_every_task_names_the_extra_that_installs_it() -> None:
-    extras = {"classic", "box2d", "babyai", "metaworld"}
-    assert all(set(s.modules.values()) <= extras and s.modules for s in registry().values())
+    extras = {s.domain: set(s.modules.values()) for s in registry().values()}
+    assert extras.pop("sokoban") == set()  # our own
+    assert all(names == {domain} for domain, names in extras.items()), extras
 
 
 @pytest.mark.parametrize(

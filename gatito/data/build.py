@@ -71,7 +71,8 @@ def build(config: MixtureConfig, out: Path) -> Store:
         collect(list(wanted), Path(config.collected), config.collect, wanted)
     parts = parts_of(config)
     builder = _Builder(config, vocabulary, text)
-    keys = [builder.key(part) for part in tqdm(parts, desc="read", unit="dataset")]  # missing sources are found here
+    bar = tqdm(parts, desc="hash", unit="dataset", leave=False, delay=1.0)
+    keys = [builder.key(part) for part in bar]  # all sources are looked at before the first is built
     names: list[str] = []
     for part, key in zip(tqdm(parts, desc="tokenize", unit="dataset"), keys, strict=True):
         names.append(_unused_name(part.name, names))

@@ -1,10 +1,12 @@
-"""What is checked of an episode before it trains."""
+"""What is checked of an episode before it is tokenized, and of a store before it trains."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from gatito.data.episode import Episode
+from gatito.data.store import Store, TokenDataset
+from gatito.data.tasks import EVALUATION_SEEDS
 from gatito.errors import UserError
 from gatito.tokenizers.codec import CLIP_TOLERANCE, is_clipped, out_of_bounds
 from gatito.tokenizers.fields import value_at
@@ -51,3 +53,63 @@ def checked_tokens(
                 f"{field.high[i]}]; pass --clip-actions to clip it, or rescale the dataset"
             )
     return sequence, Clipped(observations=observations, actions=actions)
+
+
+NUM_SPOTS = 64
+"""Timesteps of a dataset whose tokens the fast check looks at."""
+
+
+def check_store(store: Store) -> None:
+    """The fast check before every training: offsets, seeds, targets, and the ids of some timesteps.
+
+    Raises `UserError` naming the file and the place. The files themselves are compared with their hashes when the
+    store is opened.
+    """
+    for dataset in store:
+        for name, end in (
+            ("timestep_tokens", dataset.metadata["tokens"]),
+            ("timestep_patches", dataset.metadata["patches"]),
+            ("episode_timesteps", dataset.num_timesteps),
+        ):
+            _check_offsets(dataset, name, end, strictly=name != "timestep_patches")
+        late = np.flatnonzero(dataset.episode_seeds >= EVALUATION_SEEDS)
+        if len(late):
+            raise UserError(
+                f"{dataset.folder}: episode {late[0]} has seed {dataset.episode_seeds[late[0]]}, allowed below "
+                f"{EVALUATION_SEEDS}; build it without this episode"
+            )
+        if dataset.metadata["targets"] < 1:
+            raise UserError(f"{dataset.folder}: none of its tokens is a target; leave it out of the mixture")
+        _check_spots(dataset)
+
+
+def _check_offsets(dataset: TokenDataset, name: str, end: int, *, strictly: bool) -> None:
+    offsets = getattr(dataset, name)
+    steps = np.diff(offsets)
+    bad = np.flatnonzero(steps < (1 if strictly else 0))
+    if len(bad):
+        raise UserError(
+            f"{dataset.folder / name}.bin: entry {bad[0] + 1} is {offsets[bad[0] + 1]} after {offsets[bad[0]]}, and "
+            "offsets must grow; build the store again"
+        )
+    if offsets[0] != 0 or offsets[-1] != end:
+        raise UserError(
+            f"{dataset.folder / name}.bin: from {offsets[0]} to {offsets[-1]}, expected 0 to {end}; build the store "
+            "again"
+        )
+
+
+def _check_spots(dataset: TokenDataset) -> None:
+    vocabulary = dataset.vocabulary
+    for t in np.unique(np.linspace(0, dataset.num_timesteps - 1, NUM_SPOTS).astype(np.int64)):
+        sequence = dataset.sequence(int(t), int(t) + 1)
+        where = f"{dataset.folder}, timestep {t}"
+        if sequence.ids.max() > vocabulary.patch:
+            raise UserError(
+                f"{where}: id {sequence.ids.max()}, allowed up to {vocabulary.patch}; build the store again"
+            )
+        patches = int(np.count_nonzero(sequence.ids == vocabulary.patch))
+        if patches != len(sequence.patches):
+            raise UserError(
+                f"{where}: {patches} patch tokens and {len(sequence.patches)} patches; build the store again"
+            )

@@ -115,21 +115,22 @@ class _Rows:
 
     def add(self, sequence: TokenSequence, places: NDArray[np.int64], b: int, start: int, number: int) -> int:
         """Write a sequence into row `b` from position `start` on as segment `number`; returns where it ends."""
-        stop, own, at, of_row = start + len(sequence), np.s_[:], np.s_[start : start + len(sequence)], np.s_[:]
+        stop, own, at = start + len(sequence), np.s_[:], np.s_[start : start + len(sequence)]
         if not self.trunk.is_flat:
-            stop, own, at, of_row = self._set_aside(sequence, places, b, start)
+            stop, own, at = self._set_aside(sequence, b, start)
             self.ids[b, start:stop] = self.trunk.vocabulary.separator
         self.ids[b, at] = sequence.ids[own]
         self.loss_mask[b, at] = sequence.loss_mask[own]
         self.local[b, at] = sequence.local_positions[own]
         self.segments[b, start:stop] = number
         self.positions[b, start:stop] = np.arange(stop - start)
-        self.patches.add(sequence.patches[of_row], places[of_row])
+        if len(sequence.patches):
+            self.patches.add(sequence.patches, places, own if self.trunk.is_flat else own[self._is_patch(sequence)])
         return stop
 
-    def _set_aside(self, sequence: TokenSequence, places: NDArray[np.int64], b: int, start: int) -> tuple[Any, ...]:
+    def _set_aside(self, sequence: TokenSequence, b: int, start: int) -> tuple[int, NDArray[np.bool_], NDArray[Any]]:
         """Put what has no position of its own beside the rows; returns where the sequence ends, which tokens (N,) are
-        left and where these stand, and which of its patches (P,) are among them."""
+        left, and where these stand."""
         trunk = self.trunk
         roles = trunk.roles(sequence.ids, sequence.local_positions)
         resampled, decoded = roles.resampled, roles.decoded

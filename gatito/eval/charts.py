@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 
 from gatito.eval.rollout import TaskResult
+from gatito.pages import legend, share
 
 HEIGHT = 200
 """Pixels of a learning curve."""
@@ -26,15 +27,6 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
             continue
         rows[values["step"]] = {key: float(value) for key, value in values.items() if math.isfinite(value)}
     return [rows[step] for step in sorted(rows)]
-
-
-def legend(names: Mapping[str, str]) -> str:
-    """Colour swatches: class to words."""
-    items = "".join(
-        f'<span class="{escape(key)}"><i class="swatch"></i><span>{escape(words)}</span></span>'
-        for key, words in names.items()
-    )
-    return f'<div class="legend">{items}</div>'
 
 
 def score_axis(low: float, high: float) -> str:
@@ -126,4 +118,4 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _percent(x: float, low: float, high: float) -> str:
-    return f"{100 * (min(high, max(low, x)) - low) / (high - low):.2f}%"
+    return f"{share(x, low, high):.2%}"

@@ -231,6 +231,8 @@ def mean_score(results: Sequence[TaskResult]) -> float:
 
 def measure_references(tasks: Sequence[str], episodes: int = 100, processes: int = 1) -> dict[str, dict[str, float]]:
     """Mean returns of the random policy and of the expert over seeded episodes, by task, some tasks at a time."""
+    if processes == 1:
+        return {task: _measure(task, episodes) for task in tqdm(tasks, desc="measure", unit="task")}
     context = multiprocessing.get_context("spawn")
     with tqdm(total=len(tasks), desc="measure", unit="task") as bar, ProcessPoolExecutor(processes, context) as pool:
         futures = [pool.submit(_measure, task, episodes) for task in tasks]

@@ -1,6 +1,7 @@
-"""Named runs: YAML files of `Recipe`."""
+"""Named runs, YAML files of `Recipe`; below `mixtures/` named mixtures, YAML files of `MixtureConfig`."""
 
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import yaml
@@ -11,7 +12,16 @@ from gatito.train.configs import ModelConfig, Recipe, TrainConfig
 
 def recipe_names() -> list[str]:
     """Names of the recipes in the package."""
-    return sorted(p.name.removesuffix(".yaml") for p in files("gatito.recipes").iterdir() if p.name.endswith(".yaml"))
+    return _names(files("gatito.recipes"))
+
+
+def mixture_names() -> list[str]:
+    """Names of the mixtures in the package."""
+    return _names(files("gatito.recipes").joinpath("mixtures"))
+
+
+def _names(folder: Traversable) -> list[str]:
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
 def check_yaml(path: Path) -> None:
@@ -40,11 +50,20 @@ def is_recipe(name: str) -> bool:
 
 def recipe_path(name: str) -> str:
     """The file of a recipe: the name of one in the package, or the path itself."""
+    return _path(name, recipe_names(), "recipe", files("gatito.recipes"))
+
+
+def mixture_path(name: str) -> str:
+    """The file of a mixture: the name of one in the package, or the path itself."""
+    return _path(name, mixture_names(), "mixture", files("gatito.recipes").joinpath("mixtures"))
+
+
+def _path(name: str, names: list[str], what: str, folder: Traversable) -> str:
     if name.endswith((".yaml", ".yml")) or Path(name).is_file():
         if not Path(name).is_file():
-            raise UserError(f"no recipe file {name}; recipes in the package: {', '.join(recipe_names())}")
+            raise UserError(f"no {what} file {name}; in the package: {', '.join(names)}")
         check_yaml(Path(name))
         return name
-    if name not in recipe_names():
-        raise UserError(nearest(name, recipe_names(), "recipe"))
-    return str(files("gatito.recipes").joinpath(f"{name}.yaml"))
+    if name not in names:
+        raise UserError(nearest(name, names, what))
+    return str(folder.joinpath(f"{name}.yaml"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from gatito.data.sampler import timestep_chunks, timestep_positions
-from gatito.data.store import TokenDataset
+from gatito.data.store import Store, TokenDataset
 from gatito.model import GatitoConfig, GatitoForCausalLM
 from gatito.tokenizers import Layout
 
@@ -69,6 +69,12 @@ def reach_of_data(datasets: list[TokenDataset], config: GatitoConfig) -> list[Re
             )
         )
     return rows
+
+
+def expected_epochs(store: Store, config: GatitoConfig, rows: int) -> dict[str, float]:
+    """How often so many rows of a batch go over each dataset, by name, their prompts counted in."""
+    reach = zip(store.datasets, reach_of_data(list(store), config), strict=True)
+    return {d.name: rows * d.weight * config.context / (row.positions * d.num_timesteps) for d, row in reach}
 
 
 def reach_of_layouts(layouts: Mapping[str, Layout], config: GatitoConfig) -> list[Reach]:

@@ -15,6 +15,8 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from gatito.data.checks import check_store
+from gatito.data.describe import MANY, by_domain, store_table
 from gatito.data.packing import Batch
 from gatito.data.publish import check_writable
 from gatito.data.sampler import Sampler, smallest_observation
@@ -32,6 +34,7 @@ from gatito.train.checkpoint import (
     save_checkpoint,
 )
 from gatito.train.configs import Recipe, TrainConfig
+from gatito.train.info import expected_epochs
 from gatito.train.settings import check_same_settings, run_settings
 
 MAX_SKIPPED = 3
@@ -85,6 +88,7 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     _check_tracker(config)
     check_writable(out)
     store = open_store(data)
+    check_store(store)
     shape = recipe.model.build(store.vocabulary, config.context, store.text.end)
     sampler = Sampler(
         store=store,
@@ -157,6 +161,7 @@ class _Loop:
         if accelerator.is_main_process:
             if first_step == 0:
                 _mention_spare_latents(self.sampler)
+                self._describe_data()
             _forget_steps(self.out / "metrics.jsonl", first_step)
         if config.tracker != "none":
             accelerator.init_trackers("gatito", config={k: str(v) for k, v in self.settings.items()})
@@ -207,6 +212,17 @@ class _Loop:
             time.sleep(0.2)
         accelerator.end_training()
         return path
+
+    def _describe_data(self) -> None:
+        """Say what is trained on, and how often."""
+        store, config = self.store, self.config
+        groups = {d.name: [d] for d in store} if len(store.datasets) < MANY else by_domain(store.datasets)
+        epochs = expected_epochs(store, self.plain.config, config.steps * config.batch)
+        print(store_table(store, groups, epochs))
+        if config.minutes is not None:
+            print(
+                f"epochs are those of all {config.steps} steps; --train.minutes {config.minutes:g} may end it sooner"
+            )
 
     def _elapsed(self, began: float) -> float:
         """Seconds by the clock of the main process, for all of them."""

@@ -1,0 +1,78 @@
+"""The dataset card: README.md of a Minari dataset, in the hub's format."""
+
+from gatito.data.survey import FieldSurvey, Survey
+
+SIZES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+)
+"""Numbers of timesteps below which a size category of the hub ends."""
+
+
+def dataset_card(seen: Survey) -> str:
+    """The card of a dataset, from a survey of it."""
+    source, metadata = seen.source, seen.source.dataset.storage.metadata
+    timesteps = sum(seen.lengths)
+    license_id = source.license.lower().removesuffix("-only") or "unknown"
+    size = next((name for limit, name in SIZES if timesteps < limit), "n>10M")
+    name = str(metadata.get("dataset_id", source.path.name))
+    fields = "\n".join(_field_row(f) for f in seen.fields)
+    agents = "\n".join(
+        f"| {agent} | {len(returns)} | {returns.mean():.4g} | {returns.min():.4g} | {returns.max():.4g} |"
+        f" {'' if seen.reference is None else format(seen.reference.score(returns).mean(), '.2f')} |"
+        for agent, returns in seen.by_agent()
+    )
+    findings = "\n".join(f"- {finding.level}: {finding.text}" for finding in seen.findings) or "- nothing found"
+    return f"""---
+license: {license_id}
+pretty_name: {_quoted(name)}
+tags: [gatito, minari, reinforcement-learning, robotics, imitation-learning]
+task_categories: [reinforcement-learning, robotics]
+size_categories: [{size}]
+---
+# {name}
+
+{len(seen.returns)} episodes, {timesteps} timesteps of `{source.task}`: {metadata.get("description", "no words")}.
+A [Minari](https://minari.farama.org) dataset in the Arrow format. As tokens of gatito: {seen.tokens} in all, at most
+{seen.longest} in a timestep.
+
+    import minari
+    dataset = minari.load_dataset("{name}")     # with MINARI_DATASETS_PATH set to the folder it lies in
+
+## Source agents
+
+| agent | episodes | mean return | lowest | highest | mean score |
+|---|---|---|---|---|---|
+{agents}
+
+A score of 0 is the random policy, 1 the scripted expert. Recorded actions are the
+{"executed ones" if source.executed else "expert's, also where another one was executed"}.
+
+## Fields
+
+| | field | kind | shape | values |
+|---|---|---|---|---|
+{fields}
+
+## Checks
+
+{findings}
+"""
+
+
+def _field_row(f: FieldSurvey) -> str:
+    name, kind = f.leaf.name or "(all)", f.leaf.kind
+    if kind == "text":
+        values = f"{len(f.texts)} distinct"
+    elif not f.num_values:
+        values = ""
+    else:
+        values = f"{float(f.low.min()):.4g} to {float(f.high.max()):.4g}"
+    return f"| {f.role} | {name} | {kind} | {f.leaf.shape} | {values} |"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,159 @@
+"""What the verbs below `gatito data` do and print."""
+
+import dataclasses
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gatito.data.build import open_layout
+from gatito.data.card import dataset_card
+from gatito.data.checks import check_store
+from gatito.data.collect import collect
+from gatito.data.collection import CollectConfig
+from gatito.data.describe import store_table
+from gatito.data.minari_episodes import open_minari
+from gatito.data.publish import check_writable
+from gatito.data.store import Store, open_store
+from gatito.data.survey import Survey, survey
+from gatito.data.tasks import TaskSpec, get_task, matching, references, registry
+from gatito.errors import UserError
+from gatito.policies import any_environment, played_by
+from gatito.tokenizers import TextTokenizer, Vocabulary
+
+
+def collect_datasets(tasks: list[str], env: str | None, policy: str | None, out: Path, config: CollectConfig) -> None:
+    """Collect tasks, or a Gymnasium environment that is none, into Minari datasets."""
+    specs: list[str | TaskSpec] = list(matching(tasks))
+    if env is not None:
+        if env not in registry() and policy is None:
+            raise UserError(
+                f"--env {env} has no scripted expert; name who acts: --policy random|module:function|CHECKPOINT"
+            )
+        specs.append(any_environment(env))
+    if not specs:
+        raise UserError("missing: --tasks or --env; name what to collect")
+    if policy is not None:
+        played = [played_by(spec if isinstance(spec, TaskSpec) else get_task(spec), policy) for spec in specs]
+        specs = [spec for spec, _ in played]
+        config = dataclasses.replace(config, agents={played[0][1]: 1.0})
+    for path in collect(specs, out, config):
+        print(path)
+
+
+def check_sources(sources: Sequence[str], context: int) -> None:
+    """Check datasets and stores and print what is wrong; raises `UserError` where something would not train."""
+    errors = 0
+    for source in _expanded(sources):
+        if (Path(source) / "mixture.json").is_file():
+            check_store(open_store(Path(source)))
+            print(f"{source}: every file is as it was written, offsets, ids and seeds are sound")
+            continue
+        seen = _survey(source, context)
+        errors += seen.num_errors
+        for finding in seen.findings:
+            print(f"{finding.level:8} {finding.kind:11} {finding.text}")
+        warnings = len(seen.findings) - seen.num_errors
+        agents = ", ".join(f"{agent} {returns.mean():.4g}" for agent, returns in seen.by_agent())
+        print(
+            f"{source}: {len(seen.returns)} episodes, {sum(seen.lengths)} timesteps, at most {seen.longest} tokens "
+            f"each; mean return {agents or 'of none'}; {seen.num_errors} errors, {warnings} warnings"
+        )
+    if errors:
+        raise UserError(f"{errors} errors; what has them does not train")
+
+
+def show_sources(sources: Sequence[str]) -> None:
+    """Print a table of datasets, or of what a store holds."""
+    names = _expanded(sources)
+    for store in (name for name in names if (Path(name) / "mixture.json").is_file()):
+        describe_store(open_store(Path(store), verify=False))
+    datasets = [open_minari(name) for name in names if not (Path(name) / "mixture.json").is_file()]
+    if not datasets:
+        return
+    print(f"{'task':44} {'agents':22} {'episodes':>8} {'timesteps':>9} {'MB':>7} {'random':>8} {'expert':>8}  path")
+    for source in datasets:
+        known, storage = references().get(source.task), source.dataset.storage
+        random, expert = (f"{known.random:8.2f}", f"{known.expert:8.2f}") if known else (f"{'?':>8}", f"{'?':>8}")
+        print(
+            f"{source.task:44} {source.agent:22} {len(source):>8} {storage.total_steps:>9} "
+            f"{float(storage.metadata.get('dataset_size', 0)):>7.1f} {random} {expert}  {source.path}"
+        )
+    print(
+        f"{len(datasets)} datasets, {sum(len(d) for d in datasets)} episodes, "
+        f"{sum(int(d.dataset.storage.total_steps) for d in datasets)} timesteps"
+    )
+
+
+def report_dataset(source: str, out: Path, context: int) -> None:
+    """Write the HTML report of a dataset."""
+    from gatito.data.report import write_dataset_report
+
+    check_writable(out.parent)
+    write_dataset_report(_survey(source, context), out)
+    print(out)
+
+
+def card_of_dataset(source: str, out: Path | None, context: int) -> None:
+    """Print the card of a dataset, or write it to a file that is not there yet."""
+    if out is not None and out.exists():
+        raise UserError(f"--out {out} exists; choose another file or remove it")
+    card = dataset_card(_survey(source, context))
+    if out is None:
+        print(card, end="")
+    else:
+        check_writable(out.parent)
+        out.write_text(card)
+        print(out)
+
+
+def describe_store(store: Store) -> None:
+    """Print what a store holds: what is trained on with its share of the rows, then what is held out."""
+    print(store_table(store, {d.name: [d] for d in store.datasets}, {}))
+    if store.held_out:
+        print("held out:")
+        print(store_table(store, {d.name: [d] for d in store.held_out}, {}))
+    for dataset in (*store.datasets, *store.held_out):
+        m = dataset.metadata
+        if m.get("filtered_episodes") or m.get("clipped_observations") or m.get("clipped_actions"):
+            print(
+                f"{dataset.name}: filtered {m['filtered_episodes']} episodes; outside their declared bounds: "
+                f"{m['clipped_observations']} observation values, {m['clipped_actions']} action values (clipped)"
+            )
+    total = {key: sum(d.metadata[key] for d in store) for key in ("episodes", "timesteps", "tokens", "targets")}
+    size = sum(path.stat().st_size for path in store.folder.rglob("*") if path.is_file())
+    print(
+        f"{store.folder}: {len(store.datasets)} datasets to train on, {total['episodes']} episodes, "
+        f"{total['timesteps']} timesteps, {total['tokens']} tokens, {total['targets'] / total['tokens']:.1%} of them "
+        f"targets; {size / 1e6:.1f} MB"
+    )
+    used = {d.folder.relative_to(store.folder).parts[0] for d in (*store.datasets, *store.held_out)}
+    others = sorted(path.parent.name for path in store.folder.glob("*/dataset.json") if path.parent.name not in used)
+    if others:
+        print(f"in the folder, but not in the mixture any more: {', '.join(others)}")
+
+
+def _survey(source: str, context: int) -> Survey:
+    opened = open_minari(source.removeprefix("minari:"))
+    text = TextTokenizer.load()
+    layout = open_layout(opened, Vocabulary(text_size=text.size), text)
+    with tqdm(total=len(opened), desc=f"read {opened.task}", unit="episode", leave=False) as bar:
+        return survey(opened, layout, context, bar.update)
+
+
+def _expanded(sources: Sequence[str]) -> list[str]:
+    """Patterns replaced by the datasets and stores that they find."""
+    found: list[str] = []
+    for source in sources:
+        if not glob.has_magic(source):
+            found.append(source)
+            continue
+        marks = ("mixture.json", "data/metadata.json")
+        matches = [
+            path for path in sorted(glob.glob(source, recursive=True)) if any(Path(path, m).is_file() for m in marks)
+        ]
+        if not matches:
+            raise UserError(f"{source!r} finds no dataset and no store; it runs from {Path.cwd()}")
+        found += matches
+    return found

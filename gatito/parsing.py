@@ -1,0 +1,129 @@
+"""The parser of the command line, and one sentence for whatever jsonargparse says of what was typed."""
+
+import re
+import traceback
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from gatito.errors import UserError, nearest
+
+
+class Parser(ArgumentParser):
+    """Raises `UserError` where jsonargparse would print its usage."""
+
+    words: Sequence[str] = ()
+    """The first words that were typed, among them the verb."""
+
+    def __init__(self, **values: Any) -> None:
+        """Options are not to be abbreviated."""
+        super().__init__(allow_abbrev=False, **values)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise `UserError` with one sentence for a message of jsonargparse."""
+        if type(ex) is KeyError:
+            # jsonargparse trips over an unknown key of a nested verb (`data.build.dataset`) while wording it.
+            *_, (frame, _) = traceback.walk_tb(ex.__traceback__)
+            message = f"'{str(frame.f_locals.get('key', ex)).split('.', 2)[-1]}' is not accepted"
+        raise UserError(_one_line(message, sorted({k for p in _all_parsers(self._verb()) for k in _keys(p)})))
+
+    def _verb(self) -> ArgumentParser:
+        """The parser of the verb that was typed, as far as it is known."""
+        parser: ArgumentParser = self
+        for word in self.words:
+            parsers = {k: v for a in parser._actions for k, v in (getattr(a, "_name_parser_map", None) or {}).items()}
+            parser = parsers.get(word, parser)
+        return parser
+
+
+def normalised(arguments: Sequence[str], switches: set[str]) -> list[str]:
+    """Options may be written with dashes or underscores and switches without a value; `--config NAME` names a
+    recipe of the package."""
+    result: list[str] = []
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            argument = "--" + name[2:].replace("-", "_") + equals + value
+            following = arguments[i + 1] if i + 1 < len(arguments) else "--"
+            if argument in switches and following.lower() not in ("true", "false"):
+                argument += "=true"
+        if result and result[-1] == "--config":
+            argument = _config_file(arguments[0], argument)
+        elif argument.startswith("--config="):
+            argument = "--config=" + _config_file(arguments[0], argument.removeprefix("--config="))
+        result.append(argument)
+    if len(arguments) > 1 and arguments[0] == "info":
+        from gatito.recipes import is_recipe
+
+        # Before what else was typed, which overrides it.
+        result[2:2] = [f"--config={_config_file('train', arguments[1])}"] if is_recipe(arguments[1]) else []
+    return result
+
+
+def _config_file(verb: str, name: str) -> str:
+    """The YAML file that `--config` names, or the file of a recipe or mixture of the package."""
+    from gatito.recipes import mixture_path, recipe_path
+
+    return recipe_path(name) if verb == "train" else mixture_path(name)
+
+
+def switches(parser: ArgumentParser) -> set[str]:
+    """Options that are true or false."""
+    return {
+        option
+        for p in _all_parsers(parser)
+        for action in p._actions
+        if getattr(action, "_typehint", None) is bool
+        for option in action.option_strings
+    }
+
+
+def _all_parsers(parser: ArgumentParser) -> list[ArgumentParser]:
+    found = [parser]
+    for action in parser._actions:
+        choices = getattr(action, "_name_parser_map", None)
+        if choices:
+            found.extend(p for child in choices.values() for p in _all_parsers(child))
+    return found
+
+
+def _keys(parser: ArgumentParser) -> list[str]:
+    from gatito.data.mixture import DatasetConfig
+
+    names = [o for action in parser._actions for o in action.option_strings if o.startswith("--") and o[-1] != "+"]
+    verbs = [name for action in parser._actions for name in (getattr(action, "_name_parser_map", None) or {})]
+    inner = [f.name for f in fields(DatasetConfig)] if "--datasets" in names else []
+    return [*names, *verbs, *inner]
+
+
+def _one_line(message: str, valid: list[str]) -> str:
+    """The gist of a jsonargparse message, with the nearest valid option, key or verb."""
+    text = " ".join(message.split())
+    match = re.search(r"[Uu]nrecognized arguments: (\S+)", text)
+    if match:
+        return nearest(match.group(1).partition("=")[0], valid, "option")
+    match = re.search(r"does not accept option '([^']+)'", text) or re.search(r"'([^']+)' is not accepted", text)
+    if match:
+        return nearest(match.group(1), [v.removeprefix("--") for v in valid], "key")
+    match = re.search(r'key "([^"]+)": Expected a typing.Literal\[(.*)\]. Got value: (.*)', text)
+    if match:
+        return nearest(match.group(3), re.findall(r"'([^']+)'", match.group(2)), f"value of {match.group(1)}")
+    match = re.search(r'((?:[Pp]arser key "[^"]+": ?)+)Expected a (.*)\. Got value: (.*)', text)
+    if match:
+        keys = re.findall(r'key "([^"]+)"', match.group(1))
+        wanted = match.group(2).removeprefix("<class '").removesuffix("'>")
+        kind = "a finite number" if wanted.endswith("float") else "a whole number" if wanted == "int" else wanted
+        return f"{'.'.join(keys)} is {match.group(3)}, expected {kind}"
+    match = re.search(r"arguments are required: (.*)", text)
+    if match:
+        missing = [name.strip().removeprefix("data.").partition(".")[2] for name in match.group(1).split(",")]
+        named = [f"--{name}" if f"--{name}" in valid else name.upper() for name in missing]
+        return f"missing: {', '.join(named)}"
+    if re.search(r'expected "[a-z_.]*verb" to be one of', text):
+        return "a verb is missing; --help lists them"
+    match = re.search(r"invalid choice: '([^']+)' \(choose from (.*)\)", text)
+    if match:
+        return nearest(match.group(1), re.findall(r"'([^']+)'", match.group(2)), "verb or choice")
+    return re.sub(r'^[Pp]arser key "([^"]+)": ', r"\1: ", text)

@@ -1,0 +1,99 @@
+"""Minari's Arrow layout: what we write Minari reads, what it writes we read, to the bit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SPACES
+from gymnasium import spaces
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_storage import MinariStorage
+
+from gatito.data.episode import stack
+from gatito.data.minari_arrow import is_one_file, link_episode, read_episode, read_metadata, write_episode
+
+ACTIONS = spaces.Tuple([spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(3), spaces.Text(8)])
+
+
+def buffer(observation_space: spaces.Space, T: int = 4, seed: int | None = 7) -> EpisodeBuffer:
+    observation_space.seed(0)
+    ACTIONS.seed(1)
+    return EpisodeBuffer(
+        seed=seed,
+        observations=stack(observation_space, [observation_space.sample() for _ in range(T + 1)]),
+        actions=stack(ACTIONS, [ACTIONS.sample() for _ in range(T)]),
+        rewards=[0.5 * t for t in range(T)],
+        terminations=[False] * (T - 1) + [True],
+        truncations=[False] * T,
+        infos={"exploratory": np.arange(T + 1)[:, None] % 2 == 0, "wind": np.arange(2.0 * (T + 1)).reshape(-1, 2)},
+    )
+
+
+def storage(folder: Path, observation_space: spaces.Space) -> Any:
+    folder.mkdir()
+    return MinariStorage.new(folder, observation_space, ACTIONS, None, "arrow", jpeg_encoding=False)
+
+
+def assert_same(a: Any, b: Any) -> None:
+    if isinstance(a, dict):
+        assert sorted(a) == sorted(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, tuple):
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, list):
+        assert list(map(str, a)) == list(map(str, b))
+    else:
+        assert np.asarray(a).dtype == np.asarray(b).dtype
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("space", [pytest.param(space, id=name) for name, space in SPACES])
+def test_what_we_write_minari_reads_and_what_it_writes_we_read(space: spaces.Space, tmp_path: Path) -> None:
+    episode = buffer(space)
+    theirs, ours = storage(tmp_path / "theirs", space), storage(tmp_path / "ours", space)
+    theirs.update_episodes([episode])
+    write_episode(tmp_path / "ours", 0, episode, space, ACTIONS, {"agent": "x"})
+    read_by_us = read_episode(tmp_path / "theirs", 0, space, ACTIONS)
+    (read_by_them,) = ours.get_episodes([0])
+    (expected,) = theirs.get_episodes([0])
+    for name in ("observations", "actions", "rewards", "terminations", "truncations", "infos"):
+        assert_same(expected[name], read_by_us[name])
+        assert_same(expected[name], read_by_them[name])
+
+
+def test_an_episode_without_infos_and_seed_reads_back(tmp_path: Path) -> None:
+    space = spaces.Discrete(3)
+    plain = EpisodeBuffer(
+        observations=np.array([0, 1, 2]), actions=buffer(space, 2).actions, rewards=[1.0, 2.0],
+        terminations=[False, True], truncations=[False, False],
+    )  # fmt: skip
+    write_episode(tmp_path, 3, plain, space, ACTIONS, {})
+    read = read_episode(tmp_path, 3, space, ACTIONS)
+    assert read["observations"].tolist() == [0, 1, 2]
+    assert read["infos"] == {}
+    assert read_metadata(tmp_path, 3) == {"id": 3, "total_steps": 2}
+
+
+def test_a_linked_episode_is_the_same_file_under_another_number(tmp_path: Path) -> None:
+    space = spaces.Box(-1, 1, (3,), np.float64)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    write_episode(tmp_path / "a", 5, buffer(space), space, ACTIONS, {"agent": "random"})
+    link_episode(tmp_path / "a", 5, tmp_path / "b", 0)
+    files = [tmp_path / place / "part-0.arrow" for place in ("a/5", "b/0")]
+    assert files[0].stat().st_ino == files[1].stat().st_ino
+    assert json.loads((tmp_path / "b/0/metadata.json").read_text()) == {
+        "id": 0, "agent": "random", "seed": 7, "total_steps": 4
+    }  # fmt: skip
+
+
+def test_an_episode_that_minari_appended_to_is_not_taken_for_one_file(tmp_path: Path) -> None:
+    space = spaces.Discrete(3)
+    write_episode(tmp_path, 0, buffer(space), space, ACTIONS, {})
+    assert is_one_file(tmp_path, 0)
+    (tmp_path / "0/part-1.arrow").write_bytes(b"")
+    assert not is_one_file(tmp_path, 0)

@@ -1,0 +1,97 @@
+"""Who acts, as the command line names it: random, a function of the user's, a checkpoint."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from toy import ToyEnv, layout_of, tiny_recipe, toy_episode, write_store
+
+from gatito.cli import run
+from gatito.data.minari_episodes import open_minari
+from gatito.data.recording import collect_episode
+from gatito.data.tasks import TaskSpec
+from gatito.errors import UserError
+from gatito.policies import any_environment, played_by
+from gatito.tokenizers import TextTokenizer, Vocabulary
+from gatito.train.trainer import train
+
+PILOT = """
+import numpy as np
+
+def left(env):
+    return lambda observation: np.int64(0)
+
+def observation_to_action(observation):
+    return np.int64(1)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_pilot.py").write_text(PILOT)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return tmp_path
+
+
+def collect(line: str) -> None:
+    run(["data", "collect", *line.split()])
+
+
+def test_any_environment_is_collected_with_random_actions(folder: Path) -> None:
+    collect("--env FrozenLake-v1 --policy random --episodes 3 --processes 1 --out d")
+    source = open_minari(folder / "d/FrozenLake-v1/random-v0")
+    assert (source.task, source.agent, len(source)) == ("FrozenLake-v1", "random", 3)
+    assert source.dataset.observation_space == gym.make("FrozenLake-v1").observation_space
+    again = [
+        collect_episode(any_environment("FrozenLake-v1"), gym.make("FrozenLake-v1"), s, agent="random")
+        for s in range(3)
+    ]
+    for episode, buffer in zip(source.episodes(), again, strict=True):
+        np.testing.assert_array_equal(episode.actions, buffer.actions)
+
+
+def test_a_function_of_the_user_acts_in_other_processes_too(folder: Path) -> None:
+    collect("--env CartPole-v1 --policy my_pilot:left --episodes 2 --processes 2 --out d")
+    source = open_minari(folder / "d/CartPole-v1/my_pilot.left-v0")
+    assert [episode.agent for episode in source.episodes()] == ["my_pilot.left"] * 2
+    assert all((episode.actions == 0).all() for episode in source.episodes())
+
+
+def test_a_known_task_is_played_by_a_policy_of_the_user(folder: Path) -> None:
+    collect("--tasks classic/cartpole --policy my_pilot:left --episodes 1 --processes 1 --out d")
+    assert (open_minari(folder / "d/classic/cartpole/my_pilot.left-v0").episode(0).actions == 0).all()
+
+
+def test_a_function_that_is_no_policy_is_refused(folder: Path) -> None:
+    spec, _ = played_by(any_environment("CartPole-v1"), "my_pilot:observation_to_action")
+    with pytest.raises(UserError, match=r"--policy my_pilot:observation_to_action returned int64 for an environment"):
+        collect_episode(spec, spec.make(), 0)
+
+
+def test_an_environment_id_that_names_a_module_is_refused() -> None:
+    with pytest.raises(UserError, match=r"environment id 'evil:CartPole-v1' names a module"):
+        any_environment("evil:CartPole-v1")
+
+
+def test_a_checkpoint_acts_by_the_seed_of_the_episode(
+    tmp_path: Path, text: TextTokenizer, vocabulary: Vocabulary
+) -> None:
+    make = partial(ToyEnv, spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(5))
+    env = make()
+    layout = layout_of(env, vocabulary, text)
+    episodes = [toy_episode(env, seed) for seed in range(3)]
+    sequences = [layout.episode_tokens(e.observations, e.actions) for e in episodes]
+    store = write_store(tmp_path / "store", text, vocabulary, {"toy/line": (layout, sequences)})
+    train(tiny_recipe(), store, tmp_path / "run")
+    spec, name = played_by(TaskSpec(id="toy/line", make=make, expert=lambda env: None), str(tmp_path / "run"))
+    assert name == str(tmp_path / "run").replace("/", ".").strip(".")
+    a, b, c = (collect_episode(spec, make(), seed).actions for seed in (1, 1, 2))
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    assert str(a) != str(c)
+    with pytest.raises(UserError, match="this checkpoint was not trained on task 'toy/other'"):
+        played_by(TaskSpec(id="toy/other", make=make, expert=lambda env: None), str(tmp_path / "run"))
