@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import h5py
 import minari
 import numpy as np
 import pytest
 from conftest import SPACES
 from gymnasium import spaces
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_storage import MinariStorage
 from toy_data import Shape, Walk, walk_expert, write_minari
 
 from gatito.data import collection as collecting
@@ -544,6 +547,63 @@ def test_a_damaged_episode_is_named(tmp_path: Path) -> None:
     source.episode(0)
     with pytest.raises(UserError, match=r"episode 1: cannot be read .*; collect it again"):
         source.episode(1)
+
+
+def test_episodes_that_were_mixed_up_are_named(tmp_path: Path) -> None:
+    source = open_minari(collect_here(WALK, tmp_path, episodes=3))
+    (source.path / "data/1").rename(source.path / "data/x")
+    (source.path / "data/2").rename(source.path / "data/1")
+    source.episode(0)
+    with pytest.raises(UserError, match=r"episode 1: its metadata says it is episode 2; episodes are mixed up"):
+        source.episode(1)
+
+
+@pytest.fixture
+def hdf5_dataset(tmp_path: Path) -> Path:
+    """A dataset as Minari writes it by default."""
+    (tmp_path / "h5/data").mkdir(parents=True)
+    storage = MinariStorage.new(tmp_path / "h5/data", spaces.Discrete(3), spaces.Discrete(2), data_format="hdf5")
+    ends = {"terminations": [False, True], "truncations": [False, False]}
+    buffer = EpisodeBuffer(
+        observations=np.array([0, 1, 2]), actions=np.array([0, 1]), rewards=[0.0, 1.0], seed=4, infos={}, **ends
+    )
+    storage.update_episodes([buffer])
+    storage.update_metadata({"dataset_id": "toy/h5-v0", "minari_version": minari.__version__})
+    return tmp_path / "h5"
+
+
+def test_minari_s_own_hdf5_datasets_are_read(hdf5_dataset: Path) -> None:
+    episode = open_minari(hdf5_dataset).episode(0)
+    assert (episode.observations.tolist(), episode.actions.tolist(), episode.seed) == ([0, 1], [0, 1], 4)
+
+
+def link_out(file: Any) -> None:
+    file["episode_0/elsewhere"] = h5py.ExternalLink("/etc/passwd", "/")
+
+
+def external_storage(file: Any) -> None:
+    file.create_dataset("episode_0/raw", (4,), "u1", external=[("/etc/passwd", 0, 4)])
+
+
+def virtual_dataset(file: Any) -> None:
+    layout = h5py.VirtualLayout((4,), "u1")
+    layout[:] = h5py.VirtualSource("other.h5", "x", (4,))
+    file.create_virtual_dataset("episode_0/virtual", layout)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (link_out, r"main_data\.hdf5: /episode_0/elsewhere is a link \(ExternalLink\)"),
+        (external_storage, "/episode_0/raw keeps its values in other files"),
+        (virtual_dataset, "/episode_0/virtual keeps its values in other files"),
+    ],
+)
+def test_an_hdf5_file_that_would_read_others_is_refused(hdf5_dataset: Path, change: Any, message: str) -> None:
+    with h5py.File(hdf5_dataset / "data/main_data.hdf5", "a") as file:
+        change(file)
+    with pytest.raises(UserError, match=message):
+        open_minari(hdf5_dataset)
 
 
 def test_an_episode_shows_sizes_and_never_values() -> None:

@@ -77,6 +77,14 @@ def test_many_random_patches_map_back(layout: Layout) -> None:
     np.testing.assert_array_equal(distinct[indices], patches)
 
 
+def test_patches_are_numbered_by_the_order_in_which_they_are_taken() -> None:
+    patches = np.repeat(np.array([5, 5, 7, 9, 7], np.uint8), 16 * 16 * 3).reshape(5, 16, 16, 3)
+    distinct, indices = distinct_patches(patches, np.array([3, 4, 0, 2, 1]))
+    assert distinct[:, 0, 0, 0].tolist() == [9, 7, 5]
+    assert indices.tolist() == [0, 1, 2, 1, 2]
+    assert distinct_patches(patches)[1].tolist() == [0, 0, 1, 2, 1]
+
+
 def test_rows_without_patches_pack_to_empty_patch_tensors(text: TextTokenizer) -> None:
     batch = pack([[text_tokens("a class", text)]], FLAT)
     assert batch.patches.shape == (0, 16, 16, 3)

@@ -17,6 +17,7 @@ from gatito.data.collection import CollectConfig
 from gatito.data.mixture import DatasetConfig, MixtureConfig
 from gatito.eval.agent import load_agent
 from gatito.eval.rollout import evaluate_task
+from gatito.parsing import normalised, switches
 from gatito.train.configs import ModelConfig, Recipe, TrainConfig
 from gatito.train.trainer import train
 

@@ -1,6 +1,7 @@
 """The mixture sampler: a pure stream, exact rows, and prompts as the paper has them."""
 
 import hashlib
+import pickle
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,15 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from gatito.data.sampler import Sampler, goal_timesteps, longest_timestep, prompt_budget, prompt_timesteps
+from gatito.data import sampler as sampling
+from gatito.data.sampler import (
+    Sampler,
+    goal_timesteps,
+    longest_timestep,
+    prompt_budget,
+    prompt_timesteps,
+    timestep_chunks,
+)
 from gatito.data.store import Store, StoreWriter, open_dataset
 from gatito.errors import UserError
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
@@ -316,6 +325,16 @@ def test_the_budget_and_the_runs_of_whole_timesteps() -> None:
     assert [goal_timesteps(starts, n) for n in (7, 8, 9, 10, 17, 20, 100)] == [4, 3, 3, 2, 1, 0, 0]
 
 
+def test_a_prompt_of_two_episodes_is_the_other_one(
+    tmp_path: Path, store: Store, vocabulary: Vocabulary, text: TextTokenizer
+) -> None:
+    episode = store.datasets[0].episode
+    two = store_of(tmp_path, vocabulary, text, {"walk": [(episode(0), "a"), (episode(1), "a")]})
+    sampler = Sampler(store=two, trunk=Trunk(vocabulary=two.vocabulary), context=CONTEXT, seed=0, prompt_share=1.0)
+    pairs = {tuple(dict.fromkeys(e for e, _ in places(sampler.row(i)[0]))) for i in range(50)}
+    assert pairs == {(0, 1), (1, 0)}
+
+
 # Pairs
 
 
@@ -408,6 +427,28 @@ def test_the_longest_timestep_is_counted_in_positions(store: Store) -> None:
     assert longest_timestep(pictures, trunk) == patches  # one patch each
     with pytest.raises(UserError, match="'walk' has a timestep of 5 positions, the context is 4"):
         Sampler(store=store, trunk=Trunk(vocabulary=store.vocabulary, latents=4), context=4, seed=0)
+
+
+def test_chunks_are_all_timesteps_in_order_and_bounded_in_tokens(store: Store, monkeypatch: Any) -> None:
+    pictures = store.datasets[2]
+    lengths = np.diff(pictures.timestep_tokens)
+    assert len(set(lengths.tolist())) > 1
+    monkeypatch.setattr(sampling, "CHUNK", 9)
+    runs = list(timestep_chunks(pictures))
+    assert [t for first, last in runs for t in range(first, last)] == list(range(pictures.num_timesteps))
+    assert max(last - first for first, last in runs) > 1
+    assert max(lengths[first:last].sum() for first, last in runs) <= 9
+    monkeypatch.setattr(sampling, "CHUNK", 1)  # a timestep longer than a chunk is one of its own
+    assert list(timestep_chunks(pictures)) == [(t, t + 1) for t in range(pictures.num_timesteps)]
+
+
+def test_a_sampler_is_sent_to_workers_without_its_data(store: Store) -> None:
+    sampler = Sampler(store=store, trunk=Trunk(vocabulary=store.vocabulary, latents=1), context=CONTEXT, seed=3)
+    before = sampler.batch(0, 20)
+    assert "ids" in store.datasets[0].__dict__  # mapped
+    again = pickle.loads(pickle.dumps(sampler))
+    assert "ids" not in again.store.datasets[0].__dict__
+    assert same_batch(again.batch(0, 20), before)
 
 
 def test_flat_rows_are_those_of_before_there_were_latents(walk: Store) -> None:

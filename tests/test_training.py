@@ -4,12 +4,15 @@ import dataclasses
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -426,6 +429,25 @@ def test_micro_batches_of_all_processes_are_the_rows_of_the_stream_each_once(sto
 def test_workers_give_the_same_run(tmp_path: Path, store: Path, finished: Path) -> None:
     train(tiny_recipe(save_every=10, drop_path=0.1, workers=1), store, tmp_path)
     assert_same_run(tmp_path, finished)
+
+
+def test_a_killed_worker_ends_the_run_at_once_and_is_named(tmp_path: Path, store: Path) -> None:
+    killed: list[int] = []
+
+    def kill_a_worker() -> None:
+        while not multiprocessing.active_children():
+            time.sleep(0.01)
+        time.sleep(0.5)
+        killed.append(multiprocessing.active_children()[0].pid or 0)
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_a_worker)
+    killer.start()
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"the data-loading worker of process id \d+ died .*--train.resume auto"):
+        train(tiny_recipe(steps=100_000, workers=1), store, tmp_path)
+    killer.join()
+    assert time.monotonic() - began < 30
 
 
 def test_the_learning_rate_warms_up_and_falls_by_a_cosine(tmp_path: Path, store: Path) -> None:

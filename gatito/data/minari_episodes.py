@@ -62,6 +62,8 @@ class MinariSource:
             # A missing part file arrives as a StopIteration, or as the RuntimeError that a generator makes of it.
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{where}: cannot be read ({reason}); collect it again") from None
+        if metadata.get("id", index) != index:
+            raise UserError(f"{where}: its metadata says it is episode {metadata['id']}; episodes are mixed up")
         return self._episode(index, data, metadata, where)
 
     def metadata(self, index: int) -> dict[str, Any]:
@@ -155,6 +157,8 @@ def open_minari(location: str | Path) -> MinariSource:
     for key in ("observation_space", "action_space", "total_episodes"):
         if key not in values:
             raise UserError(f"{metadata}: {key!r} is missing; gatito reads spaces from the file, never from code")
+    if values.get("data_format") == "hdf5":
+        check_links(path / "data" / "main_data.hdf5")
     try:
         dataset = minari.MinariDataset(MinariStorage.read(path / "data"))
     except ImportError as error:
@@ -173,6 +177,33 @@ def open_minari(location: str | Path) -> MinariSource:
         license=str(values.get("gatito_license", "")),
         executed=values.get("gatito_actions", "executed") == "executed",
     )
+
+
+def check_links(file: Path) -> None:
+    """Raise `UserError` where an HDF5 file would have other files read: by links, external or virtual data."""
+    try:
+        import h5py
+    except ImportError:
+        return  # Minari says what to install
+    if not file.is_file():
+        raise UserError(f"{file} is missing; collect the dataset again")
+    try:
+        with h5py.File(file, "r") as root:
+            _check_group(root, file)
+    except OSError as error:
+        raise UserError(f"{file}: no HDF5 file ({error}); collect the dataset again") from None
+
+
+def _check_group(group: Any, file: Path) -> None:
+    for name in group:
+        link, where = group.get(name, getlink=True), f"{file}: {group.name.rstrip('/')}/{name}"
+        if type(link).__name__ != "HardLink":
+            raise UserError(f"{where} is a link ({type(link).__name__}); copy what it points to into the file")
+        member = group[name]
+        if hasattr(member, "keys"):
+            _check_group(member, file)
+        elif member.external or member.is_virtual:
+            raise UserError(f"{where} keeps its values in other files; copy them into this one")
 
 
 class MinariWriter:

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,16 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     if newest:
         restore_optimizer(plain, optimizer, newest[1].optimizer)
     loop = _Loop(recipe, store, sampler, accelerator, model, plain, prepared, out, settings)
-    return loop.run(newest[1].step if newest else 0)
+    try:
+        return loop.run(newest[1].step if newest else 0)
+    except RuntimeError as error:
+        lost = re.match(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)", str(error))
+        if lost is None:
+            raise
+        raise UserError(
+            f"the data-loading worker of process id {lost.group(1)} died ({error}); continue the run with "
+            "--train.resume auto, and lower --train.workers if memory was short"
+        ) from None
 
 
 class _Loop:
