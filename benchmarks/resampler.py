@@ -12,14 +12,13 @@ episodes of our experts, the peers' shape is random.
 import argparse
 import contextlib
 import platform
-import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from side_by_side import Step, measured
 from transformers import GPTNeoConfig, GPTNeoModel
 
 from gatito.data.minari_episodes import episode_from_buffer
@@ -48,7 +47,6 @@ TRUNKS: dict[str, dict[str, Any]] = {
     "1 latent, depth 0, actions decoded": {"latents": 1, "resampler_depth": 0, "action_layers": 1},
     "1 latent, depth 1, actions decoded": {"latents": 1, "resampler_depth": 1, "action_layers": 1},
 }
-Step = Callable[[], float]
 
 
 def demonstrations(task: str, layout: Layout) -> list[TokenSequence]:
@@ -151,17 +149,6 @@ def jat_like(width: int, bins: int | None) -> Step:
         return ROWS * POSITIONS // 2 / (time.perf_counter() - began)
 
     return step
-
-
-def measured(steps: dict[str, Step], rounds: int) -> dict[str, float]:
-    """Median timesteps per second of each, after a round of warm-up, all of them in every round."""
-    rates: dict[str, list[float]] = {name: [] for name in steps}
-    for i in range(rounds + 1):
-        for name, step in steps.items():
-            rate = step()
-            if i:
-                rates[name].append(rate)
-    return {name: statistics.median(values) for name, values in rates.items()}
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-from gatito.data.minari_episodes import MinariWriter, open_minari
+from gatito.data.minari_arrow import write_episode
+from gatito.data.minari_episodes import MinariWriter, check_spaces, open_minari
 from gatito.data.publish import published
 from gatito.data.recording import collect_episode
 from gatito.data.shares import edges_of, whose_turn
@@ -26,6 +27,9 @@ from gatito.errors import UserError, nearest
 
 AGENTS = ("expert", "noisy", "random")
 """The scripted expert; the same with executed noise and the expert's actions as labels; the random policy."""
+
+CHUNK_FILE = "chunk.json"
+"""What a finished chunk says of itself."""
 
 CHUNK = 25
 """Seeds that are published together, and lost together where a run is killed."""
@@ -177,8 +181,8 @@ class Collection:
 
     def found(self, chunks: Sequence[range]) -> tuple[int, list[str]]:
         """Episodes in these chunks, and why the expert gave up on the other seeds."""
-        said = [json.loads((self.chunk(seeds) / "data" / "metadata.json").read_text()) for seeds in chunks]
-        return sum(m["total_episodes"] for m in said), [why for m in said for why in m["gatito_failed"].values()]
+        said = [_read_chunk(self.chunk(seeds)) for seeds in chunks]
+        return sum(episodes for episodes, _ in said), [why for _, failed in said for why in failed.values()]
 
     def _drop_failures(self, chunks: Sequence[range]) -> None:
         """Remove the chunks with failures, so that a mended expert tries their seeds again."""
@@ -196,48 +200,50 @@ class Collection:
 
     def num_found(self) -> int:
         """Episodes in finished chunks."""
-        said = self.chunks.glob("[0-9]*/data/metadata.json")
-        return sum(json.loads(path.read_text())["total_episodes"] for path in said)
+        return sum(_read_chunk(path)[0] for path in self._there())
+
+    def _there(self) -> list[Path]:
+        return sorted(path for path in self.chunks.glob("[0-9]*") if path.is_dir())
 
     def assemble(self) -> Path:
         """Put the dataset together of its chunks, and remove these."""
-        chunks = sorted(path for path in self.chunks.iterdir() if path.name[0] != "." and path.is_dir())
+        names = sorted(self.config.agents)
+        noise = f"; noisy: {self.spec.noise:.0%} random actions executed" if "noisy" in names else ""
+        metadata = {
+            "algorithm_name": ", ".join(names),
+            "gatito_task": self.spec.id,
+            "gatito_actions": self.config.labels,
+            "gatito_license": self.spec.license,
+            "gatito_collection": self.settings,
+            "description": f"episodes of {self.spec.id} by {', '.join(names)}{noise}",
+        }
         failed: dict[str, str] = {}
         with published(self.target) as folder:
-            writer = _writer(folder, self.spec, self.config, _environment(self.spec), self.settings)
-            for chunk in chunks:
-                said = json.loads((chunk / "data" / "metadata.json").read_text())
-                failed |= said["gatito_failed"]
-                for index in range(said["total_episodes"]):
-                    writer.link(chunk / "data", index)
+            writer = MinariWriter(folder, f"{self.spec.id}/{self.config.name}", _environment(self.spec), metadata)
+            for chunk in self._there():
+                episodes, more = _read_chunk(chunk)
+                failed |= more
+                for index in range(episodes):
+                    writer.link(chunk, index)
             writer.close(gatito_failed=failed)
         shutil.rmtree(self.chunks)
         return self.target
 
 
-def _writer(
-    folder: Path, spec: TaskSpec, config: CollectConfig, env: gym.Env[Any, Any], settings: dict[str, Any]
-) -> MinariWriter:
-    noise = f"; noisy: {spec.noise:.0%} random actions executed" if "noisy" in config.agents else ""
-    metadata = {
-        "algorithm_name": ", ".join(sorted(config.agents)),
-        "gatito_task": spec.id,
-        "gatito_actions": config.labels,
-        "gatito_license": spec.license,
-        "gatito_collection": settings,
-        "description": f"episodes of {spec.id} by {', '.join(sorted(config.agents))}{noise}",
-    }
-    return MinariWriter(folder, f"{spec.id}/{config.name}", env, metadata)
+def _read_chunk(chunk: Path) -> tuple[int, dict[str, str]]:
+    """Number of episodes of a chunk, and why the expert gave up, by seed."""
+    said = json.loads((chunk / CHUNK_FILE).read_text())
+    return int(said["episodes"]), said["failed"]
 
 
 def collect_chunk(
     spec: TaskSpec, root: Path, config: CollectConfig, seeds: range, tick: Callable[[], object] = lambda: None
 ) -> None:
     """Play the episodes of some seeds and publish them as a chunk; one episode at a time is in memory."""
-    collection = Collection(spec=spec, root=root, config=config)
-    env, failed = _environment(spec), {}
-    with published(collection.chunk(seeds)) as folder:
-        writer = _writer(folder, spec, config, env, collection.settings)
+    env, failed, episodes = _environment(spec), {}, 0
+    check_spaces(env, f"{spec.id}/{config.name}")
+    chunk = Collection(spec=spec, root=root, config=config).chunk(seeds)
+    with published(chunk, durable=False) as folder:
         for seed in seeds:
             agent = config.agent(seed)
             noise = spec.noise if agent == "noisy" else 0.0
@@ -247,9 +253,10 @@ def collect_chunk(
             except ExpertFailed as error:
                 failed[str(seed)] = f"seed {seed}: {error}"
                 continue
-            writer.write(buffer, agent=agent)
+            write_episode(folder, episodes, buffer, env.observation_space, env.action_space, {"agent": agent})
+            episodes += 1
             tick()
-        writer.close(gatito_failed=failed)
+        (folder / CHUNK_FILE).write_text(json.dumps({"episodes": episodes, "failed": failed}))
 
 
 _built: list[tuple[TaskSpec, gym.Env[Any, Any]]] = []

@@ -7,21 +7,23 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gatito.data.survey import FieldSurvey
-from gatito.pages import share
+from gatito.pages import number, share
 from gatito.tokenizers import Vocabulary
 from gatito.tokenizers.codec import decode
+from gatito.tokenizers.fields import Field
 from gatito.tokenizers.scalars import from_bins
 
 HEIGHT = 72
 """Pixels of the tallest bar."""
 MAX_BARS = 64
 """Bars of one histogram; more bins are grouped."""
-MIN_SLOTS = 9
+MIN_SLOTS = 7
 """Fewer bars leave the rest of the width empty: one value is a bar, not a block."""
 NAMED_BARS = 12
 """Up to here every discrete value stands under its bar."""
@@ -74,7 +76,7 @@ def reference_axis(low: float, high: float, marks: Sequence[tuple[str, float]]) 
     shares = [share(value, low, high) for _, value in marks]
     rows = [i if max(shares) - min(shares) < 0.5 else 0 for i in range(len(marks))]
     texts = "".join(
-        _tick(at, f"{name} {value:.4g}", 12 + 15 * row)
+        _tick(at, f"{name} {number(value)}", 12 + 15 * row)
         for (name, value), at, row in zip(marks, shares, rows, strict=True)
     )
     return f'<svg height="{16 + 15 * max(rows)}" aria-hidden="true">{texts}</svg>'
@@ -83,8 +85,8 @@ def reference_axis(low: float, high: float, marks: Sequence[tuple[str, float]]) 
 def of_numbers(values: NDArray[np.float64], low: float, high: float, bars: int = 40) -> Histogram:
     """Numbers in equal bars between low and high."""
     counts, edges = np.histogram(values, bars, (low, high))
-    spans = [f"{a:.4g} to {b:.4g}" for a, b in zip(edges, edges[1:], strict=False)]
-    ticks = [(at * bars - 0.5, f"{low + at * (high - low):.4g}") for at in (0.0, 0.5, 1.0)]
+    spans = [f"{number(a)} to {number(b)}" for a, b in pairwise(edges)]
+    ticks = [(at * bars - 0.5, number(low + at * (high - low))) for at in (0.0, 0.5, 1.0)]
     return Histogram(counts=counts, spans=spans, ticks=ticks)
 
 
@@ -93,8 +95,9 @@ def of_integers(values: NDArray[np.int64]) -> Histogram:
     low, high = int(values.min()), int(values.max())
     size = -(-(high - low + 1) // MAX_BARS)
     counts = np.bincount((values - low) // size)
-    firsts = [low + size * i for i in range(len(counts))]
-    return Histogram(counts=counts, spans=[_span(a, a + size - 1) for a in firsts], ticks=_ends(list(map(str, firsts))))
+    firsts = list(range(low, high + 1, size))
+    spans = [_span(first, min(high, first + size - 1)) for first in firsts]
+    return Histogram(counts=counts, spans=spans, ticks=_ends([*map(str, firsts[:-1]), str(high)]))
 
 
 def of_field(seen: FieldSurvey, vocabulary: Vocabulary) -> tuple[Histogram, str]:
@@ -104,21 +107,20 @@ def of_field(seen: FieldSurvey, vocabulary: Vocabulary) -> tuple[Histogram, str]
     if seen.leaf.kind == "image":
         histogram = _grouped(seen.counts, list(map(str, range(256))), whole=True)
         return dataclasses.replace(histogram, ticks=[(0, "0 dark"), (32, "128"), (63, "255 bright")]), ""
-    starts = set(seen.leaf.start)
-    first = starts.pop() if len(starts) == 1 else 0
-    names = [str(first + i) for i in range(len(seen.counts))]
-    note = "each element counted from its own lowest value" if starts else ""
+    start, differ = seen.leaf.start[0], len(set(seen.leaf.start)) > 1
+    names = [str(i if differ else start + i) for i in range(len(seen.counts))]
+    note = "each element counted from its own lowest value" if differ else ""
     return _grouped(seen.counts, names, whole=True), note
 
 
 def _continuous(seen: FieldSurvey, vocabulary: Vocabulary) -> tuple[Histogram, str]:
-    values, note = bin_values(seen, vocabulary)
-    return _grouped(seen.counts, [f"{value:.4g}" for value in values], whole=False), note
+    values, note = bin_values(seen.leaf, vocabulary)
+    return _grouped(seen.counts, list(map(number, values)), whole=False), note
 
 
-def bin_values(seen: FieldSurvey, vocabulary: Vocabulary) -> tuple[NDArray[np.float64], str]:
+def bin_values(leaf: Field, vocabulary: Vocabulary) -> tuple[NDArray[np.float64], str]:
     """The centre of each bin in the environment's units where all elements share them, else in [-1, 1]."""
-    leaf, bins = seen.leaf, np.arange(vocabulary.num_bins)
+    bins = np.arange(vocabulary.num_bins)
     ranges = set(zip(leaf.low, leaf.high, leaf.mu_law, strict=True)) if leaf.scaled else set(leaf.mu_law)
     if len(ranges) > 1:
         return from_bins(bins, vocabulary.num_bins), "each element between its own bounds, -1 to 1"

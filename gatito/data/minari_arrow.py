@@ -58,15 +58,20 @@ def write_episode(
     _write_metadata(target, {key: value for key, value in known.items() if value is not None} | {"id": index})
 
 
-def link_episode(source: Path, index: int, folder: Path, new_index: int) -> None:
-    """Make episode `index` of the data folder `source` also number `new_index` of `folder`, by a hard link."""
+def link_episode(source: Path, index: int, folder: Path, new_index: int) -> dict[str, Any]:
+    """Make episode `index` of the data folder `source` also number `new_index` of `folder`, by a hard link.
+
+    Returns its metadata.
+    """
     target = folder / str(new_index)
     target.mkdir()
     try:
         os.link(source / str(index) / FILE, target / FILE)
     except OSError:  # a file system without hard links
         shutil.copyfile(source / str(index) / FILE, target / FILE)
-    _write_metadata(target, read_metadata(source, index) | {"id": new_index})
+    metadata = read_metadata(source, index) | {"id": new_index}
+    _write_metadata(target, metadata)
+    return metadata
 
 
 def is_one_file(folder: Path, index: int) -> bool:

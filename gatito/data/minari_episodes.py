@@ -206,6 +206,15 @@ def _check_group(group: Any, file: Path) -> None:
             raise UserError(f"{where} keeps its values in other files; copy them into this one")
 
 
+def check_spaces(env: gym.Env[Any, Any], name: str) -> None:
+    """Raise `UserError` for spaces that cannot be tokenized."""
+    try:
+        fields_of(env.observation_space, "observation")
+        fields_of(env.action_space, "action")
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
 class MinariWriter:
     """Writes episodes one after the other into a Minari dataset (Arrow, lossless images)."""
 
@@ -214,11 +223,7 @@ class MinariWriter:
 
         Raises `UserError` for spaces that could not be tokenized later; Minari stores all the others.
         """
-        try:
-            fields_of(env.observation_space, "observation")
-            fields_of(env.action_space, "action")
-        except UserError as error:
-            raise UserError(f"{dataset_id}: {error}") from None
+        check_spaces(env, dataset_id)
         self.folder = folder.absolute()  # Minari adds up sizes of absolute paths only
         self._spaces = (env.observation_space, env.action_space)
         self._storage = MinariStorage.new(self.folder / "data", *self._spaces, None, "arrow", jpeg_encoding=False)
@@ -232,11 +237,9 @@ class MinariWriter:
         self._steps += len(buffer.rewards)
 
     def link(self, data: Path, index: int) -> None:
-        """Append episode `index` of another data folder of this dataset's spaces, by hard links to its files."""
-        metadata = read_metadata(data, index)
-        link_episode(data, index, self.folder / "data", self._episodes)
+        """Append episode `index` of another data folder of this dataset's spaces, by a hard link to its file."""
+        self._steps += link_episode(data, index, self.folder / "data", self._episodes)["total_steps"]
         self._episodes += 1
-        self._steps += metadata["total_steps"]
 
     def close(self, **metadata: Any) -> None:
         """Complete the metadata."""

@@ -124,11 +124,13 @@ class _Rows:
         self.local[b, at] = sequence.local_positions[own]
         self.segments[b, start:stop] = number
         self.positions[b, start:stop] = np.arange(stop - start)
-        if len(sequence.patches):
-            self.patches.add(sequence.patches, places, own if self.trunk.is_flat else own[self._is_patch(sequence)])
+        if len(places):
+            in_row = np.zeros(len(sequence), np.bool_)
+            in_row[own] = True
+            self.patches.add(sequence.patches, places, in_row[sequence.ids == self.trunk.vocabulary.patch])
         return stop
 
-    def _set_aside(self, sequence: TokenSequence, b: int, start: int) -> tuple[int, NDArray[np.bool_], NDArray[Any]]:
+    def _set_aside(self, sequence: TokenSequence, b: int, start: int) -> tuple[int, Any, Any]:
         """Put what has no position of its own beside the rows; returns where the sequence ends, which tokens (N,) are
         left, and where these stand."""
         trunk = self.trunk
@@ -141,42 +143,52 @@ class _Rows:
             )
         own = ~(resampled | decoded)
         slots = start + np.cumsum(roles.costs) - 1  # the last position up to each token
-        stop = int(slots[-1]) + 1
-        of_row = own[sequence.ids == trunk.vocabulary.patch]
+        stop = start + int(roles.costs.sum())
         if resampled.any():
-            seen = (sequence.patches[~of_row], places[~of_row])
-            self.observations.add(sequence, resampled, b * self.L + slots, *seen)
+            self.observations.add(sequence, resampled, b * self.L + slots)
         if decoded.any():
             self.actions.add(sequence, decoded, b * self.L + slots, b * self.L + stop)
-        return stop, own, slots[own], of_row
+        return stop, own, slots[own]
 
     def batch(self) -> Batch:
-        beside = {} if not self.trunk.latents else self.observations.fields(self.patches)
-        beside |= {} if not self.trunk.decoded_actions else self.actions.fields()
-        patches, indices = distinct_patches(np.concatenate(self.patches.pixels))
-        rows = {
+        rows: dict[str, NDArray[np.generic]] = {
             "input_ids": self.ids,
             "loss_mask": self.loss_mask,
             "local_positions": self.local,
             "segments": self.segments,
             "positions": self.positions,
-            "patches": patches,
-            "patch_indices": indices,
-            "patch_positions": np.concatenate(self.patches.places),
         }
-        return Batch(**{name: torch.from_numpy(array) for name, array in (rows | beside).items()})
+        observed = np.zeros(0, np.int64)
+        if self.trunk.latents:
+            beside, observed = self.observations.fields()
+            rows |= beside
+        if self.trunk.decoded_actions:
+            rows |= self.actions.fields()
+        rows |= self.patches.fields(observed)
+        return Batch(**{name: torch.from_numpy(array) for name, array in rows.items()})
 
 
 class _Patches:
-    """Pixels and places of patch tokens, in their order."""
+    """Pixels and places of patch tokens, as they come."""
 
     def __init__(self) -> None:
         self.pixels: list[NDArray[np.uint8]] = [np.zeros((0, PATCH, PATCH, 3), np.uint8)]
         self.places: list[NDArray[np.int64]] = [np.zeros((0, 2), np.int64)]
+        self.in_rows: list[NDArray[np.bool_]] = [np.zeros(0, np.bool_)]
 
-    def add(self, pixels: NDArray[np.uint8], places: NDArray[np.int64]) -> None:
+    def add(self, pixels: NDArray[np.uint8], places: NDArray[np.int64], in_rows: NDArray[np.bool_]) -> None:
+        """Take patches (P,); those not `in_rows` are read into latents."""
         self.pixels.append(pixels)
         self.places.append(places)
+        self.in_rows.append(in_rows)
+
+    def fields(self, observed: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+        """The batch's fields: the patches of the rows, then the `observed` (index among those that are)."""
+        in_rows = np.concatenate(self.in_rows)
+        order = np.append(np.flatnonzero(in_rows), np.flatnonzero(~in_rows)[observed])
+        patches, indices = distinct_patches(np.concatenate(self.pixels), order)
+        places = np.concatenate(self.places)[order]
+        return {"patches": patches, "patch_indices": indices, "patch_positions": places}
 
 
 class _Ragged:
@@ -209,35 +221,26 @@ class _Observations(_Ragged):
         super().__init__()
         self.trunk = trunk
         self.slots: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-        self.patches = _Patches()
 
-    def add(
-        self,
-        sequence: TokenSequence,
-        resampled: NDArray[np.bool_],
-        slots: NDArray[np.int64],
-        pixels: NDArray[np.uint8],
-        places: NDArray[np.int64],
-    ) -> None:
+    def add(self, sequence: TokenSequence, resampled: NDArray[np.bool_], slots: NDArray[np.int64]) -> None:
+        """`slots` is the last position up to each token."""
         firsts = np.flatnonzero((sequence.local_positions == 0) & resampled)
         self.collect(sequence, resampled, firsts)
         self.slots.append(slots[firsts] - self.trunk.latents + 1)
-        self.patches.add(pixels, places)
 
-    def fields(self, shown: _Patches) -> dict[str, NDArray[np.generic]]:
-        """The batch's fields; the patches are added to those that are `shown` in the rows."""
+    def fields(self) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.int64]]:
+        """The batch's fields, and their patches in that order, as indices (P,) into those that came."""
         groups, tokens, sizes = self.order()
         unordered, patch = np.concatenate(self.ids), self.trunk.vocabulary.patch
         patch_of = np.cumsum(unordered == patch) - 1
         ids = unordered[tokens].astype(np.int64)
-        taken = patch_of[tokens][ids == patch]
-        shown.add(np.concatenate(self.patches.pixels)[taken], np.concatenate(self.patches.places)[taken])
         firsts = np.concatenate(self.slots)[groups]
-        return {
+        fields: dict[str, NDArray[np.generic]] = {
             "observation_ids": ids,
             "observation_sizes": sizes,
             "latent_slots": firsts[:, None] + np.arange(self.trunk.latents),
         }
+        return fields, patch_of[tokens][ids == patch]
 
 
 class _Actions(_Ragged):
@@ -268,16 +271,25 @@ class _Actions(_Ragged):
         }
 
 
-def distinct_patches(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct patches (U, 16, 16, 3) and, for each of the P given, which one it is."""
+def distinct_patches(
+    patches: NDArray[np.uint8], order: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the distinct patches (U, 16, 16, 3) and, for each of the P given, which one it is.
+
+    They are taken, and so numbered, in `order`, a permutation (P,); without, as they stand. Arrow raises an error for
+    more than 2 GiB of distinct ones.
+    """
     if not len(patches):
         return patches, np.zeros(0, np.int64)
+    order = np.arange(len(patches)) if order is None else order
     flat = np.ascontiguousarray(patches).reshape(len(patches), -1)
-    # As dictionary-encoded bytes: Arrow numbers them by first appearance, and compares all bytes of equal hashes.
+    # Arrow numbers equal bytes by first appearance; it compares all of those whose hashes agree.
     rows = pa.FixedSizeBinaryArray.from_buffers(pa.binary(flat.shape[1]), len(flat), [None, pa.py_buffer(flat)])
-    encoded = rows.dictionary_encode()
-    indices = encoded.indices.to_numpy().astype(np.int64)
-    if len(encoded.dictionary) == len(patches):
-        return patches, indices
-    firsts = np.unique(indices, return_index=True)[1]
-    return patches[firsts], indices
+    numbers = rows.dictionary_encode().indices.to_numpy()[order]
+    # Number anew by `order`. Of places with the same number the last one written stays: backwards, the first.
+    firsts = np.empty(int(numbers.max()) + 1, np.int64)
+    firsts[numbers[::-1]] = np.arange(len(order))[::-1]
+    kept = np.sort(firsts)
+    renumbered = np.empty(len(firsts), np.int64)
+    renumbered[numbers[kept]] = np.arange(len(kept))
+    return patches[order[kept]], renumbered[numbers]

@@ -1,6 +1,5 @@
 """Episodes to look at, timestep by timestep: frames or curves, and beside them what was done and what came of it."""
 
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gatito.data.episode import Episode
-from gatito.pages import data_uri, legend
+from gatito.pages import legend, number, png_uri, shortened
 from gatito.tokenizers import Layout
 from gatito.tokenizers.fields import Field, value_at
 from gatito.tokenizers.patches import from_patches, to_patches
@@ -26,13 +25,13 @@ MAX_SIDE = 160
 """Pixels of a frame; larger ones are shrunk."""
 MAX_IMAGES, MAX_CURVES, MAX_LINES, MAX_ROWS = 3, 9, 6, 12
 """Image fields in a frame, fields with curves, elements of a field with a curve each, and fields with a row."""
-MAX_ELEMENTS, MAX_LETTERS = 8, 200
-"""What is written of a value."""
+MAX_ELEMENTS = 8
+"""Elements of a value that are written."""
 CURVE = 80
 """Pixels of a curve."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Player:
     """One episode on the page."""
 
@@ -57,16 +56,18 @@ class Player:
         shown = np.unique(np.linspace(0, T - 1, count).round().astype(int))
         e = self.episode
         length = f"{T} timesteps" if len(shown) == T else f"{T} timesteps, {len(shown)} of them shown"
-        caption = f"episode {e.id}, agent {e.agent}, return {e.total_return:.4g}, {length}"
+        caption = f"episode {e.id}, agent {e.agent}, return {number(e.total_return)}, {length}"
         images = [field for field in self.layout.observations if field.kind == "image"][:MAX_IMAGES]
         picture, frames = self._frames(images, shown) if images else (self._curves(shown), None)
         data = {"timesteps": shown.tolist(), "last": T - 1, "frames": frames, "rows": self._rows(shown)}
+        now = '<dl class="now"></dl>'
+        shown_beside = f'<div class="beside"><div>{picture}</div>{now}</div>' if images else f"{picture}{now}"
         return (
             f'<figure class="player{"" if images else " plain"}"><h3>{escape(self.words)}</h3>'
-            f"<figcaption>{escape(caption)}</figcaption>{picture}"
+            f"<figcaption>{escape(caption)}</figcaption>{shown_beside}"
             '<div class="controls"><button type="button">play</button>'
-            f'<input type="range" min="0" max="{len(shown) - 1}" value="0" aria-label="timestep"><output></output></div>'
-            f'<dl class="now"></dl><script type="application/json">{embedded(data)}</script></figure>'
+            f'<input type="range" min="0" max="{len(shown) - 1}" value="0" aria-label="timestep">'
+            f'<output></output></div><script type="application/json">{embedded(data)}</script></figure>'
         )
 
     def _frames(self, fields: Sequence[Field], shown: NDArray[np.int64]) -> tuple[str, dict[str, int]]:
@@ -83,7 +84,7 @@ class Player:
         names = ", ".join(f"{f.name or 'image'} {f.shape[0]}x{f.shape[1]}" for f in fields)
         picture = (
             f'<canvas width="{width}" height="{height}" role="img" aria-label="the image observed"></canvas>'
-            f'<img hidden alt="all frames" src="{_png(tiled.reshape(-1, columns * width, 3))}">'
+            f'<img hidden alt="all frames" src="{_sheet_uri(tiled.reshape(-1, columns * width, 3))}">'
             f"<small>{escape(names)}</small>"
         )
         return picture, {"width": width, "height": height, "columns": columns}
@@ -91,7 +92,9 @@ class Player:
     def _curves(self, shown: NDArray[np.int64]) -> str:
         """Small line charts of what can be drawn."""
         charts = [
-            _curve(name, np.asarray(value).reshape(len(self.episode), -1)[shown].astype(np.float64))
+            _curve(
+                name, np.asarray(value, np.float64).reshape(len(self.episode), -1)[shown], steps=kind == "discrete"
+            )
             for name, kind, value in self._values()
             if kind in ("continuous", "discrete")
         ]
@@ -118,6 +121,15 @@ class Player:
         return [(name, words[:1] if len(set(words)) == 1 else words) for name, words in rows]
 
 
+def first_image(episode: Episode, layout: Layout) -> NDArray[np.uint8] | None:
+    """The image (H, W, 3) that is observed first, if there is one."""
+    for field in layout.observations:
+        if field.kind == "image":
+            images: NDArray[np.uint8] = np.asarray(value_at(episode.observations, field.path))
+            return _rgb(images[:1])[0]
+    return None
+
+
 def embedded(data: Any) -> str:
     """JSON that cannot end the script element it stands in."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -125,25 +137,21 @@ def embedded(data: Any) -> str:
 
 def _written(kind: str, value: Any) -> str:
     if kind == "text":
-        return value if len(value) <= MAX_LETTERS else f"{value[:MAX_LETTERS]}…"
+        return shortened(value)
     numbers = np.asarray(value).reshape(-1)
     rest = f", … ({numbers.size} values)" if numbers.size > MAX_ELEMENTS else ""
-    return ", ".join(f"{number:.4g}" for number in numbers[:MAX_ELEMENTS]) + rest
+    return ", ".join(map(number, numbers[:MAX_ELEMENTS])) + rest
 
 
-def _curve(name: str, values: NDArray[np.float64]) -> str:
+def _curve(name: str, values: NDArray[np.float64], *, steps: bool) -> str:
     """Lines of the elements (n, size) that vary most, over the timesteps shown; the cursor is moved by the script."""
     most = np.sort(np.argsort(-values.std(axis=0), kind="stable")[:MAX_LINES])
     low, high = float(values[:, most].min()), float(values[:, most].max())
-    span, n = (high - low) or 1.0, max(1, len(values) - 1)
-    down = 0.5 if high == low else 1.0
-    lines = "".join(
-        f'<polyline class="s{i}" points="'
-        f'{" ".join(f"{t / n:.4f},{down - (y - low) / span:.4f}" for t, y in enumerate([*values[:, e]]))}"/>'
-        for i, e in enumerate(most)
-    )
+    down = (high - values[:, most]) / (high - low) if high > low else np.full((len(values), len(most)), 0.5)
+    lines = "".join(f'<polyline class="s{i}" points="{_points(ys, steps)}"/>' for i, ys in enumerate(down.T))
     plot = f'<svg viewBox="0 0 1 1" preserveAspectRatio="none" height="{CURVE}" width="100%">{lines}</svg>'
-    ends = f'<text x="0" y="-3">{high:.4g}</text><text x="0" y="{CURVE + 14}">{low:.4g}</text>'
+    ends = f'<text x="0" y="-3">{number(high)}</text>'
+    ends += f'<text x="0" y="{CURVE + 14}">{number(low)}</text>' if high > low else ""
     cursor = f'<line class="cursor" x1="0" x2="0" y1="0" y2="{CURVE}"/>'
     of = f", the {len(most)} of {values.shape[1]} elements that vary most" if values.shape[1] > len(most) else ""
     names = legend({f"s{i}": str(e) for i, e in enumerate(most)}) if len(most) > 1 else ""
@@ -152,6 +160,15 @@ def _curve(name: str, values: NDArray[np.float64]) -> str:
         f'<div><small>{label}</small><svg class="curve" height="{CURVE + 18}" role="img" aria-label="{label}">'
         f"{ends}{plot}{cursor}</svg>{names}</div>"
     )
+
+
+def _points(ys: NDArray[np.float64], steps: bool) -> str:
+    """A line through values (n,) from left to right; with `steps` each is held until the next."""
+    xs = np.linspace(0.0, 1.0, max(2, len(ys)))
+    ys = np.resize(ys, len(xs))  # of one timestep a line, too
+    if steps:
+        xs, ys = np.repeat(xs, 2)[1:], np.repeat(ys, 2)[:-1]
+    return " ".join(f"{x:.4f},{y:.4f}" for x, y in zip(xs, ys, strict=True))
 
 
 def _rgb(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -169,13 +186,7 @@ def _shrunk(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.stack([np.asarray(Image.fromarray(image).resize(size)) for image in images])
 
 
-def _png(pixels: NDArray[np.uint8]) -> str:
-    """Data URI of an image (H, W, 3), in 256 colours where it would be large."""
-    picture = Image.fromarray(pixels)
-    for _ in range(2):
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        if file.tell() < MAX_BYTES // 2:
-            break
-        picture = picture.quantize(256)
-    return data_uri("png", file.getvalue())
+def _sheet_uri(pixels: NDArray[np.uint8]) -> str:
+    """Data URI of all frames, in 256 colours where it would be large."""
+    uri = png_uri(pixels)
+    return uri if len(uri) < MAX_BYTES // 2 else png_uri(pixels, colours=256)

@@ -14,6 +14,9 @@ import psutil
 
 from gatito.errors import UserError
 
+MANY_FILES = 64
+"""Files from which on flushing all disks at once is cheaper than each file."""
+
 
 def check_writable(folder: Path) -> None:
     """Raise `UserError` where nothing can be written into a folder that may not exist yet."""
@@ -28,10 +31,11 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def published(target: Path, *, replace: bool = False) -> Iterator[Path]:
+def published(target: Path, *, replace: bool = False, durable: bool = True) -> Iterator[Path]:
     """Yield a folder beside `target`, which it becomes at the end; a failure leaves nothing behind.
 
-    What processes of this machine that were killed left beside it is removed first. Raises `UserError` where the
+    `durable` waits until all of it is on the disk, so that it outlives the machine and not just this process. What
+    processes of this machine that were killed left beside it is removed first. Raises `UserError` where the
     target exists, unless `replace`.
     """
     if target.exists() and not replace:
@@ -47,18 +51,28 @@ def published(target: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        for path in temporary.rglob("*"):
-            _fsync(path)
+        if durable:
+            _flush(list(temporary.rglob("*")))
         if replace:
             shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
-        _fsync(target.parent)
+        if durable:
+            _fsync(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         with contextlib.suppress(OSError):  # a folder that holds something else stays
             for parent in created:
                 parent.rmdir()
         raise
+
+
+def _flush(paths: list[Path]) -> None:
+    """Return when all files and folders are on the disk."""
+    if len(paths) >= MANY_FILES and hasattr(os, "sync"):
+        os.sync()
+        return
+    for path in paths:
+        _fsync(path)
 
 
 def _fsync(path: Path) -> None:

@@ -155,6 +155,10 @@ class TokenDataset:
         self.__dict__[name] = array
         return array
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the arrays: a worker process maps the files itself."""
+        return {name: value for name, value in self.__dict__.items() if name not in ARRAYS}
+
     @property
     def name(self) -> str:
         """Name of the dataset in its mixture."""

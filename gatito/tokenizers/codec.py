@@ -25,9 +25,9 @@ def as_array(field: Field, values: ArrayLike, where: str) -> NDArray[np.generic]
     if array.shape[1:] != field.shape:
         raise UserError(f"{where}: shape {array.shape[1:]}, expected {field.shape}")
     if array.dtype.kind == "f":
-        bad = ~np.isfinite(array).reshape(len(array), field.size).all(axis=1)
-        if bad.any():
-            t = int(np.flatnonzero(bad)[0])
+        finite = np.isfinite(array)
+        if not finite.all():
+            t = int(np.argwhere(~finite)[0, 0])
             raise UserError(f"{where}, timestep {t}: NaN or Inf in {array[t].ravel()[:8]}; repair or drop it")
         if field.kind != "continuous" and (array != np.floor(array)).any():
             raise UserError(f"{where}: fractions where the space is {field.kind}; expected {field.dtype}")
@@ -52,13 +52,9 @@ def encode(field: Field, values: ArrayLike, vocabulary: Vocabulary, where: str) 
             raise UserError(f"{where}, timestep {t}, element {i}: value {flat[t, i]}, allowed {allowed}")
         return shifted + vocabulary.discrete_start
     x = flat.astype(np.float64)
-    companded = np.array(field.mu_law)
     if field.scaled:
-        x = np.clip(x, *_bounds(field))
-        x = np.where(companded, x, _to_unit(field, x, vocabulary.num_bins))
-    if companded.any():
-        x = np.where(companded, mu_law(x), x)
-    return to_bins(x, vocabulary.num_bins) + vocabulary.continuous_start
+        x = np.clip(x, *field.bounds)
+    return to_bins(_compand(field, x, vocabulary.num_bins), vocabulary.num_bins) + vocabulary.continuous_start
 
 
 def decode(field: Field, ids: NDArray[np.integer], vocabulary: Vocabulary) -> NDArray[np.generic]:
@@ -68,21 +64,19 @@ def decode(field: Field, ids: NDArray[np.integer], vocabulary: Vocabulary) -> ND
         values = np.asarray(ids, np.int64) - vocabulary.discrete_start + np.array(field.start)
         return values.astype(field.dtype).reshape(shape)
     centres = from_bins(np.asarray(ids) - vocabulary.continuous_start, vocabulary.num_bins)
-    companded = np.array(field.mu_law)
-    x = np.where(companded, mu_law_inverse(centres), centres)
+    x = np.where(field.companded, mu_law_inverse(centres), centres)
     if field.scaled:
-        x = np.where(companded, x, _from_unit(field, centres, vocabulary.num_bins))
+        x = np.where(field.companded, x, _from_unit(field, centres, vocabulary.num_bins))
     if np.dtype(field.dtype).kind in "iu":
         x = _nearest_integer(field, x, ids, vocabulary)
-    low, high = _bounds(field)
-    return np.clip(x, low, high).astype(field.dtype).reshape(shape)
+    return np.clip(x, *field.bounds).astype(field.dtype).reshape(shape)
 
 
 def legal_ids(field: Field, vocabulary: Vocabulary) -> list[tuple[int, int]]:
     """Return the [start, stop) ids of each element of an action: exactly those that `encode` can give."""
     if field.kind == "discrete":
         return [(vocabulary.discrete_start, vocabulary.discrete_start + n) for n in field.num_values]
-    ends = [np.where(np.isfinite(b), b, np.copysign(M, b)).reshape(1, *field.shape) for b in _bounds(field)]
+    ends = [np.where(np.isfinite(b), b, np.copysign(M, b)).reshape(1, *field.shape) for b in field.bounds]
     first, last = (encode(field, end, vocabulary, field.name)[0].tolist() for end in ends)
     return [(a, b + 1) for a, b in zip(first, last, strict=True)]
 
@@ -90,19 +84,23 @@ def legal_ids(field: Field, vocabulary: Vocabulary) -> list[tuple[int, int]]:
 def out_of_bounds(field: Field, values: ArrayLike) -> NDArray[np.float64]:
     """Return (T, size): how far continuous values lie outside their declared bounds, 0 inside."""
     x = np.asarray(values, np.float64).reshape(len(np.asarray(values)), -1)
-    low, high = _bounds(field)
+    low, high = field.bounds
     return np.maximum(np.maximum(low - x, x - high), 0.0)
 
 
 def is_clipped(field: Field, values: ArrayLike) -> NDArray[np.bool_]:
     """Return (T, size): continuous values outside their declared bounds, or beyond the last bin (companded: M)."""
     x = np.asarray(values, np.float64).reshape(len(np.asarray(values)), -1)
-    return (out_of_bounds(field, x) > 0) | (np.array(field.mu_law) & (np.abs(x) > M))
+    low, high = field.bounds
+    low = np.where(field.companded, np.maximum(low, -M), low)
+    high = np.where(field.companded, np.minimum(high, M), high)
+    return (x < low) | (x > high)
 
 
-def _bounds(field: Field) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    low = np.array([-np.inf if v is None else v for v in field.low])
-    return low, np.array([np.inf if v is None else v for v in field.high])
+def _compand(field: Field, x: NDArray[np.float64], num_bins: int) -> NDArray[np.float64]:
+    """Map values (T, size) that are within their bounds to [-1, 1]: companded, scaled, or as they are."""
+    rest = _to_unit(field, x, num_bins) if field.scaled and not field.companded.all() else x
+    return np.where(field.companded, mu_law(x), rest) if field.companded.any() else rest
 
 
 def _span(field: Field, num_bins: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import cached_property, singledispatch
 from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
 from gatito.errors import UserError, nearest
 from gatito.tokenizers.patches import grid
@@ -61,6 +62,17 @@ class Field:
         if self.kind == "text":
             return None
         return math.prod(grid(*self.shape[:2])) if self.kind == "image" else self.size
+
+    @cached_property
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Continuous: `low` and `high` (size,) as arrays, infinite where unbounded."""
+        low = np.array([-np.inf if v is None else v for v in self.low])
+        return low, np.array([np.inf if v is None else v for v in self.high])
+
+    @cached_property
+    def companded(self) -> NDArray[np.bool_]:
+        """Continuous: `mu_law` (size,) as an array."""
+        return np.array(self.mu_law, np.bool_)
 
 
 def fields_of(space: spaces.Space[Any], role: Role, overrides: Mapping[str, str] | None = None) -> tuple[Field, ...]:

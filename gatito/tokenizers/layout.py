@@ -198,35 +198,36 @@ class Layout:
     ) -> TokenSequence:
         """Lay out T timesteps; without `actions` each ends with its separator."""
         columns = [self._column(field, observations, where) for field in self.observations]
-        T = len(columns[0].lengths)
+        T = len(columns[0].ids)
         columns.append(_Column.of(np.full((T, 1), self.vocabulary.separator)))
-        num_observed = self._num_observed(columns, where)  # (T,)
+        self._check_observations(columns, where)
+        observed = sum(column.ids.shape[1] for column in columns)
         if actions is not None:
             columns.append(_Column.of(self.action_ids(actions, where)))
-            if len(columns[-1].lengths) != T:
+            if len(columns[-1].ids) != T:
                 raise UserError(
-                    f"{where}: {len(columns[-1].lengths)} actions for {T} observations; there must be one for each, "
+                    f"{where}: {len(columns[-1].ids)} actions for {T} observations; there must be one for each, "
                     "drop an observation that has none"
                 )
-        counts = np.sum([column.lengths for column in columns], axis=0)  # (T,)
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        ids = np.empty(starts[-1], np.int32)
-        first = starts[:-1].copy()
-        for column in columns:
-            for rows, block in column.blocks:
-                ids[first[rows][:, None] + np.arange(block.shape[1])] = block
-            first += column.lengths
-        local = np.arange(len(ids)) - np.repeat(starts[:-1], counts)
-        is_action = local >= np.repeat(num_observed, counts)
-        logged = np.ones(T, np.bool_) if targets is None else np.asarray(targets, np.bool_)
+        counts: NDArray[np.int64] = np.sum([column.lengths for column in columns], axis=0)  # (T,)
+        ids = np.concatenate([column.ids for column in columns], axis=1, dtype=np.int32)  # (T, W)
+        local = np.empty_like(ids)
+        local[:] = np.arange(ids.shape[1])
+        is_token: Any = np.s_[:, :]
+        if (counts < ids.shape[1]).any():  # texts of several lengths
+            is_token = np.concatenate([column.is_token for column in columns], axis=1)  # (T, W)
+            local[:] = np.cumsum(is_token, axis=1) - 1
+        local[:, observed:] = ACTION_POSITION
+        loss_mask = np.zeros(ids.shape, np.bool_)
+        loss_mask[:, observed:] = True if targets is None else np.asarray(targets, np.bool_)[:, None]
         patches, intervals = self._patches(observations, T, where)
         return TokenSequence(
-            ids=ids,
-            loss_mask=is_action & np.repeat(logged, counts),
-            local_positions=np.where(is_action, ACTION_POSITION, local).astype(np.int32),
+            ids=ids[is_token].ravel(),
+            loss_mask=loss_mask[is_token].ravel(),
+            local_positions=local[is_token].ravel(),
             patches=patches,
             patch_intervals=intervals,
-            timestep_starts=starts.astype(np.int64),
+            timestep_starts=np.append(0, np.cumsum(counts)),
         )
 
     def _column(self, field: Field, observations: Any, where: str) -> "_Column":
@@ -241,14 +242,16 @@ class Layout:
 
     def _patches(self, observations: Any, T: int, where: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Patches (P, 16, 16, 3) and intervals (P, 4) of all image fields, in the order of their tokens."""
-        pixels, intervals = [np.zeros((T, 0, PATCH, PATCH, 3), np.uint8)], [np.zeros((0, 4), np.uint8)]
+        pixels, intervals = [], []
         for field in self.observations:
             if field.kind == "image":
                 at = f"{where}, observation {field.name}".rstrip()
                 images = as_array(field, value_at(observations, field.path), at)
                 pixels.append(to_patches(images.astype(np.uint8, copy=False)))
                 intervals.append(patch_intervals(*field.shape[:2]))
-        cut = np.concatenate(pixels, axis=1)  # (T, P / T, 16, 16, 3)
+        if not pixels:
+            return np.zeros((0, PATCH, PATCH, 3), np.uint8), np.zeros((0, 4), np.uint8)
+        cut = pixels[0] if len(pixels) == 1 else np.concatenate(pixels, axis=1)  # (T, P / T, 16, 16, 3)
         return cut.reshape(-1, PATCH, PATCH, 3), np.tile(np.concatenate(intervals), (T, 1))
 
     def _values(self, tree: Any, field: Field, fields: tuple[Field, ...], where: str) -> Any:
@@ -264,9 +267,9 @@ class Layout:
         return f"{where}: does not match its space; expected fields {expected}, got {got}"
 
     @staticmethod
-    def _num_observed(columns: list["_Column"], where: str) -> NDArray[np.int64]:
-        """Return the observation tokens (T,) of each timestep, or raise `UserError`: none, too many, unequal T."""
-        lengths = {len(column.lengths) for column in columns}
+    def _check_observations(columns: list["_Column"], where: str) -> None:
+        """Raise `UserError` for fields of unequal T, no timesteps, and too many tokens in one of them."""
+        lengths = {len(column.ids) for column in columns}
         if len(lengths) > 1:
             raise UserError(f"{where}: its fields have {sorted(lengths)} timesteps; they must agree")
         if lengths == {0}:
@@ -278,32 +281,42 @@ class Layout:
                 f"{where}, timestep {t}: {num_observed[t]} observation tokens, allowed {NUM_LOCAL_POSITIONS}; "
                 "shorten its text or resize its images"
             )
-        return num_observed
 
 
 @dataclass(frozen=True)
 class _Column:
-    """The ids of one field over T timesteps, as blocks of timesteps that have the same number of them."""
+    """The ids of one field over T timesteps, a row for each."""
 
+    ids: NDArray[np.integer]
+    """(T, n) ids; texts shorter than the longest are padded at the end."""
     lengths: NDArray[np.int64]
-    blocks: Sequence[tuple[NDArray[np.int64], NDArray[np.integer]]]
+    """(T,) how many of a row's ids are tokens."""
+
+    @property
+    def is_token(self) -> NDArray[np.bool_]:
+        """(T, n) what is no padding."""
+        return np.arange(self.ids.shape[1]) < self.lengths[:, None]
 
     @classmethod
     def of(cls, ids: NDArray[np.integer]) -> "_Column":
         T, n = ids.shape
-        return cls(np.full(T, n, np.int64), [(np.arange(T), ids)])
+        return cls(ids, np.full(T, n))
 
     @classmethod
     def of_texts(cls, texts: Sequence[str], tokenizer: TextTokenizer, where: str) -> "_Column":
-        """Each distinct text is tokenized once: a mission stays the same for a whole episode."""
-        lengths, blocks = np.zeros(len(texts), np.int64), []
+        """Each distinct text is tokenized once: a mission stays the same for a whole episode.
+
+        Ids after the first `NUM_LOCAL_POSITIONS` of a text are left out: so many tokens are refused.
+        """
         rows_of: dict[str, list[int]] = {}
         for t, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(f"{where}, timestep {t}: {type(text).__name__}, expected text")
             rows_of.setdefault(str(text), []).append(t)
-        for text, rows in rows_of.items():
-            ids = np.array(tokenizer.encode(text), np.int64)
-            lengths[rows] = len(ids)
-            blocks.append((np.array(rows), np.tile(ids, (len(rows), 1))))
-        return cls(lengths, blocks)
+        pieces = [tokenizer.encode(text) for text in rows_of]
+        longest = min(max(map(len, pieces), default=0), NUM_LOCAL_POSITIONS)
+        ids, lengths = np.zeros((len(texts), longest), np.int32), np.zeros(len(texts), np.int64)
+        for rows, text_ids in zip(rows_of.values(), pieces, strict=True):
+            lengths[rows] = len(text_ids)
+            ids[rows, : len(text_ids)] = text_ids[:longest]
+        return cls(ids, lengths)

@@ -1,5 +1,7 @@
 """Images to 16x16 patches with their place in the image (Reed et al. 2022, section 2.1 and appendix)."""
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,7 +30,9 @@ def to_patches(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         images = ((images[..., :3] * alpha + 127) // 255).astype(np.uint8)
     rows, columns = grid(H, W)
     if (rows * PATCH, columns * PATCH) != (H, W):
-        images = np.pad(images, ((0, 0), (0, rows * PATCH - H), (0, columns * PATCH - W), (0, 0)))
+        padded = np.zeros((T, rows * PATCH, columns * PATCH, 3), np.uint8)
+        padded[:, :H, :W] = images
+        images = padded
     cut = images.reshape(T, rows, PATCH, columns, PATCH, 3).transpose(0, 1, 3, 2, 4, 5)
     return cut.reshape(T, rows * columns, PATCH, PATCH, 3)
 
@@ -41,11 +45,14 @@ def from_patches(patches: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDA
     return images.reshape(-1, rows * PATCH, columns * PATCH, 3)[:, :H, :W, :C]
 
 
+@cache
 def patch_intervals(height: int, width: int) -> NDArray[np.uint8]:
-    """Return (P, 4): first and past-the-last quantised row, then column, that each patch covers."""
+    """Return (P, 4): first and past-the-last quantised row, then column, that each patch covers; read-only."""
     rows, columns = grid(height, width)
     r, c = np.divmod(np.arange(rows * columns), columns)
-    return np.concatenate([_intervals(rows)[r], _intervals(columns)[c]], axis=1)
+    intervals = np.concatenate([_intervals(rows)[r], _intervals(columns)[c]], axis=1)
+    intervals.flags.writeable = False
+    return intervals
 
 
 def _intervals(num: int) -> NDArray[np.uint8]:

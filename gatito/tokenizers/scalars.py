@@ -29,9 +29,9 @@ def to_bins(values: NDArray[np.floating], num_bins: int = NUM_BINS) -> NDArray[n
 
     The value 1.0 falls in the last bin: one bin further is the next modality's first id. `num_bins` is even.
     """
-    clipped = np.clip(np.asarray(values, dtype=np.float64), -1.0, 1.0)
     half = num_bins // 2  # added after the floor: before it, one ulp under an edge would be rounded up to the edge
-    return np.minimum(np.floor(clipped * half) + half, num_bins - 1).astype(np.int64)
+    bins = np.floor(np.clip(np.asarray(values, dtype=np.float64), -1.0, 1.0) * half).astype(np.int64) + half
+    return np.minimum(bins, num_bins - 1)
 
 
 def from_bins(bins: NDArray[np.integer], num_bins: int = NUM_BINS) -> NDArray[np.float64]:

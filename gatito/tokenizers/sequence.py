@@ -43,8 +43,8 @@ class TokenSequence:
     def timesteps(self, first: int, last: int, patch_id: int) -> "TokenSequence":
         """Return timesteps [first, last); `patch_id` tells which tokens are patches."""
         a, b = int(self.timestep_starts[first]), int(self.timestep_starts[last])
-        p = int(np.count_nonzero(self.ids[:a] == patch_id))
-        q = p + int(np.count_nonzero(self.ids[a:b] == patch_id))
+        p = self._num_patches(0, a, patch_id)
+        q = p + self._num_patches(a, b, patch_id)
         return TokenSequence(
             ids=self.ids[a:b],
             loss_mask=self.loss_mask[a:b],
@@ -56,8 +56,8 @@ class TokenSequence:
 
     def head(self, num_tokens: int, patch_id: int) -> "TokenSequence":
         """Return the first `num_tokens` tokens; the last timestep may be cut."""
-        p = int(np.count_nonzero(self.ids[:num_tokens] == patch_id))
-        starts = self.timestep_starts[self.timestep_starts < num_tokens]
+        p = self._num_patches(0, num_tokens, patch_id)
+        starts = self.timestep_starts[: np.searchsorted(self.timestep_starts, num_tokens)]
         return TokenSequence(
             ids=self.ids[:num_tokens],
             loss_mask=self.loss_mask[:num_tokens],
@@ -67,9 +67,15 @@ class TokenSequence:
             timestep_starts=np.append(starts, min(num_tokens, len(self))),
         )
 
+    def _num_patches(self, a: int, b: int, patch_id: int) -> int:
+        """How many of the tokens [a, b) are patches."""
+        return int(np.count_nonzero(self.ids[a:b] == patch_id)) if len(self.patches) else 0
+
 
 def concatenate(sequences: Sequence[TokenSequence]) -> TokenSequence:
-    """Join sequences end to end, for example a prompt and a window."""
+    """Join sequences end to end, for example a prompt and a window; of one alone nothing is copied."""
+    if len(sequences) == 1:
+        return sequences[0]
     starts, offset = [np.zeros(1, np.int64)], 0
     for sequence in sequences:
         starts.append(sequence.timestep_starts[1:] + offset)

@@ -76,21 +76,19 @@ class Trunk:
     def roles(self, ids: NDArray[np.integer], local_positions: NDArray[np.integer]) -> Roles:
         """What becomes of each of N tokens."""
         local = np.asarray(local_positions)
-        costs, resampled = np.ones(len(ids), np.int64), np.zeros(len(ids), np.bool_)
-        if self.latents:
-            resampled = self._resampled(np.asarray(ids), local)
-            costs[resampled] = 0
-            costs[resampled & (local == 0)] = self.latents
+        resampled = self._resampled(np.asarray(ids), local) if self.latents else np.zeros(len(ids), np.bool_)
         decoded = (local == ACTION_POSITION) & self.decoded_actions
-        costs[decoded] = 0
+        costs = (~(resampled | decoded)).astype(np.int64)
+        costs[resampled & (local == 0)] = self.latents
         return Roles(costs=costs, resampled=resampled, decoded=decoded)
 
     def _resampled(self, ids: NDArray[np.integer], local: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Tokens (N,) of observations, and of images where asked for."""
         observed = local < NUM_LOCAL_POSITIONS
-        if self.resample_images or not observed.any():
-            return observed
         # An observation ends with the separator, an image with a patch.
+        num_images = np.count_nonzero(local == 0) - np.count_nonzero(ids == self.vocabulary.separator)
+        if self.resample_images or not num_images:
+            return observed
         firsts = np.flatnonzero(local == 0)
         lasts = np.flatnonzero(observed & ~np.append(observed[1:] & (local[1:] > 0), False))
         images = ids[lasts] != self.vocabulary.separator
