@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatito.data.packing import Batch, pack
+from gatito.data.shares import edges_of, whose_turn
 from gatito.data.store import Store, TokenDataset
 from gatito.errors import UserError
 from gatito.tokenizers import TokenSequence
 from gatito.tokenizers.sequence import concatenate, observations_predicted
 from gatito.tokenizers.trunk import Trunk
 
-GOLDEN_RATIO = 0.6180339887498949
 CHUNK = 1 << 18
 """Tokens that are counted at a time."""
 PAIRS_PER_SEQUENCE = 5
@@ -116,8 +116,7 @@ class Sampler:
 
     @cached_property
     def _edges(self) -> NDArray[np.float64]:
-        weights = np.array([dataset.weight for dataset in self.store])
-        return np.cumsum(weights / weights.sum())
+        return edges_of(np.array([dataset.weight for dataset in self.store]))
 
     @cached_property
     def _phase(self) -> float:
@@ -125,8 +124,7 @@ class Sampler:
 
     def dataset(self, index: int) -> TokenDataset:
         """The dataset of row `index`: by a golden-ratio sequence, so that every stretch has the weights."""
-        u = (self._phase + index * GOLDEN_RATIO) % 1.0
-        return self.store.datasets[min(int(np.searchsorted(self._edges, u, side="right")), len(self._edges) - 1)]
+        return self.store.datasets[whose_turn(self._edges, index, self._phase)]
 
     def row(self, index: int) -> list[TokenSequence]:
         """Sequences of row `index`, which fill `context` positions; the last one is cut.
