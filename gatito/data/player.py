@@ -20,7 +20,7 @@ from gatito.tokenizers.patches import from_patches, to_patches
 MAX_TIMESTEPS = 200
 """Timesteps of one episode; of longer ones evenly many are left out."""
 MAX_BYTES = 600_000
-"""Of one episode on the page; timesteps are halved until it is smaller."""
+"""Of one episode on the page; timesteps are left out until it is smaller."""
 MAX_SIDE = 160
 """Pixels of a frame; larger ones are shrunk."""
 MAX_IMAGES, MAX_CURVES, MAX_LINES, MAX_ROWS = 3, 9, 6, 12
@@ -46,8 +46,8 @@ class Player:
         """A figure that `player.js` brings to life."""
         shown = min(MAX_TIMESTEPS, len(self.episode))
         figure = self._figure(shown)
-        while len(figure.encode("utf-8", "replace")) > MAX_BYTES and shown > 2:
-            shown = max(2, shown // 2)
+        while (size := len(figure.encode("utf-8", "replace"))) > MAX_BYTES and shown > 2:
+            shown = max(2, int(0.95 * shown * MAX_BYTES / size))
             figure = self._figure(shown)
         return figure
 

@@ -16,6 +16,7 @@ from gatito.data.player import Player, first_image
 from gatito.data.survey import NUM_TEXTS, FieldSurvey, Survey
 from gatito.errors import UserError
 from gatito.pages import facts_list, modality_legend, number, section, share, shortened, timestep_chips, write_page
+from gatito.tokenizers.scalars import M
 
 MAX_AGENTS = 12
 """Source agents with a histogram of their own; all others share one."""
@@ -167,6 +168,8 @@ def _notes(f: FieldSurvey) -> Iterator[str]:
     occurring = np.count_nonzero(f.counts)
     if f.leaf.kind == "continuous":
         yield f"from {number(low)} to {number(high)}, in {occurring:,} of {len(f.counts):,} bins"
+        if any(f.leaf.mu_law) and max(high, -low) > M:
+            yield f"values beyond {M:g} are in the last bin"
         if f.role == "action":
             yield f"{f.at_bounds / f.num_values:.1%} of the values lie on their bounds"
     else:
@@ -211,7 +214,7 @@ def _is_good(seen: Survey, index: int) -> bool:
 
 
 def _players(seen: Survey, chosen: Sequence[tuple[int, str]]) -> str:
-    lead = "Of source agents the episodes with the best, the median and the worst return."
+    lead = f"Best and worst return of each source agent, then the median: at most {MAX_PLAYERS} episodes."
     figures = "".join(  # one episode in memory at a time
         Player(episode=seen.source.episode(index), layout=seen.layout, words=words).html() for index, words in chosen
     )
