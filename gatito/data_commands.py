@@ -87,9 +87,11 @@ def show_sources(sources: Sequence[str]) -> None:
 
 
 def report_dataset(source: str, out: Path, context: int) -> None:
-    """Write the HTML report of a dataset."""
+    """Write the HTML report of a dataset to a file that is not there yet."""
     from gatito.data.report import write_dataset_report
 
+    if out.exists():
+        raise UserError(f"--out {out} exists; choose another file or remove it")
     check_writable(out.parent)
     write_dataset_report(_survey(source, context), out)
     print(out)

@@ -376,6 +376,7 @@ def test_a_finished_dataset_is_kept_by_the_same_call_and_refused_by_another(tmp_
     assert {file: file.read_bytes() for file in files_in(tmp_path)} == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_instant_is_continued_to_the_same_dataset(tmp_path: Path) -> None:
     """The real thing: the command is killed with its workers, then typed again."""
     line = "data collect --tasks classic/acrobot --episodes 60 --processes 2 --out"

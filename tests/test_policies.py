@@ -55,6 +55,7 @@ def test_any_environment_is_collected_with_random_actions(folder: Path) -> None:
         np.testing.assert_array_equal(episode.actions, buffer.actions)
 
 
+@pytest.mark.slow
 def test_a_function_of_the_user_acts_in_other_processes_too(folder: Path) -> None:
     collect("--env CartPole-v1 --policy my_pilot:left --episodes 2 --processes 2 --out d")
     source = open_minari(folder / "d/CartPole-v1/my_pilot.left-v0")

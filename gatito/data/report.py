@@ -14,7 +14,6 @@ from gatito.data.explain import token_rows
 from gatito.data.histograms import of_field, of_integers, of_numbers, reference_axis
 from gatito.data.player import Player, first_image
 from gatito.data.survey import NUM_TEXTS, FieldSurvey, Survey
-from gatito.errors import UserError
 from gatito.pages import facts_list, modality_legend, number, section, share, shortened, timestep_chips, write_page
 from gatito.tokenizers.scalars import M
 
@@ -188,7 +187,7 @@ def _texts(f: FieldSurvey) -> str:
 
 def _chosen(seen: Survey) -> list[tuple[int, str]]:
     """Episodes of the source to look at, each with why: best, worst and median return of each agent, best first."""
-    ids, agents = _ids(seen), [agent for agent, _ in _groups(seen)]
+    ids, agents = seen.ids, [agent for agent, _ in _groups(seen)]
     chosen: dict[int, tuple[str, str]] = {}
     for which, share_of in (("best", 1.0), ("worst", 0.0), ("median", 0.5)):
         for agent in agents:
@@ -197,20 +196,6 @@ def _chosen(seen: Survey) -> list[tuple[int, str]]:
                 chosen.setdefault(ranked[round(share_of * (len(ranked) - 1))], (agent, which))
     listed = sorted(chosen.items(), key=lambda item: (agents.index(item[1][0]), -seen.returns[item[0]]))
     return [(ids[i], f"{which} of {agent}") for i, (agent, which) in listed]
-
-
-def _ids(seen: Survey) -> list[int]:
-    """Episodes of the source that the survey took: those without errors."""
-    everyone = range(len(seen.source))
-    return list(everyone if len(everyone) == len(seen.returns) else (i for i in everyone if _is_good(seen, i)))
-
-
-def _is_good(seen: Survey, index: int) -> bool:
-    try:
-        checked_tokens(seen.layout, seen.source.episode(index), where="")
-    except UserError:
-        return False
-    return True
 
 
 def _players(seen: Survey, chosen: Sequence[tuple[int, str]]) -> str:

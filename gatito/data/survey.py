@@ -27,6 +27,8 @@ OUTSIDE = 0.01
 """Share of observed values outside their bounds from which a warning is given."""
 LEAST_SCORE = 0.5
 """Mean score of expert episodes below which a warning is given."""
+MAX_FRAMES = 16
+"""Frames of an episode whose brightness is counted."""
 NUM_TEXTS = 1000
 """Distinct texts of a field that are counted."""
 
@@ -85,7 +87,8 @@ class FieldSurvey:
         axis = None if kind == "image" else 0
         self.low, self.high = np.minimum(self.low, flat.min(axis)), np.maximum(self.high, flat.max(axis))
         if kind == "image":
-            self.counts += np.bincount(flat.reshape(-1)[:: max(1, flat.size // 65536)], minlength=256)
+            frames = flat[:: max(1, len(flat) // MAX_FRAMES)]
+            self.counts += np.bincount(frames.reshape(-1), minlength=256)
             return
         ids = encode(self.leaf, values, layout.vocabulary, self.leaf.name)
         first = layout.vocabulary.continuous_start if kind == "continuous" else layout.vocabulary.discrete_start
@@ -107,6 +110,8 @@ class Survey:
     """Returns of the random policy and of the expert, where they were measured."""
     fields: list[FieldSurvey]
     """Of observations, then of actions."""
+    ids: list[int] = field(default_factory=list)
+    """Index in the dataset of each episode that could be read; the lists below are of the same episodes."""
     returns: list[float] = field(default_factory=list)
     """Sum of the rewards of each episode."""
     lengths: list[int] = field(default_factory=list)
@@ -196,6 +201,7 @@ def _take(seen: Survey, episode: Episode, sequence: TokenSequence, clipped: Clip
     for of_field in seen.fields:
         tree = episode.observations if of_field.role == "observation" else episode.actions
         of_field.add(value_at(tree, of_field.leaf.path), seen.layout)
+    seen.ids.append(episode.id)
     seen.returns.append(episode.total_return)
     seen.lengths.append(len(episode))
     seen.agents.append(episode.agent)

@@ -1,0 +1,103 @@
+"""The Atari games: seeds, what is seen of them, and experts that know the game."""
+
+import pickle
+import re
+
+import numpy as np
+import pytest
+
+import gatito.data.tasks as module
+from gatito.data.domains import atari
+from gatito.data.recording import collect_episode, random_policy
+from gatito.data.tasks import EVALUATION_SEEDS, TaskSpec
+
+pytest.importorskip("ale_py", reason="needs pip install 'gatito[atari]'")
+
+TASKS = {spec.id: spec for spec in atari.tasks()}
+
+
+def return_of(spec: TaskSpec, agent: str, steps: int) -> float:
+    """Return what an agent earns in the first steps of an episode."""
+    env = spec.make()
+    observation, _ = env.reset(seed=EVALUATION_SEEDS)
+    policy = spec.expert(env) if agent == "expert" else random_policy(env, 0)
+    total = 0.0
+    for _ in range(steps):
+        observation, reward, terminated, truncated, _ = env.step(policy(observation))
+        total += float(reward)
+        if terminated or truncated:
+            break
+    return total
+
+
+def test_the_same_seed_gives_the_same_episode_and_another_seed_another() -> None:
+    spec = TASKS["atari/skiing"]
+    first, again, other = (collect_episode(spec, spec.make(), seed, noise=0.1) for seed in (5, 5, 6))
+    assert first.rewards == again.rewards
+    assert np.array_equal(np.asarray(first.observations), np.asarray(again.observations))
+    assert np.array_equal(np.asarray(first.actions), np.asarray(again.actions))
+    assert first.rewards != other.rewards
+
+
+def test_episodes_start_differently_before_anyone_acted() -> None:
+    env = TASKS["atari/freeway"].make()
+    starts = {env.reset(seed=seed)[0].tobytes() for seed in range(12)}
+    assert len(starts) >= 6
+
+
+def test_observations_show_the_ball_of_breakout() -> None:
+    spec = TASKS["atari/breakout"]
+    env = spec.make()
+    observation, _ = env.reset(seed=3)
+    policy, ale = spec.expert(env), env.unwrapped.ale  # type: ignore[attr-defined]
+    bright = {True: [], False: []}  # type: dict[bool, list[int]]
+    for _ in range(60):
+        observation, *_ = env.step(policy(observation))
+        assert observation.shape == (96, 80, 3)
+        assert observation.dtype == np.uint8
+        assert env.observation_space.contains(observation)
+        ball_y = int(ale.getRAM()[101])
+        if ball_y == 0 or 105 < ball_y < 170:  # no ball, or between the bricks and the paddle
+            bright[ball_y > 0].append(int(observation[46:80, 5:75].max()))
+    assert len(bright[True]) > 10
+    assert len(bright[False]) > 0
+    assert min(bright[True]) > 60
+    assert max(bright[False]) == 0
+
+
+@pytest.mark.parametrize(("game", "steps", "margin"), [("breakout", 300, 8.0), ("boxing", 300, 5.0)])
+def test_the_expert_beats_the_random_policy(game: str, steps: int, margin: float) -> None:
+    spec = TASKS[f"atari/{game}"]
+    assert return_of(spec, "expert", steps) > return_of(spec, "random", steps) + margin
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_expert_starts_with_legal_actions_and_is_picklable(task: str) -> None:
+    spec = pickle.loads(pickle.dumps(TASKS[task]))
+    assert spec.license == "GPL-2.0-only"
+    env = spec.make(render_mode="rgb_array")
+    observation, _ = env.reset(seed=0)
+    policy = spec.expert(env)
+    for _ in range(20):
+        action = policy(observation)
+        assert isinstance(action, np.int64)
+        assert env.action_space.contains(action)
+        observation, *_ = env.step(action)
+    screen = env.render()
+    assert isinstance(screen, np.ndarray)
+    assert screen.shape == (210, 160, 3)
+    env.close()
+
+
+def test_an_episode_ends_after_five_minutes_at_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert atari.MAX_STEPS * atari.FRAMES == 5 * 60 * 60
+    monkeypatch.setattr(atari, "MAX_STEPS", 7)
+    spec = TASKS["atari/pong"]
+    assert collect_episode(spec, spec.make(), 0).truncations == [False] * 6 + [True]
+
+
+def test_a_missing_ale_py_is_answered_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name, *rest: None)
+    said = TASKS["atari/pong"].missing_extra()
+    assert said is not None
+    assert re.fullmatch(r"task 'atari/pong' needs ale_py: pip install 'gatito\[atari\]'", said)
