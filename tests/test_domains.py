@@ -38,7 +38,7 @@ def test_the_same_seed_gives_the_same_episode(task: str) -> None:
 
 def test_without_opengl_a_robot_is_drawn_from_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "disable")
-    monkeypatch.setattr(metaworld, "_opengl_backend", lambda: None)
+    monkeypatch.setattr(metaworld, "opengl_backend", lambda: None)
     env = metaworld.MetaWorld("reach", render_mode="rgb_array")
     env.reset(seed=0)
     assert env.renders_state

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from toy_data import Shape, write_minari
@@ -19,6 +20,7 @@ from gatito.data.sampler import Sampler
 from gatito.data.store import Store
 from gatito.data.tasks import EVALUATION_SEEDS, matching
 from gatito.errors import UserError
+from gatito.recipes import mixture_path
 from gatito.tokenizers import TextTokenizer
 from gatito.tokenizers.trunk import Trunk
 
@@ -248,3 +250,49 @@ def test_a_dataset_without_seeds_is_split_by_the_index_of_its_episodes(tmp_path:
     store = build(config, tmp_path / "store")
     expected = sum(config.held_out.has_episode(i) for i in range(40))
     assert store.held_out[0].num_episodes == expected > 10
+
+
+# The mixtures of the package
+
+
+def packaged(name: str) -> MixtureConfig:
+    values = yaml.safe_load(Path(mixture_path(name)).read_text())
+    values["datasets"] = [DatasetConfig(**entry) for entry in values["datasets"]]
+    values["held_out"], values["collect"] = HeldOutConfig(**values["held_out"]), CollectConfig(**values["collect"])
+    return MixtureConfig(**values)
+
+
+def parts_to_come(config: MixtureConfig) -> list[Part]:
+    """The parts of a mixture whose tasks are yet to be collected."""
+    return [
+        Part(entry=index, source=task, task=task, held_out=config.held_out.has_task(task))
+        for index, entry in enumerate(config.datasets)
+        for task in (matching(entry.location.split(",")) if entry.scheme == "task" else [entry.source])
+    ]
+
+
+def test_the_mixture_hundred_trains_on_more_than_a_hundred_tasks_of_seven_domains() -> None:
+    config = packaged("hundred")
+    trained = [part for part in parts_to_come(config) if not part.held_out]
+    assert len(module.tasks_to_collect(config)) >= 105
+    assert sum("/" in part.task for part in trained) >= 100
+    assert {part.domain for part in trained if "/" in part.task} == {
+        "babyai", "metaworld", "classic", "box2d", "mujoco", "dmc", "sokoban"
+    }  # fmt: skip
+    shares = weights_of(trained, [1] * len(trained), config)
+    assert sum(s for s, part in zip(shares, trained, strict=True) if part.domain == "babyai") == pytest.approx(4 / 16)
+
+
+def test_the_mixture_gato_has_the_weights_of_the_paper_s_table_1() -> None:
+    config = packaged("gato")
+    trained = [part for part in parts_to_come(config) if not part.held_out]
+    shares = weights_of(trained, [1] * len(trained), config)
+    percent: dict[str, float] = {}
+    for share, part in zip(shares, trained, strict=True):
+        name = "dmc pixels" if part.task.endswith("-pixels") else part.domain
+        percent[name] = percent.get(name, 0.0) + float(share)
+    paper = {"atari": 9.5, "babyai": 9.06, "metaworld": 8.96, "dmc pixels": 7.07, "dmc": 4.62, "sokoban": 1.33}
+    paper |= {"text": 6.7, "captions": 0.67}
+    assert percent == pytest.approx({name: value / sum(paper.values()) for name, value in paper.items()})
+    assert not any(part.task.endswith(("-symbolic", "-goal-hidden")) for part in trained)
+    assert {part.task for part in parts_to_come(config) if part.held_out} == set(matching(["ml45-test"]))

@@ -107,9 +107,10 @@ class ExpertFailed(RuntimeError):
 @cache
 def registry() -> dict[str, TaskSpec]:
     """Return every known task by id: our own first, then those of installed packages."""
-    from gatito.data.domains import babyai, classic, metaworld, sokoban
+    from gatito.data.domains import atari, babyai, classic, dmc, metaworld, mujoco, sokoban
 
-    tasks = {spec.id: spec for domain in (classic, babyai, metaworld, sokoban) for spec in domain.tasks()}
+    domains = (classic, mujoco, dmc, babyai, metaworld, sokoban, atari)
+    tasks = {spec.id: spec for domain in domains for spec in domain.tasks()}
     for entry in entry_points(group="gatito.tasks"):
         try:
             tasks |= _checked(entry.load()(), tasks)

@@ -2,10 +2,9 @@
 
 ale-py is GPL-2.0-only and therefore an extra that nothing else installs: `pip install 'gatito[atari]'`.
 
-The protocol is that of Machado et al. 2018 for `ALE/*-v5`, with fewer actions and a shorter game: 4 frames per
-action, each of which repeats the previous action instead with probability 0.25, the minimal action set, 1, 3, ...
-or 29 no-op frames at the start (Mnih et al. 2015: at most 30) and at most `MAX_STEPS` steps. The return is the raw
-score. Only games are here whose expert earns more on average than 99 of 100 random episodes.
+As in Machado et al. 2018 (`ALE/*-v5`), an action lasts 4 frames, each of which repeats the previous action instead
+with probability 0.25. Unlike there, the action set is the minimal one, an episode starts with 1, 3, ... or 29 no-op
+frames and ends after `MAX_STEPS` steps. The return is the raw score; the experts' means are far above random.
 
 RAM addresses are those of AtariARI (Anand et al. 2019) and OCAtari (Delfosse et al. 2024) where a rule does not
 say "observed": those, and all numbers in pixels and frames, were found by watching the RAM while playing.
@@ -28,10 +27,10 @@ FRAMES = 4
 """Frames per step, at 60 frames a second."""
 
 MAX_STEPS = 4500
-"""Steps per episode: five minutes of play, as for the human players of Mnih et al. 2015."""
+"""Steps per episode: five minutes, as for the humans of Mnih et al. 2015."""
 
 HEIGHT, WIDTH = 96, 80
-"""Pixels of the observation: the screen of 210 x 160 shrunk to 30 patches of 16 x 16."""
+"""Pixels of the observation: 30 patches of 16 x 16."""
 
 Rule = Callable[[Iterator[list[int]]], Iterator[str]]
 """Maps the 128 bytes of RAM at each step to the name of an action."""
@@ -67,7 +66,7 @@ class Atari(gym.Wrapper[NDArray[np.uint8], np.int64, Any, Any], RecordConstructo
 
 
 def shrink(screen: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Average (210, 160, 3) to (96, 80, 3); averaging keeps thin things visible that nearest pixels lose."""
+    """Average (210, 160, 3) to (96, 80, 3), which keeps thin things visible."""
     return np.array(Image.fromarray(screen).resize((WIDTH, HEIGHT), Image.Resampling.BOX))
 
 
@@ -93,8 +92,7 @@ def expert(rule: Rule, env: gym.Env[Any, Any]) -> Policy:
 
 def steer(way_x: int, way_y: int, fire: bool = False) -> str:
     """Name the action that moves right and down (each -1, 0 or 1) and may fire."""
-    name = ("UP", "", "DOWN")[way_y + 1] + ("LEFT", "", "RIGHT")[way_x + 1] + "FIRE" * fire
-    return name or "NOOP"
+    return ("UP", "", "DOWN")[way_y + 1] + ("LEFT", "", "RIGHT")[way_x + 1] + "FIRE" * fire or "NOOP"
 
 
 def towards(wanted: float, there: float, slack: float) -> int:
@@ -122,7 +120,7 @@ def turn(paddle: float, knob: float, wanted: float, frames: float, *, lag: int, 
 
     def miss(way: int) -> float:
         place, at = paddle, knob
-        for frame in range(0, int(min(max(frames, 0), 16)), lag):
+        for frame in range(0, int(min(frames, 16)), lag):
             at = min(max(at + way * lag * 5.7 * (frame < FRAMES), 40), 200)
             place = (place + at) / 2
         return abs(place - wanted) + slack * abs(way)
@@ -137,8 +135,8 @@ def breakout(rams: Iterator[list[int]]) -> Iterator[str]:
         (was_x, was_y), (x, y) = (x, y), (ram[99], ram[101])
         wanted, frames = float(ram[72] if y >= was_y else (x + 110) / 2), 16.0
         if 0 < was_y < y <= 181:
-            frames = FRAMES * (177 - y) / (y - was_y)
-            wanted = folded(x + (x - was_x) / FRAMES * max(frames, 0), 57, 199) - 9
+            frames = max(FRAMES * (177 - y) / (y - was_y), 0)
+            wanted = folded(x + (x - was_x) / FRAMES * frames, 57, 199) - 9
         way = turn(ram[72], 234 - ram[70], wanted, frames, lag=1, slack=2.0)
         yield "FIRE" if y == 0 else steer(way, 0)
 
@@ -166,8 +164,7 @@ def freeway(rams: Iterator[list[int]], horizon: int = 24) -> Iterator[str]:
         heights = ram[14] + FRAMES * np.arange(-1, horizon + 1)
         lanes = np.abs(heights[:, None] - (20 + 16 * np.arange(10))) <= 8  # (height, lane)
         cars = (np.array(ram[108:118]) + CAR_SPEEDS * frames[:, None]) % 160  # (frame, lane)
-        near = (cars >= 39) & (cars <= 55)
-        hit = (near.astype(int) @ lanes.T.astype(int)).reshape(horizon, 2, -1).sum(1) > 0  # (step, height)
+        hit = ((np.abs(cars - 47) <= 8) @ lanes.T).reshape(horizon, 2, -1).any(1)  # (step, height)
         value = np.minimum(heights, 174).astype(float)
         for step in range(horizon - 1, -1, -1):
             up, down = np.append(value[1:], value[-1]), np.append(value[:1], value[:-1])
@@ -180,26 +177,23 @@ def boxing(rams: Iterator[list[int]]) -> Iterator[str]:
     """Stay above the opponent, an arm's length away, and punch with every other step."""
     for step, ram in enumerate(rams):
         x, y, enemy_x, enemy_y = (ram[i] for i in (32, 34, 33, 35))
-        side = 1 if enemy_x > x else -1
-        near = abs(enemy_x - x) < 22 and abs(abs(enemy_y - y) - 9) < 5
-        yield steer(towards(enemy_x - 16 * side, x, 3), towards(enemy_y - 9, y, 2), near and step % 2 == 1)
+        punch = step % 2 == 1 and abs(enemy_x - x) < 22 and abs(abs(enemy_y - y) - 9) < 5
+        yield steer(towards(enemy_x - (16 if enemy_x > x else -16), x, 3), towards(enemy_y - 9, y, 2), punch)
 
 
 def tennis(rams: Iterator[list[int]]) -> Iterator[str]:
     """Run along the baseline and stand so that the ball goes to the far corner."""
     for ram in rams:
-        above, ball = ram[80] == 0, ram[16]
-        x = ram[26] if above else ram[27]
-        yield steer(towards(ball + (1 if ball > 78 else -6), x, 1), -1 if above else 1, True)
+        below, ball = min(ram[80], 1), ram[16]
+        yield steer(towards(ball + (1 if ball > 78 else -6), ram[26 + below], 1), 2 * below - 1, True)
 
 
 def skiing(rams: Iterator[list[int]]) -> Iterator[str]:
     """Head for the middle of the next gate; RAM 15, the heading from 0 (left) to 15, is observed."""
     for ram in rams:
-        gates = [(ram[86 + i], ram[62 + i] + 16) for i in range(8) if ram[70 + i] == 2 and ram[86 + i] < 118]
-        _, gate = max(gates, default=(0, ram[25]))
-        heading = 8 + min(max(0.1 * (gate - ram[25]), -2), 2)
-        yield steer(towards(heading, ram[15], 0.5), 0)
+        gates = [(ram[86 + i], ram[62 + i] + 16) for i in range(8) if ram[70 + i] == 2]
+        gate = max((gate for gate in gates if gate[0] < 118), default=(0, ram[25]))[1]
+        yield steer(towards(8 + min(max(0.1 * (gate - ram[25]), -2), 2), ram[15], 0.5), 0)
 
 
 def atlantis(_: Iterator[list[int]]) -> Iterator[str]:
@@ -219,14 +213,13 @@ def demon_attack(rams: Iterator[list[int]]) -> Iterator[str]:
         were, demons = demons, [(column(ram[13 + i]) + column(ram[17 + i])) / 2 for i in range(3)]
         still = [n + 1 if a == b else 0 for a, b, n in zip(were, demons, still, strict=True)]
         lowest = max((i for i in range(3) if still[i] < 40), default=2)
-        x, bomb = column(ram[16]), column(ram[20]) + 1
-        speed = demons[lowest] - were[lowest]
+        x, speed = column(ram[16]), demons[lowest] - were[lowest]
         way = towards(demons[lowest] + 6 + (speed if abs(speed) <= 20 else 0), x, 2)
-        if any(ram[37:43]):  # a bomb in the lowest six rows
-            if abs(bomb - x) < 18:
-                way = 1 if bomb <= x < 125 or x < 25 else -1
-            elif abs(bomb - x) < 24 and way == (1 if bomb > x else -1):
-                way = 0
+        gap = column(ram[20]) + 1 - x if any(ram[37:43]) else 99  # to a bomb in the lowest six rows
+        if abs(gap) < 18:
+            way = 1 if (gap <= 0 and x < 125) or x < 25 else -1
+        elif abs(gap) < 24 and way * gap > 0:
+            way = 0
         yield steer(way, 0, step % 2 == 0)
 
 
@@ -240,11 +233,10 @@ GAMES: dict[str, tuple[Rule, float]] = {
     "atlantis": (atlantis, 0.05),
     "demon-attack": (demon_attack, 0.05),
 }
-"""The expert of each game, and the noise that leaves it more than 70 % of its return above random."""
 
 
 def tasks() -> list[TaskSpec]:
-    """Return one task per game."""
+    """Return one task per game, with the noise that leaves more than 70 % of the expert's return above random."""
     return [
         TaskSpec(
             id=f"atari/{name}",

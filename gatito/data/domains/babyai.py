@@ -141,6 +141,7 @@ def _task(level: str, symbolic: bool) -> TaskSpec:
         modules={"minigrid": "babyai"},
         returns_of=None if symbolic else f"{task_id(level)}-symbolic",
         cpu_limit_s=EPISODE_LIMIT_S,
+        license="Apache-2.0",
     )
 
 

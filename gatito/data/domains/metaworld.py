@@ -1,9 +1,7 @@
 """The 50 Meta-World manipulation tasks (Yu et al. 2019), scored by success, with their scripted policies."""
 
 import os
-import subprocess
-import sys
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +9,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
+from gatito.data.domains.opengl import opengl_backend
 from gatito.data.tasks import Policy, TaskSpec
 
 NAMES = [
@@ -79,10 +78,6 @@ FRAGILE = ("handle-pull-side", "shelf-place")
 """Tasks whose policy never recovers from some slips (success falls to 0.8): collected without noise."""
 
 _PIXELS_PER_METRE = 120
-_PROBE = (
-    "import mujoco; model = mujoco.MjModel.from_xml_string('<mujoco/>'); data = mujoco.MjData(model);"
-    "renderer = mujoco.Renderer(model, 8, 8); renderer.update_scene(data); renderer.render()"
-)
 
 
 class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
@@ -100,7 +95,7 @@ class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
         """Build the task, such as `reach`. Frames are drawings of the state where OpenGL does not work."""
         backend = None
         if render_mode or "MUJOCO_GL" in os.environ:  # with a backend that is not there, import mujoco fails
-            backend = _opengl_backend()
+            backend = opengl_backend()
             os.environ["MUJOCO_GL"] = backend or "disable"
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
@@ -225,18 +220,3 @@ def groups() -> dict[str, list[str]]:
     test = [f"metaworld/{name}" for name in ML45_TEST]
     shown = {"ml45-train": train, "ml45-test": test}
     return shown | {f"{group}-goal-hidden": [f"{task}-goal-hidden" for task in ids] for group, ids in shown.items()}
-
-
-@cache
-def _opengl_backend() -> str | None:
-    """Return the first MuJoCo backend that renders, tried in a process of its own: it may crash."""
-    wanted = os.environ.get("MUJOCO_GL")
-    for backend in [wanted] if wanted else ["egl", "osmesa", "glfw"]:
-        probe = [sys.executable, "-c", _PROBE]
-        try:
-            done = subprocess.run(probe, env={**os.environ, "MUJOCO_GL": backend}, capture_output=True, timeout=60)
-        except subprocess.TimeoutExpired:
-            continue
-        if done.returncode == 0:
-            return backend
-    return None
