@@ -84,11 +84,12 @@ def measure_tasks(names: list[str], episodes: int, processes: int, out: str | No
             raise UserError(f"--out {out} was measured over {before.get('episodes')} episodes, not {episodes}")
     elif path and not path.absolute().parent.is_dir():
         raise UserError(f"--out {out}: its folder does not exist; choose another file")
-    measured = known | measure_references(chosen, episodes, processes)
-    text = json.dumps({"episodes": episodes, "tasks": dict(sorted(measured.items()))}, indent=1) + "\n"
-    if path:
-        path.write_text(text)
-    else:
+    for task, means in measure_references(chosen, episodes, processes):
+        known[task] = means
+        text = json.dumps({"episodes": episodes, "tasks": dict(sorted(known.items()))}, indent=1) + "\n"
+        if path:  # after each: hours may lie between the first and the last
+            path.write_text(text)
+    if not path:
         print(text, end="")
 
 

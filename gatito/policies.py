@@ -90,6 +90,5 @@ def _agent(checkpoint: str) -> Any:
 
 def _by_checkpoint(checkpoint: str, task: str, env: gym.Env[Any, Any]) -> Policy:
     agent = _agent(checkpoint)
-    seed = env.unwrapped.np_random_seed
-    agent.reset(task, seed=seed if seed is not None and seed >= 0 else 0)
+    agent.reset(task, seed=int(env.action_space.np_random.integers(1 << 31)))
     return agent.act

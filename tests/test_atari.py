@@ -20,7 +20,8 @@ def return_of(spec: TaskSpec, agent: str, steps: int) -> float:
     """Return what an agent earns in the first steps of an episode."""
     env = spec.make()
     observation, _ = env.reset(seed=EVALUATION_SEEDS)
-    policy = spec.expert(env) if agent == "expert" else random_policy(env, 0)
+    env.action_space.seed(0)
+    policy = spec.expert(env) if agent == "expert" else random_policy(env)
     total = 0.0
     for _ in range(steps):
         observation, reward, terminated, truncated, _ = env.step(policy(observation))
@@ -30,19 +31,20 @@ def return_of(spec: TaskSpec, agent: str, steps: int) -> float:
     return total
 
 
-def test_the_same_seed_gives_the_same_episode_and_another_seed_another() -> None:
-    spec = TASKS["atari/skiing"]
+def test_the_same_seed_gives_the_same_episode_and_another_seed_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atari, "MAX_STEPS", 100)
+    spec = TASKS["atari/breakout"]
     first, again, other = (collect_episode(spec, spec.make(), seed, noise=0.1) for seed in (5, 5, 6))
+    assert sum(first.rewards) > 0
     assert first.rewards == again.rewards
     assert np.array_equal(np.asarray(first.observations), np.asarray(again.observations))
     assert np.array_equal(np.asarray(first.actions), np.asarray(again.actions))
-    assert first.rewards != other.rewards
+    assert not np.array_equal(np.asarray(first.observations), np.asarray(other.observations))
 
 
 def test_episodes_start_differently_before_anyone_acted() -> None:
     env = TASKS["atari/freeway"].make()
-    starts = {env.reset(seed=seed)[0].tobytes() for seed in range(12)}
-    assert len(starts) >= 6
+    assert len({env.reset(seed=seed)[0].tobytes() for seed in range(4)}) >= 3
 
 
 def test_observations_show_the_ball_of_breakout() -> None:
@@ -50,25 +52,26 @@ def test_observations_show_the_ball_of_breakout() -> None:
     env = spec.make()
     observation, _ = env.reset(seed=3)
     policy, ale = spec.expert(env), env.unwrapped.ale  # type: ignore[attr-defined]
-    bright = {True: [], False: []}  # type: dict[bool, list[int]]
-    for _ in range(60):
+    seen = 0
+    for _ in range(50):
         observation, *_ = env.step(policy(observation))
         assert observation.shape == (96, 80, 3)
         assert observation.dtype == np.uint8
         assert env.observation_space.contains(observation)
-        ball_y = int(ale.getRAM()[101])
-        if ball_y == 0 or 105 < ball_y < 170:  # no ball, or between the bricks and the paddle
-            bright[ball_y > 0].append(int(observation[46:80, 5:75].max()))
-    assert len(bright[True]) > 10
-    assert len(bright[False]) > 0
-    assert min(bright[True]) > 60
-    assert max(bright[False]) == 0
+        x, y = int(ale.getRAM()[99]), int(ale.getRAM()[101])
+        if 100 < y < 160:  # between the bricks and the paddle, where all else is black
+            row, column = (y + 9) * 96 // 210 - 46, (x - 48) // 2 - 5
+            air = observation[46:78, 5:75].max(axis=2).copy()
+            seen += int(air.max() > 60)
+            air[max(row - 3, 0) : row + 4, max(column - 3, 0) : column + 4] = 0
+            assert air.max() == 0
+    assert seen > 20
 
 
-@pytest.mark.parametrize(("game", "steps", "margin"), [("breakout", 300, 8.0), ("boxing", 300, 5.0)])
-def test_the_expert_beats_the_random_policy(game: str, steps: int, margin: float) -> None:
+@pytest.mark.parametrize(("game", "steps", "margin"), [("breakout", 400, 8.0), ("freeway", 160, 2.0)])
+def test_the_expert_beats_the_random_policy_on_a_short_episode(game: str, steps: int, margin: float) -> None:
     spec = TASKS[f"atari/{game}"]
-    assert return_of(spec, "expert", steps) > return_of(spec, "random", steps) + margin
+    assert return_of(spec, "expert", steps) >= return_of(spec, "random", steps) + margin
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -78,7 +81,7 @@ def test_every_expert_starts_with_legal_actions_and_is_picklable(task: str) -> N
     env = spec.make(render_mode="rgb_array")
     observation, _ = env.reset(seed=0)
     policy = spec.expert(env)
-    for _ in range(20):
+    for _ in range(10):
         action = policy(observation)
         assert isinstance(action, np.int64)
         assert env.action_space.contains(action)

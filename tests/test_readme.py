@@ -73,7 +73,7 @@ def test_your_own_environment_is_collected_trained_and_evaluated(my_package: Mod
 def test_the_readme_references_are_what_the_environment_gives(my_package: ModuleType) -> None:
     from gatito.eval.rollout import measure_references
 
-    measured = measure_references(["mine/follow"], episodes=50)["mine/follow"]
+    measured = dict(measure_references(["mine/follow"], episodes=50))["mine/follow"]
     stated = my_package.tasks()[0].reference
     assert measured["random"] == pytest.approx(stated.random, rel=0.15)
     assert measured["expert"] == pytest.approx(stated.expert, rel=0.15)

@@ -217,11 +217,11 @@ def test_scores_and_intervals_are_those_of_the_returns(processor: GatitoProcesso
 
 
 def test_a_random_and_an_expert_reference_are_measured_on_the_evaluation_seeds() -> None:
-    measured = measure_references(["toy/success"], episodes=8)["toy/success"]
+    measured = dict(measure_references(["toy/success"], episodes=8))["toy/success"]
     assert measured["expert"] == 5 / 8  # episodes that end on the right
     assert 0.0 < measured["random"] < 1.0
     assert set(SEEDS) == {EVALUATION_SEEDS + i for i in range(8)}
-    assert measure_references(["toy/success"], episodes=8)["toy/success"] == measured
+    assert dict(measure_references(["toy/success"], episodes=8))["toy/success"] == measured
 
 
 def test_changed_spaces_are_refused_with_both_layouts(processor: GatitoProcessor, vocabulary: Vocabulary) -> None:

@@ -25,9 +25,8 @@ MAX_TIMESTEPS = 100_000
 """Timesteps after which an environment is taken for one that never ends."""
 
 
-def random_policy(env: gym.Env[Any, Any], seed: int) -> Policy:
-    """The policy that samples the action space, seeded."""
-    env.action_space.seed(seed)
+def random_policy(env: gym.Env[Any, Any]) -> Policy:
+    """The policy that samples the action space."""
     return lambda _: env.action_space.sample()
 
 
@@ -71,8 +70,8 @@ def collect_episode(
     with simulation(lambda: f"{where}, timestep {len(ends)}"), cpu_limit(spec.cpu_limit_s):
         observation, _ = env.reset(seed=seed)
         observations = [copy.deepcopy(observation)]  # some environments write the next one into the same array
-        policy = spec.expert(env) if agent == "expert" else random_policy(env, seed)
-        env.action_space.seed(seed)
+        env.action_space.seed(seed)  # before the policy, which may draw from it
+        policy = spec.expert(env) if agent == "expert" else random_policy(env)
         rng = np.random.default_rng([seed, 0xDA27])
         while not ends or not any(ends[-1]):
             if len(ends) == MAX_TIMESTEPS:

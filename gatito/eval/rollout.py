@@ -229,18 +229,26 @@ def mean_score(results: Sequence[TaskResult]) -> float:
     return float(np.mean([result.score for result in results])) if results else float("nan")
 
 
-def measure_references(tasks: Sequence[str], episodes: int = 100, processes: int = 1) -> dict[str, dict[str, float]]:
-    """Mean returns of the random policy and of the expert over seeded episodes, by task, some tasks at a time."""
-    if processes == 1:
-        return {task: _measure(task, episodes) for task in tqdm(tasks, desc="measure", unit="task")}
-    context = multiprocessing.get_context("spawn")
-    with tqdm(total=len(tasks), desc="measure", unit="task") as bar, ProcessPoolExecutor(processes, context) as pool:
-        futures = [pool.submit(_measure, task, episodes) for task in tasks]
-        for future in as_completed(futures):
-            bar.update()
-            if future.exception():
-                pool.shutdown(cancel_futures=True)
-        return {task: future.result() for task, future in zip(tasks, futures, strict=True)}
+def measure_references(
+    tasks: Sequence[str], episodes: int = 100, processes: int = 1
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield tasks as they are measured, with the mean returns of the random policy and of the expert over seeded
+    episodes."""
+    with tqdm(total=len(tasks), desc="measure", unit="task") as bar:
+        if processes == 1:
+            for task in tasks:
+                yield task, _measure(task, episodes)
+                bar.update()
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, context) as pool:
+            futures = {pool.submit(_measure, task, episodes): task for task in tasks}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+                    bar.update()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _measure(task: str, episodes: int) -> dict[str, float]:

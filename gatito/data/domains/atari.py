@@ -226,7 +226,7 @@ def demon_attack(rams: Iterator[list[int]]) -> Iterator[str]:
 GAMES: dict[str, tuple[Rule, float]] = {
     "breakout": (breakout, 0.05),
     "freeway": (freeway, 0.1),
-    "pong": (pong, 0.05),
+    "pong": (pong, 0.03),
     "boxing": (boxing, 0.1),
     "tennis": (tennis, 0.05),
     "skiing": (skiing, 0.1),

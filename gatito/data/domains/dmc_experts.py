@@ -38,7 +38,7 @@ def wrapped(angle: Any) -> Any:
 def balance(physics: Physics) -> NDArray[np.float64]:
     """Push the cart by a linear feedback."""
     (x, angle), (velocity, spin) = physics.data.qpos, physics.data.qvel
-    return np.array([CART_POLE @ (-x, -wrapped(angle), -velocity, -spin)])
+    return np.array([CART_POLE @ (x, wrapped(angle), velocity, spin)])
 
 
 def swing_up(physics: Physics) -> NDArray[np.float64]:
@@ -111,11 +111,11 @@ def finger_spin(physics: Physics) -> NDArray[np.float64]:
 
 
 def fish_upright(physics: Physics) -> NDArray[np.float64]:
-    """Roll and pitch upright with the fins, which beat while the tail twists, to have water flow past. Tuned."""
+    """Roll and pitch upright by the twist of the tail and the tilt of the fins, which beat all the time. Tuned."""
     roll, pitch, upright = physics.named.data.xmat["torso"].reshape(3, 3)[2]  # the vertical, seen by the fish
     if upright < 0:  # upside down: turn at full strength
         roll, pitch = np.array([roll, pitch]) / (np.hypot(roll, pitch) + 1e-6)
     spin = physics.named.data.sensordata["gyro"][1]
     phase = 8.2 * physics.data.time
     both, apart = -1.6 * np.sin(phase) - 0.84 * pitch, 1.04 * roll + 1.28 * spin
-    return np.array([0.0, -3.6 * np.cos(phase), -roll - 1.05 * spin, both + apart, both - apart])
+    return np.array([0.0, -roll - 1.05 * spin, -3.6 * np.cos(phase), both + apart, both - apart])

@@ -13,7 +13,7 @@ from gatito.data.tasks import Policy, TaskSpec
 IMAGE_SIZE = 200
 """Width and height of a rendered frame, pixels."""
 
-PENDULUM = np.array([-0.94, -10.6, -1.63, -1.97])
+PENDULUM = np.array([0.94, 10.6, 1.63, 1.97])
 """LQR gains on [m, rad, m/s, rad/s] of the model linearised by differences, cost diag(1, 10, 1, 1) and 0.1 u^2."""
 
 DOUBLE_PENDULUM = np.array([0.093, 0.787, 4.126, 0.151, 0.535, 0.615])
@@ -26,12 +26,12 @@ Observation = NDArray[np.float64]
 
 
 def inverted_pendulum(observation: Observation) -> NDArray[np.float32]:
-    """Push the cart against a linear function of the state."""
-    return np.clip([-PENDULUM @ observation], -3.0, 3.0).astype(np.float32)
+    """Push the cart by a linear feedback."""
+    return np.clip([PENDULUM @ observation], -3.0, 3.0).astype(np.float32)
 
 
 def inverted_double_pendulum(observation: Observation) -> NDArray[np.float32]:
-    """Push the cart against a linear function of the state, whose angles are given as sines and cosines."""
+    """Push the cart by a linear feedback; the angles are given as sines and cosines."""
     angles = np.arctan2(observation[1:3], observation[3:5])
     state = np.concatenate([observation[:1], angles, observation[5:8]])
     return np.clip([-DOUBLE_PENDULUM @ state], -1.0, 1.0).astype(np.float32)
