@@ -63,7 +63,7 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")
     with (
         context.Manager() as manager,
-        ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent) as pool,
+        ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_parent) as pool,
     ):
         ticks = manager.Queue()
         running: dict[Future[None], Collection] = {}
@@ -106,7 +106,7 @@ def _here(collections: Sequence[Collection], bar: Any) -> None:
         collection.assemble()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this worker when the process that started it ends, be it by kill -9."""
 
     def watch() -> None:

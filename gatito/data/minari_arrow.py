@@ -21,6 +21,8 @@ from minari.data_collector import EpisodeBuffer
 from numpy.typing import NDArray
 
 FILE = "part-0.arrow"
+COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
+"""Lossless: frames of games and grid worlds shrink to a few hundredths."""
 METADATA = "metadata.json"
 _FLAT = (spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -52,7 +54,10 @@ def write_episode(
     batch = pa.RecordBatch.from_pydict(columns)
     target = folder / str(index)
     target.mkdir()
-    with pa.OSFile(str(target / FILE), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+    with (
+        pa.OSFile(str(target / FILE), "wb") as sink,
+        pa.ipc.new_file(sink, batch.schema, options=COMPRESSED) as writer,
+    ):
         writer.write_batch(batch)
     known = {"total_steps": len(buffer.rewards), "seed": buffer.seed, **metadata}
     _write_metadata(target, {key: value for key, value in known.items() if value is not None} | {"id": index})

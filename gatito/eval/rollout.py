@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
+from gatito.data.collect import end_with_parent
 from gatito.data.minari_episodes import episode_from_buffer
 from gatito.data.recording import collect_episode, finite_reward, simulation
 from gatito.data.tasks import EVALUATION_SEEDS, PROMPT_SEEDS, ExpertFailed, Reference, TaskSpec, get_task, reference
@@ -241,7 +242,7 @@ def measure_references(
                 bar.update()
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, context) as pool:
+        with ProcessPoolExecutor(processes, context, end_with_parent) as pool:
             futures = {pool.submit(_measure, task, episodes): task for task in tasks}
             try:
                 for future in as_completed(futures):

@@ -1,10 +1,10 @@
 """Atari 2600 games (ALE, Bellemare et al. 2013) seen as RGB frames, with experts that are rules over the RAM.
 
-ale-py is GPL-2.0-only and therefore an extra that nothing else installs: `pip install 'gatito[atari]'`.
+ale-py is GPL-2.0-only and therefore an extra that is not installed by default: `pip install 'gatito[atari]'`.
 
 As in Machado et al. 2018 (`ALE/*-v5`), an action lasts 4 frames, each of which repeats the previous action instead
 with probability 0.25. Unlike there, the action set is the minimal one, an episode starts with 1, 3, ... or 29 no-op
-frames and ends after `MAX_STEPS` steps. The return is the raw score; the experts' means are far above random.
+frames and is truncated after five minutes. Each expert's mean raw score is above the random 99th percentile.
 
 RAM addresses are those of AtariARI (Anand et al. 2019) and OCAtari (Delfosse et al. 2024) where a rule does not
 say "observed": those, and all numbers in pixels and frames, were found by watching the RAM while playing.
@@ -26,8 +26,8 @@ from gatito.data.tasks import Policy, TaskSpec
 FRAMES = 4
 """Frames per step, at 60 frames a second."""
 
-MAX_STEPS = 4500
-"""Steps per episode: five minutes, as for the humans of Mnih et al. 2015."""
+MAX_FRAMES = 18_000
+"""Frames per episode, 4 500 steps: five minutes, as for the humans of Mnih et al. 2015."""
 
 HEIGHT, WIDTH = 96, 80
 """Pixels of the observation: 30 patches of 16 x 16."""
@@ -76,10 +76,9 @@ def make(game: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
 
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # otherwise prints a banner
     gym.register_envs(ale_py)
-    env: gym.Env[Any, Any] = gym.make(
-        f"ALE/{game}-v5", obs_type="ram", frameskip=1, render_mode=render_mode, disable_env_checker=True
-    )
-    return gym.wrappers.TimeLimit(Atari(env), MAX_STEPS)
+    frames = {"frameskip": 1, "max_num_frames_per_episode": MAX_FRAMES}
+    name = f"ALE/{game}-v5"
+    return Atari(gym.make(name, disable_env_checker=True, obs_type="ram", render_mode=render_mode, **frames))
 
 
 def expert(rule: Rule, env: gym.Env[Any, Any]) -> Policy:

@@ -93,7 +93,12 @@ def tasks() -> list[TaskSpec]:
     """
     rows: list[tuple[str, str, Any, float]] = [
         ("inverted-pendulum", "InvertedPendulum-v5", partial(_same_policy, inverted_pendulum), 0.05),
-        ("inverted-double-pendulum", "InvertedDoublePendulum-v5", partial(_same_policy, inverted_double_pendulum), 0.0),
+        (
+            "inverted-double-pendulum",
+            "InvertedDoublePendulum-v5",
+            partial(_same_policy, inverted_double_pendulum),
+            0.0,
+        ),
         ("reacher", "Reacher-v5", partial(_same_policy, reacher), 0.1),
         ("swimmer", "Swimmer-v5", swimmer, 0.1),
     ]

@@ -1,4 +1,4 @@
-"""Which OpenGL backend MuJoCo can draw with on this machine. MuJoCo and dm_control read `MUJOCO_GL` as they import."""
+"""Which OpenGL backend MuJoCo draws with on this machine. MuJoCo and dm_control read `MUJOCO_GL` as they import."""
 
 import os
 import subprocess
@@ -35,10 +35,9 @@ def choose_opengl(needed_by: str | None = None) -> None:
     """
     backend = opengl_backend()
     if needed_by and backend is None:
-        tried = os.environ.get("MUJOCO_GL")
-        reason = f"MUJOCO_GL={tried} does not work" if tried else "none of MUJOCO_GL=egl, osmesa and glfw works"
         raise UserError(
-            f"{needed_by} draws with OpenGL, and {reason}; install libegl1 or libosmesa6 "
-            "(Debian: apt-get install libegl1 libgl1-mesa-dri), and unset MUJOCO_GL or set it to egl or osmesa"
+            f"{needed_by} draws with OpenGL, and no backend works that MUJOCO_GL allows (egl, osmesa or glfw); "
+            "install libegl1 or libosmesa6 (Debian: apt-get install libegl1 libgl1-mesa-dri), and leave MUJOCO_GL "
+            "unset or set it to egl or osmesa"
         )
     os.environ["MUJOCO_GL"] = backend or "disable"
