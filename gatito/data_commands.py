@@ -13,25 +13,27 @@ from gatito.data.checks import check_store
 from gatito.data.collect import collect
 from gatito.data.collection import CollectConfig
 from gatito.data.describe import store_table
-from gatito.data.minari_episodes import open_minari
+from gatito.data.minari_episodes import MinariSource, open_minari
 from gatito.data.publish import check_writable
 from gatito.data.store import Store, open_store
 from gatito.data.survey import Survey, survey
 from gatito.data.tasks import TaskSpec, get_task, matching, references, registry
 from gatito.errors import UserError
-from gatito.policies import any_environment, played_by
+from gatito.policies import any_environment, import_policy, played_by
 from gatito.tokenizers import TextTokenizer, Vocabulary
 
 
 def collect_datasets(tasks: list[str], env: str | None, policy: str | None, out: Path, config: CollectConfig) -> None:
     """Collect tasks, or a Gymnasium environment that is none, into Minari datasets."""
     specs: list[str | TaskSpec] = list(matching(tasks))
+    if policy is not None:
+        import_policy(policy)  # its module may register the environment
     if env is not None:
         if env not in registry() and policy is None:
             raise UserError(
                 f"--env {env} has no scripted expert; name who acts: --policy random|module:function|CHECKPOINT"
             )
-        specs.append(any_environment(env))
+        specs.append(any_environment(env, policy))
     if not specs:
         raise UserError("missing: --tasks or --env; name what to collect")
     if policy is not None:
@@ -47,10 +49,20 @@ def check_sources(sources: Sequence[str], context: int) -> None:
     errors = 0
     for source in _expanded(sources):
         if (Path(source) / "mixture.json").is_file():
-            check_store(open_store(Path(source)))
+            try:
+                check_store(open_store(Path(source)))
+            except UserError as error:
+                print(f"{'error':8} {'store':11} {error}")
+                errors += 1
+                continue
             print(f"{source}: every file is as it was written, offsets, ids and seeds are sound")
             continue
-        seen = _survey(source, context)
+        try:
+            seen = _survey(source, context)
+        except UserError as error:  # the others are still looked at
+            print(f"{'error':8} {'unreadable':11} {error}")
+            errors += 1
+            continue
         errors += seen.num_errors
         for finding in seen.findings:
             print(f"{finding.level:8} {finding.kind:11} {finding.text}")
@@ -69,9 +81,20 @@ def show_sources(sources: Sequence[str]) -> None:
     names = _expanded(sources)
     for store in (name for name in names if (Path(name) / "mixture.json").is_file()):
         describe_store(open_store(Path(store), verify=False))
-    datasets = [open_minari(name) for name in names if not (Path(name) / "mixture.json").is_file()]
-    if not datasets:
-        return
+    datasets, unreadable = [], []
+    for name in names:
+        if not (Path(name) / "mixture.json").is_file():
+            try:
+                datasets.append(open_minari(name))
+            except UserError as error:  # the others are still shown
+                unreadable.append(error)
+    if datasets:
+        _print_datasets(datasets)
+    if unreadable:
+        raise UserError("; ".join(map(str, unreadable)))
+
+
+def _print_datasets(datasets: Sequence[MinariSource]) -> None:
     print(f"{'task':44} {'agents':22} {'episodes':>8} {'timesteps':>9} {'MB':>7} {'random':>8} {'expert':>8}  path")
     for source in datasets:
         known, storage = references().get(source.task), source.dataset.storage

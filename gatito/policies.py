@@ -4,14 +4,17 @@ Only the user's own command line names code; no file does.
 """
 
 import dataclasses
+import hashlib
 import importlib
 import os
+import random
 import re
 import sys
 from functools import cache, partial
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 from gatito.data.recording import simulation
 from gatito.data.tasks import Policy, TaskSpec, get_task, registry
@@ -21,8 +24,11 @@ MAX_STEPS = 1000
 """Timesteps after which an episode is cut of an environment that has no limit of its own."""
 
 
-def any_environment(name: str) -> TaskSpec:
-    """Return a known task, or that of a registered Gymnasium id; never one that names a module."""
+def any_environment(name: str, policy: str | None = None) -> TaskSpec:
+    """Return a known task, or that of a Gymnasium id; never one that names a module.
+
+    The id is registered by an installed package, or by the module of a `policy` on the user's command line.
+    """
     if name in registry():
         return get_task(name)
     if ":" in name:
@@ -32,10 +38,16 @@ def any_environment(name: str) -> TaskSpec:
     if name not in gym.registry:
         raise UserError(nearest(name, [*registry(), *gym.registry], "task, environment id or folder"))
     steps = gym.spec(name).max_episode_steps or MAX_STEPS
-    make = partial(gym.make, name, max_episode_steps=steps)
+    make = partial(_make, name, steps, policy)
     with simulation(lambda: f"environment {name!r}"):
         make().close()
     return TaskSpec(id=name, make=make, expert=_no_expert, license="")
+
+
+def _make(name: str, steps: int, policy: str | None, render_mode: str | None = None) -> gym.Env[Any, Any]:
+    if policy is not None:
+        import_policy(policy)
+    return gym.make(name, max_episode_steps=steps, render_mode=render_mode)
 
 
 def _no_expert(env: gym.Env[Any, Any]) -> Policy:
@@ -50,12 +62,25 @@ def played_by(spec: TaskSpec, policy: str) -> tuple[TaskSpec, str]:
     """
     if policy == "random":
         return spec, "random"
-    name = re.sub(r"[^A-Za-z0-9_.-]+", ".", policy).strip(".")
-    if re.fullmatch(r"[\w.]+:\w+", policy) and not os.path.exists(policy):
-        _function(policy)
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", policy).strip("-")  # what Minari allows
+    if import_policy(policy):
         return dataclasses.replace(spec, expert=partial(_by_function, policy)), name
-    _agent(policy).processor.layout(spec.id)
+    agent = _agent(policy)
+    agent.processor.layout(spec.id)
+    digest = hashlib.sha256()
+    for tensor in agent.model.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    # Other weights are another agent, whatever the folder is called.
+    name = f"checkpoint-{name}-{digest.hexdigest()[:8]}"
     return dataclasses.replace(spec, expert=partial(_by_checkpoint, policy, spec.id)), name
+
+
+def import_policy(policy: str) -> bool:
+    """Import the module of a policy `module:function`; returns whether it is one."""
+    is_function = re.fullmatch(r"[\w.]+:\w+", policy) is not None and not os.path.exists(policy)
+    if is_function:
+        _function(policy)
+    return is_function
 
 
 @cache
@@ -72,6 +97,9 @@ def _function(policy: str) -> Any:
 
 
 def _by_function(policy: str, env: gym.Env[Any, Any]) -> Policy:
+    seed = int(env.action_space.np_random.integers(1 << 31))
+    np.random.seed(seed)  # what a policy draws from the global generators follows from the seed of the episode too
+    random.seed(seed)
     acts = _function(policy)(env)
     if not callable(acts):
         raise UserError(

@@ -1,7 +1,9 @@
 """Experts to Minari and back to episodes."""
 
 import dataclasses
+import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -365,6 +367,42 @@ def test_a_collection_that_was_interrupted_continues_with_the_episodes_it_has(
         assert_same(a.actions, b.actions)
 
 
+def test_a_chunk_that_was_cut_off_is_collected_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "CHUNK", 2)
+    monkeypatch.setattr(collecting.Collection, "assemble", lambda self: None)
+    collect_here(WALK, tmp_path, episodes=4)
+    chunks = tmp_path / "toy/walk/.noisy-v0.chunks"
+    (chunks / "0000000000-2/chunk.json").write_text("")
+    monkeypatch.undo()
+    monkeypatch.setattr(collecting, "CHUNK", 2)
+    source = open_minari(collect_here(WALK, tmp_path, episodes=4))
+    assert [episode.seed for episode in source.episodes()] == [0, 1, 2, 3]
+    assert not chunks.exists()
+
+
+def test_what_another_process_is_collecting_is_left_alone(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    chunks = tmp_path / "toy/walk/.noisy-v0.chunks"
+    chunks.mkdir(parents=True)
+    (chunks / "lock").write_text(json.dumps([socket.gethostname(), other.pid]))
+    with pytest.raises(UserError, match=rf"is being collected by process {other.pid}; wait for it"):
+        collect_here(WALK, tmp_path, episodes=2)
+    other.kill()
+    other.wait()
+    assert len(open_minari(collect_here(WALK, tmp_path, episodes=2))) == 2
+
+
+def test_a_task_that_fails_leaves_the_others_to_finish(tmp_path: Path) -> None:
+    broken = dataclasses.replace(WALK, id="toy/broken", make=partial(Walk, nan_reward=True))
+    worse = dataclasses.replace(broken, id="toy/worse")
+    with pytest.raises(
+        UserError, match=r"'toy/broken', seed 0, timestep 2: the reward is nan.*1 more tasks .*toy/worse"
+    ):
+        collect([broken, worse, WALK], tmp_path, CollectConfig(episodes=2, processes=1))
+    assert [path.name for path in (tmp_path / "toy").iterdir()] == ["walk"]
+    assert len(open_minari(tmp_path / "toy/walk/noisy-v0")) == 2
+
+
 def test_a_finished_dataset_is_kept_by_the_same_call_and_refused_by_another(tmp_path: Path) -> None:
     path = collect_here(WALK, tmp_path, episodes=2)
     before = {file: file.read_bytes() for file in files_in(path)}
@@ -532,6 +570,15 @@ def test_broken_metadata_is_named(tmp_path: Path) -> None:
     metadata.write_text(whole.replace('"action_space"', '"action_spade"'))
     with pytest.raises(UserError, match=r"data/metadata\.json: 'action_space' is missing"):
         open_minari(path)
+
+
+@pytest.mark.parametrize("seed", ["x", [1], -3, 1.5, True])
+def test_a_seed_that_is_none_is_named(tmp_path: Path, seed: Any) -> None:
+    source = open_minari(collect_here(WALK, tmp_path, episodes=1))
+    file = source.path / "data/0/metadata.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"seed": seed}))
+    with pytest.raises(UserError, match=r"episode 0: its metadata has the seed .*, allowed whole numbers from 0"):
+        source.episode(0)
 
 
 @pytest.mark.parametrize("index", [-1, 2, 100])

@@ -1,6 +1,5 @@
 """Minari's Arrow layout: what we write Minari reads, what it writes we read, to the bit."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,9 @@ def test_an_episode_without_infos_and_seed_reads_back(tmp_path: Path) -> None:
     read = read_episode(tmp_path, 3, space, ACTIONS)
     assert read["observations"].tolist() == [0, 1, 2]
     assert read["infos"] == {}
-    assert read_metadata(tmp_path, 3) == {"id": 3, "total_steps": 2}
+    metadata = read_metadata(tmp_path, 3)
+    assert len(metadata.pop("sha256")) == 64
+    assert metadata == {"id": 3, "total_steps": 2}
 
 
 def test_a_linked_episode_is_the_same_file_under_another_number(tmp_path: Path) -> None:
@@ -86,9 +87,27 @@ def test_a_linked_episode_is_the_same_file_under_another_number(tmp_path: Path) 
     link_episode(tmp_path / "a", 5, tmp_path / "b", 0)
     files = [tmp_path / place / "part-0.arrow" for place in ("a/5", "b/0")]
     assert files[0].stat().st_ino == files[1].stat().st_ino
-    assert json.loads((tmp_path / "b/0/metadata.json").read_text()) == {
-        "id": 0, "agent": "random", "seed": 7, "total_steps": 4
-    }  # fmt: skip
+    assert read_metadata(tmp_path / "b", 0) == read_metadata(tmp_path / "a", 5) | {"id": 0}
+
+
+def test_a_flipped_byte_is_refused(tmp_path: Path) -> None:
+    space = spaces.Box(-1, 1, (3,), np.float64)
+    write_episode(tmp_path, 0, buffer(space), space, ACTIONS, {})
+    path, sha256 = tmp_path / "0/part-0.arrow", read_metadata(tmp_path, 0)["sha256"]
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 97):
+        broken = bytearray(whole)
+        broken[place] ^= 1
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="does not match its SHA-256"):
+            read_episode(tmp_path, 0, space, ACTIONS, sha256)
+
+
+def test_values_of_another_dtype_than_the_space_are_refused(tmp_path: Path) -> None:
+    written, declared = spaces.Box(-1, 1, (3,), np.float64), spaces.Box(-1, 1, (3,), np.float32)
+    write_episode(tmp_path, 0, buffer(written), written, ACTIONS, {})
+    with pytest.raises(ValueError, match=r"values of float64 where the space Box.* has float32"):
+        read_episode(tmp_path, 0, declared, ACTIONS)
 
 
 def test_an_episode_that_minari_appended_to_is_not_taken_for_one_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from toy_data import Shape, write_minari
 
+from gatito.data import build as building
 from gatito.data import mixture as module
 from gatito.data.build import build
 from gatito.data.collection import CollectConfig
@@ -80,6 +82,33 @@ def test_a_dataset_that_two_entries_name_is_refused(tmp_path: Path) -> None:
     path = dataset(tmp_path, "a/one")
     with pytest.raises(UserError, match=r"a/one' is named by two entries of the mixture; leave it out of one"):
         parts_of(MixtureConfig(datasets=[entry(tmp_path / "a/*"), entry(path)]))
+
+
+def test_a_dataset_under_two_spellings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset(tmp_path, "a/one")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"'minari:\./a/\.\./a/one' is named by two entries"):
+        parts_of(MixtureConfig(datasets=[entry("minari:a/one"), entry("minari:./a/../a/one")]))
+
+
+def test_a_task_without_references_is_refused_before_anything_is_collected(
+    tmp_path: Path, text_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "references", dict)
+    config = MixtureConfig(
+        datasets=[DatasetConfig(source="task:classic/cartpole")], collected=str(tmp_path / "d"), text_model=text_model
+    )
+    with pytest.raises(UserError, match=r"task:classic/cartpole: the expert filter needs the random policy's return"):
+        build(config, tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_domains_are_refused_before_anything_is_built(tmp_path: Path, text_model: str) -> None:
+    path = dataset(tmp_path, "a/one")
+    config = MixtureConfig(datasets=[entry(path)], domains={"b": 1.0}, text_model=text_model)
+    with pytest.raises(UserError, match=r"unknown domain of the mixture|has no weight"):
+        build(config, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
 
 
 def test_task_sources_are_collected_where_they_are_missing(tmp_path: Path, text_model: str) -> None:
@@ -167,7 +196,8 @@ def test_impossible_mixtures_are_refused(
     values: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_sources", lambda entry, config: [entry.source])
-    monkeypatch.setattr(module, "open_minari", lambda location: PARTS["ab".index(location)])
+    opened = [SimpleNamespace(task=part.task, path=Path(part.source)) for part in PARTS]
+    monkeypatch.setattr(module, "open_minari", lambda location: opened["ab".index(location)])
     with pytest.raises(UserError, match=message):
         _ = (config := mix(**values)), weights_of(PARTS, [1] * 4, config), parts_of(config)
 
@@ -233,6 +263,14 @@ def test_a_held_out_task_is_known_and_never_sampled(tmp_path: Path, text_model: 
     assert store.layouts().keys() == {"a/one", "a/two"}
     with pytest.raises(UserError, match="every task of the mixture is held out; nothing is left to train on"):
         build(dataclasses.replace(config, held_out=HeldOutConfig(tasks=["a/*"])), tmp_path / "none")
+
+
+def test_the_twins_of_a_held_out_task_are_held_out_with_it() -> None:
+    held_out = HeldOutConfig(tasks=["ml45-test", "babyai/go-to-obj", "dmc/finger-spin-pixels"])
+    for task in ("metaworld/bin-picking-goal-hidden", "babyai/go-to-obj-symbolic", "dmc/finger-spin"):
+        assert held_out.has_task(task)
+    for task in ("metaworld/reach-goal-hidden", "babyai/go-to-obj-s4", "dmc/reacher-easy"):
+        assert not held_out.has_task(task)
 
 
 def test_an_episode_of_an_evaluation_seed_is_refused(tmp_path: Path, text_model: str) -> None:

@@ -340,7 +340,9 @@ def test_actions_slightly_outside_are_clipped_and_counted(build_one: Any) -> Non
 
 
 def test_actions_far_outside_are_refused_with_what_to_do(build_one: Any) -> None:
-    message = r"toy/one, episode 1, timestep 1: action\[0\] is -1\.1, allowed \[-1\.0, 1\.0\]; pass --clip-actions to"
+    message = (
+        r"toy/one, episode 1, timestep 1: action\[0\] is -1\.1, allowed \[-1\.0, 1\.0\]; build with --clip-actions to"
+    )
     good = box_episode([[0]] * 3, [[1.0], [0.5]])
     with pytest.raises(UserError, match=message):
         build_one(UNIT, UNIT, [good, box_episode([[0]] * 3, [[0.0], [-1.1]])])
@@ -596,6 +598,36 @@ def test_a_build_that_was_killed_continues(
     assert len(store.datasets) == 2
     after = files_with_times(tmp_path / "store")
     assert {path: after[path] for path in before} == before
+
+
+@pytest.mark.parametrize("name", ["ids.bin", "dataset.json", "../mixture.json"])
+def test_building_again_repairs_what_is_damaged(
+    name: str, tmp_path: Path, text_model: str, sources: dict[str, Path]
+) -> None:
+    config = config_of(text_model, f"minari:{sources['numbers']}", "captions:digits")
+    whole = build(config, tmp_path / "store")
+    path = whole.datasets[0].folder / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"build the store again"):
+        open_store(tmp_path / "store")
+    untouched = (tmp_path / "store/captions-digits/ids.bin").stat().st_mtime_ns
+    assert build(config, tmp_path / "store").sha256 == whole.sha256
+    open_store(tmp_path / "store")
+    assert (tmp_path / "store/captions-digits/ids.bin").stat().st_mtime_ns == untouched
+
+
+def test_datasets_that_change_places_are_not_built_again(tmp_path: Path, text_model: str) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("a/b", "a-b"):
+        (tmp_path / name).write_text(f"some words of {name} " * 50)
+    names = [f"text:{tmp_path / name}" for name in ("a/b", "a-b")]
+    build(config_of(text_model, *names), tmp_path / "store")
+    before = files_with_times(tmp_path / "store")
+    store = build(config_of(text_model, *reversed(names)), tmp_path / "store")
+    assert files_with_times(tmp_path / "store") == before
+    assert [d.metadata["source"] for d in store] == [*reversed(names)]
 
 
 def test_a_store_of_another_text_model_is_refused(tmp_path: Path, text_model: str) -> None:

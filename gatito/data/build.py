@@ -36,7 +36,7 @@ from gatito.data.store import (
     sha256_of,
     write_mixture,
 )
-from gatito.data.tasks import EVALUATION_SEEDS, references, registry
+from gatito.data.tasks import EVALUATION_SEEDS, matching, references, registry
 from gatito.errors import UserError, nearest
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
 
@@ -67,30 +67,59 @@ def build(config: MixtureConfig, out: Path) -> Store:
     vocabulary = Vocabulary(text_size=text.size, overlapping_discrete=config.overlapping_discrete)
     _check_same_ids(out, vocabulary, text)
     wanted = tasks_to_collect(config)
+    _check_references(config)
     if wanted:
         collect(list(wanted), Path(config.collected), config.collect, wanted)
     parts = parts_of(config)
+    trained = [part for part in parts if not part.held_out]
+    weights_of(trained, [1] * len(trained), config)  # refuses wrong domains before anything is built
     builder = _Builder(config, vocabulary, text)
     bar = tqdm(parts, desc="hash", unit="dataset", leave=False, delay=1.0)
     keys = [builder.key(part) for part in bar]  # all sources are looked at before the first is built
+    built = _built(out, vocabulary)
     names: list[str] = []
     for part, key in zip(tqdm(parts, desc="tokenize", unit="dataset"), keys, strict=True):
-        names.append(_unused_name(part.name, names))
-        if _built_key(out / names[-1]) != key:
+        names.append(built.get(key) or _unused_name(part.name, [*names, *(built[k] for k in keys if k in built)]))
+        if key not in built:
             builder.build(part, out, names[-1], key)
     _write_mixture(out, parts, names, builder)
     return open_store(out, verify=False)
 
 
+def _check_references(config: MixtureConfig) -> None:
+    """Raise `UserError` for a task to be collected whose filter needs a reference that there is not."""
+    for entry in config.datasets:
+        if entry.scheme == "task" and entry.expert_filter is not None:
+            for task in matching(entry.location.split(",")):
+                _random_return(task, entry.source)
+
+
+def _random_return(task: str, where: str) -> float:
+    known = references().get(task)
+    if known is None:
+        raise UserError(
+            f"{where}: the expert filter needs the random policy's return of task {task!r}; measure it "
+            "(gatito tasks --measure) or set expert_filter: null"
+        )
+    return known.random
+
+
 def _check_same_ids(out: Path, vocabulary: Vocabulary, text: TextTokenizer) -> None:
     """Raise `UserError` where `out` is no store, or one of other ids."""
+    if not out.exists():
+        return
+    marks = ("dataset.json", f"{HELD_OUT}/dataset.json")
+    kept = [path for path in out.iterdir() if path.is_dir() and any((path / mark).is_file() for mark in marks)]
+    others = [path for path in out.iterdir() if path.name[0] != "." and path not in kept]
     if not (out / "mixture.json").is_file():
-        if out.exists() and any(
-            path.name[0] != "." and not (path / "dataset.json").is_file() for path in out.iterdir()
-        ):
+        if any(path.name != "tokenizer.model" for path in others):
             raise UserError(f"{out} exists and is no store; choose another --out or remove it")
         return
-    before = read_mixture(out)
+    try:
+        before = read_mixture(out)
+    except UserError as error:
+        tqdm.write(f"{error}: it is written again")
+        return
     if before["vocabulary"] != vocabulary.to_json() or before["text_sha256"] != text.sha256:
         raise UserError(f"{out} is a store of another vocabulary or text model; choose another --out")
 
@@ -187,10 +216,10 @@ class _Builder:
         scheme, _, location = part.source.partition(":")
         control: dict[str, Any] = {}
         if scheme == "minari":
-            known = references().get(part.task)
+            threshold = self.config.datasets[part.entry].expert_filter
             control = {
                 "layout": open_layout(open_minari(location), self.vocabulary, self.text).to_json(),
-                "filter": [self.config.datasets[part.entry].expert_filter, known.random if known else None],
+                "filter": None if threshold is None else [threshold, _random_return(part.task, part.source)],
                 "held_out": [part.held_out, self.config.held_out.episodes, self.config.held_out.seeds],
                 "clip": self.config.clip_actions,
             }
@@ -210,12 +239,21 @@ def _check_seed(seed: int | None, where: str) -> None:
         )
 
 
-def _built_key(folder: Path) -> str | None:
-    """The key under which a dataset was built, if it was."""
-    for place in (folder, folder / HELD_OUT):
-        if (place / "dataset.json").is_file():
-            return str(json.loads((place / "dataset.json").read_text()).get("key"))
-    return None
+def _built(out: Path, vocabulary: Vocabulary) -> dict[str, str]:
+    """The datasets of a store that are whole: key to folder. What is damaged is as if it were not there."""
+    found = {}
+    for folder in sorted(path.parent for path in out.glob("*/dataset.json")) + sorted(
+        path.parent.parent for path in out.glob(f"*/{HELD_OUT}/dataset.json")
+    ):
+        try:
+            places = [place for place in (folder, folder / HELD_OUT) if (place / "dataset.json").is_file()]
+            for place in places:
+                dataset = open_dataset(place, vocabulary)
+                dataset.verify()
+            found[str(dataset.metadata["key"])] = folder.name
+        except (UserError, ValueError, KeyError, TypeError) as error:
+            tqdm.write(f"{folder} is built again: {error}")
+    return found
 
 
 def _fingerprint(scheme: str, location: str) -> str:
@@ -234,15 +272,11 @@ def _fingerprint(scheme: str, location: str) -> str:
 def _kept_episodes(source: MinariSource, config: DatasetConfig) -> list[int]:
     if config.expert_filter is None:
         return list(range(len(source)))
-    known = references().get(source.task)
-    if known is None:
-        raise UserError(
-            f"{source.path}: the expert filter needs the random policy's return of task {source.task!r}; measure it "
-            "(gatito tasks --measure) or set expert_filter: null"
-        )
-    returns = np.array([episode.total_return for episode in source.episodes()])
+    random_return = _random_return(source.task, str(source.path))
+    found = [(episode.total_return, episode.agent) for episode in source.episodes()]
+    returns, agents = np.array([r for r, _ in found]), np.array([agent for _, agent in found])
     try:
-        return [int(i) for i in np.flatnonzero(is_expert(returns, known.random, config.expert_filter))]
+        return [int(i) for i in np.flatnonzero(is_expert(returns, agents, random_return, config.expert_filter))]
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from None
 

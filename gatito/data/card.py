@@ -1,6 +1,11 @@
 """The dataset card: README.md of a Minari dataset, in the hub's format."""
 
+import json
+
 from gatito.data.survey import FieldSurvey, Survey
+
+HUB_LICENSES = {"MIT": "mit", "Apache-2.0": "apache-2.0", "GPL-2.0-only": "gpl-2.0", "Zlib": "zlib"}
+"""SPDX expressions that the hub has an id for."""
 
 SIZES = (
     (1_000, "n<1K"),
@@ -16,7 +21,7 @@ def dataset_card(seen: Survey) -> str:
     """The card of a dataset, from a survey of it."""
     source, metadata = seen.source, seen.source.dataset.storage.metadata
     timesteps = sum(seen.lengths)
-    license_id = source.license.lower().removesuffix("-only") or "unknown"
+    license_id = HUB_LICENSES.get(source.license, "other")
     size = next((name for limit, name in SIZES if timesteps < limit), "n>10M")
     name = str(metadata.get("dataset_id", source.path.name))
     fields = "\n".join(_field_row(f) for f in seen.fields)
@@ -28,6 +33,7 @@ def dataset_card(seen: Survey) -> str:
     findings = "\n".join(f"- {finding.level}: {finding.text}" for finding in seen.findings) or "- nothing found"
     return f"""---
 license: {license_id}
+license_name: {_quoted(source.license or "unknown")}
 pretty_name: {_quoted(name)}
 tags: [gatito, minari, reinforcement-learning, robotics, imitation-learning]
 task_categories: [reinforcement-learning, robotics]
@@ -40,7 +46,7 @@ A [Minari](https://minari.farama.org) dataset in the Arrow format. As tokens of 
 {seen.longest} in a timestep.
 
     import minari
-    dataset = minari.load_dataset("{name}")     # with MINARI_DATASETS_PATH set to the folder it lies in
+    dataset = minari.load_dataset({_quoted(name)})     # with MINARI_DATASETS_PATH set to the folder it lies in
 
 ## Source agents
 
@@ -75,4 +81,5 @@ def _field_row(f: FieldSurvey) -> str:
 
 
 def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    """A text from a file, as one string of YAML and of Python."""
+    return json.dumps(text)

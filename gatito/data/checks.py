@@ -8,7 +8,7 @@ from gatito.data.episode import Episode
 from gatito.data.store import Store, TokenDataset
 from gatito.data.tasks import EVALUATION_SEEDS
 from gatito.errors import UserError
-from gatito.tokenizers.codec import CLIP_TOLERANCE, is_clipped, out_of_bounds
+from gatito.tokenizers.codec import check_bounds, is_clipped
 from gatito.tokenizers.fields import value_at
 from gatito.tokenizers.layout import Layout
 from gatito.tokenizers.sequence import TokenSequence
@@ -42,16 +42,10 @@ def checked_tokens(
         if field.kind != "continuous":
             continue
         values = np.asarray(value_at(episode.actions, field.path))
-        outside = out_of_bounds(field, values)
         actions += int(np.count_nonzero(is_clipped(field, values)))
-        if outside.max() > CLIP_TOLERANCE and not clip_actions:
-            t, i = (int(k[0]) for k in np.nonzero(outside > CLIP_TOLERANCE))
-            name = f"action {field.name}".rstrip()
-            value = values.reshape(len(values), -1)[t, i]
-            raise UserError(
-                f"{where}, timestep {t}: {name}[{i}] is {value:.6g}, allowed [{field.low[i]}, "
-                f"{field.high[i]}]; pass --clip-actions to clip it, or rescale the dataset"
-            )
+        if not clip_actions:
+            advice = "build with --clip-actions to clip it, or rescale the dataset"
+            check_bounds(field, values, where, advice)
     return sequence, Clipped(observations=observations, actions=actions)
 
 
@@ -65,7 +59,7 @@ def check_store(store: Store) -> None:
     Raises `UserError` naming the file and the place. The files themselves are compared with their hashes when the
     store is opened.
     """
-    for dataset in store:
+    for dataset in (*store.datasets, *store.held_out):
         for name, end in (
             ("timestep_tokens", dataset.metadata["tokens"]),
             ("timestep_patches", dataset.metadata["patches"]),
@@ -78,7 +72,7 @@ def check_store(store: Store) -> None:
                 f"{dataset.folder}: episode {late[0]} has seed {dataset.episode_seeds[late[0]]}, allowed below "
                 f"{EVALUATION_SEEDS}; build it without this episode"
             )
-        if dataset.metadata["targets"] < 1:
+        if dataset in store.datasets and dataset.metadata["targets"] < 1:
             raise UserError(f"{dataset.folder}: none of its tokens is a target; leave it out of the mixture")
         _check_spots(dataset)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,33 +62,31 @@ def _in_processes(
     collections: Sequence[Collection], named: Mapping[str, str | TaskSpec], processes: int, bar: Any
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_parent) as pool,
-    ):
-        ticks = manager.Queue()
+    ticks = context.Queue()
+    with ProcessPoolExecutor(processes, context, _begin_worker, (ticks,)) as pool:
         running: dict[Future[None], Collection] = {}
 
         def submit(collection: Collection) -> None:
             """Start what is left of a collection, or put it together."""
             todo = collection.todo()
             for seeds in todo:
-                job = (named[collection.spec.id], collection.root, collection.config, seeds, ticks)
+                job = (named[collection.spec.id], collection.root, collection.config, seeds)
                 running[pool.submit(_collect_in_worker, *job)] = collection
             if not todo:
                 collection.assemble()
 
+        failed: dict[str, UserError] = {}
         try:
             for collection in collections:
-                submit(collection)
+                _attempt(collection, submit, failed)
             while running:
                 with contextlib.suppress(queue.Empty):
                     bar.update(ticks.get(timeout=REPORT_S))
                 for future in [future for future in running if future.done()]:
                     collection = running.pop(future)
-                    future.result()
-                    if collection not in running.values():
-                        submit(collection)
+                    _attempt(collection, partial(_result, future), failed)
+                    if collection not in running.values() and collection.spec.id not in failed:
+                        _attempt(collection, submit, failed)
             while not ticks.empty():
                 bar.update(ticks.get())
         except BrokenProcessPool:
@@ -96,14 +95,40 @@ def _in_processes(
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+    _raise(failed)
 
 
 def _here(collections: Sequence[Collection], bar: Any) -> None:
-    for collection in collections:
+    def all_of_it(collection: Collection) -> None:
         while todo := collection.todo():
             for seeds in todo:
                 collect_chunk(collection.spec, collection.root, collection.config, seeds, bar.update)
         collection.assemble()
+
+    failed: dict[str, UserError] = {}
+    for collection in collections:
+        _attempt(collection, all_of_it, failed)
+    _raise(failed)
+
+
+def _result(future: Future[None], _: Collection) -> None:
+    future.result()
+
+
+def _attempt(collection: Collection, work: Callable[[Collection], None], failed: dict[str, UserError]) -> None:
+    """Do something for a task; where it fails the others go on."""
+    try:
+        work(collection)
+    except UserError as error:
+        failed.setdefault(collection.spec.id, error)
+
+
+def _raise(failed: Mapping[str, UserError]) -> None:
+    """Raise the first failure, once all else is done."""
+    if failed:
+        first, *others = failed.values()
+        more = f"; {len(others)} more tasks failed: {', '.join(list(failed)[1:])}" if others else ""
+        raise UserError(f"{first}{more}") from first
 
 
 def end_with_parent() -> None:
@@ -118,9 +143,23 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _collect_in_worker(task: str | TaskSpec, root: Path, config: CollectConfig, seeds: range, ticks: Any) -> None:
-    spec = task if isinstance(task, TaskSpec) else get_task(task)
-    with _reports(ticks) as tick:
+_unpickled: dict[str, TaskSpec] = {}
+"""Tasks that came as values: every job brings a copy of its own, and the environment is kept for the first."""
+
+
+_ticks: Any = None
+"""Where this worker counts its episodes."""
+
+
+def _begin_worker(ticks: Any) -> None:
+    global _ticks
+    _ticks = ticks
+    end_with_parent()
+
+
+def _collect_in_worker(task: str | TaskSpec, root: Path, config: CollectConfig, seeds: range) -> None:
+    spec = _unpickled.setdefault(task.id, task) if isinstance(task, TaskSpec) else get_task(task)
+    with _reports(_ticks) as tick:
         collect_chunk(spec, root, config, seeds, tick)
 
 

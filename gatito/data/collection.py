@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
+import psutil
 
 from gatito.data.minari_arrow import write_episode
 from gatito.data.minari_episodes import MinariWriter, check_spaces, open_minari
@@ -30,6 +32,9 @@ AGENTS = ("expert", "noisy", "random")
 
 CHUNK_FILE = "chunk.json"
 """What a finished chunk says of itself."""
+
+LOCK = "lock"
+"""File with the host and process that collects into a folder of chunks."""
 
 CHUNK = 25
 """Seeds that are published together, and lost together where a run is killed."""
@@ -123,20 +128,36 @@ class Collection:
         """Whether the dataset is there; raises `UserError` where one of other settings is."""
         if not self.target.exists():
             return False
+        _remove(self.chunks)  # of a run that was killed after it had put them together
         metadata = open_minari(self.target).dataset.storage.metadata
         self._check(metadata.get("gatito_collection"), self.target)
         return True
 
     def begin(self) -> None:
-        """Make the folder of the chunks; raises `UserError` where it holds some of other settings."""
+        """Make the folder of the chunks.
+
+        Raises `UserError` where it holds some of other settings, or another process is at it.
+        """
+        self.chunks.mkdir(parents=True, exist_ok=True)
+        owner = self._owner()
+        if owner not in (None, os.getpid()) and psutil.pid_exists(owner):
+            raise UserError(
+                f"{self.chunks} is being collected by process {owner}; wait for it, or choose another --out"
+            )
+        (self.chunks / LOCK).write_text(json.dumps([socket.gethostname(), os.getpid()]))
         said = self.chunks / "settings.json"
-        if said.is_file():
-            self._check(json.loads(said.read_text()), self.chunks)
+        found = _read_json(said)
+        if found is not None:
+            self._check(found, self.chunks)
         else:
-            self.chunks.mkdir(parents=True, exist_ok=True)
             temporary = said.with_suffix(f".{os.getpid()}")
             temporary.write_text(json.dumps(self.settings))
             temporary.rename(said)
+
+    def _owner(self) -> int | None:
+        """The process of this machine that collects into the folder of the chunks."""
+        said = _read_json(self.chunks / LOCK)
+        return int(said[1]) if isinstance(said, list) and said[0] == socket.gethostname() else None
 
     def _check(self, found: Any, where: Path) -> None:
         if found == self.settings:
@@ -159,7 +180,7 @@ class Collection:
         stop = first + N
         planned = [range(seed, min(seed + CHUNK, stop)) for seed in range(first, stop, CHUNK)]
         while True:
-            missing = [seeds for seeds in planned if not self.chunk(seeds).exists()]
+            missing = [seeds for seeds in planned if _read_chunk(self.chunk(seeds)) is None]
             if missing:
                 return missing
             episodes, reasons = self.found(planned)
@@ -181,29 +202,34 @@ class Collection:
 
     def found(self, chunks: Sequence[range]) -> tuple[int, list[str]]:
         """Episodes in these chunks, and why the expert gave up on the other seeds."""
-        said = [_read_chunk(self.chunk(seeds)) for seeds in chunks]
+        said = [_read_chunk(self.chunk(seeds)) or (0, {}) for seeds in chunks]
         return sum(episodes for episodes, _ in said), [why for _, failed in said for why in failed.values()]
 
     def _drop_failures(self, chunks: Sequence[range]) -> None:
         """Remove the chunks with failures, so that a mended expert tries their seeds again."""
         for seeds in chunks:
             if self.found([seeds])[1]:
-                shutil.rmtree(self.chunk(seeds))
+                _remove(self.chunk(seeds))
 
     def end(self) -> None:
-        """Remove the folder of the chunks where it holds none."""
-        if self.chunks.is_dir() and not any(path.is_dir() for path in self.chunks.iterdir()):
-            shutil.rmtree(self.chunks)
+        """Release the folder of the chunks, and remove it where it holds none."""
+        if not self.chunks.is_dir() or self._owner() not in (None, os.getpid()):
+            return
+        (self.chunks / LOCK).unlink(missing_ok=True)
+        if not self._there():
+            _remove(self.chunks)
             with contextlib.suppress(OSError):  # a folder that holds something else stays
                 self.target.parent.rmdir()
                 self.target.parent.parent.rmdir()
 
     def num_found(self) -> int:
         """Episodes in finished chunks."""
-        return sum(_read_chunk(path)[0] for path in self._there())
+        return sum(episodes for _, episodes, _ in self._there())
 
-    def _there(self) -> list[Path]:
-        return sorted(path for path in self.chunks.glob("[0-9]*") if path.is_dir())
+    def _there(self) -> list[tuple[Path, int, dict[str, str]]]:
+        """Finished chunks in the order of their seeds, with their episodes and failures."""
+        read = [(path, _read_chunk(path)) for path in sorted(self.chunks.glob("[0-9]*"))]
+        return [(path, *said) for path, said in read if said is not None]
 
     def assemble(self) -> Path:
         """Put the dataset together of its chunks, and remove these."""
@@ -220,20 +246,38 @@ class Collection:
         failed: dict[str, str] = {}
         with published(self.target) as folder:
             writer = MinariWriter(folder, f"{self.spec.id}/{self.config.name}", _environment(self.spec), metadata)
-            for chunk in self._there():
-                episodes, more = _read_chunk(chunk)
+            for chunk, episodes, more in self._there():
                 failed |= more
                 for index in range(episodes):
                     writer.link(chunk, index)
             writer.close(gatito_failed=failed)
-        shutil.rmtree(self.chunks)
+        _remove(self.chunks)
         return self.target
 
 
-def _read_chunk(chunk: Path) -> tuple[int, dict[str, str]]:
-    """Number of episodes of a chunk, and why the expert gave up, by seed."""
-    said = json.loads((chunk / CHUNK_FILE).read_text())
-    return int(said["episodes"]), said["failed"]
+def _read_chunk(chunk: Path) -> tuple[int, dict[str, str]] | None:
+    """Number of episodes of a chunk, and why the expert gave up, by seed; None where it is not there as a whole."""
+    said = _read_json(chunk / CHUNK_FILE)
+    try:
+        return int(said["episodes"]), dict(said["failed"])
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
+def _read_json(path: Path) -> Any:
+    """What a file holds; None where it is not there, or was cut off."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, out of sight before it is in pieces."""
+    if folder.exists():
+        hidden = folder.with_name(f".{folder.name}.{socket.gethostname()}-{os.getpid()}")
+        folder.rename(hidden)
+        shutil.rmtree(hidden)
 
 
 def collect_chunk(
@@ -243,7 +287,7 @@ def collect_chunk(
     env, failed, episodes = _environment(spec), {}, 0
     check_spaces(env, f"{spec.id}/{config.name}")
     chunk = Collection(spec=spec, root=root, config=config).chunk(seeds)
-    with published(chunk, durable=False) as folder:
+    with published(chunk, replace=True, durable=False) as folder:
         for seed in seeds:
             agent = config.agent(seed)
             noise = spec.noise if agent == "noisy" else 0.0

@@ -18,12 +18,17 @@ def expert_return(returns: NDArray[np.floating]) -> float:
     return float(((sums[W:] - sums[:-W]) / W).max())
 
 
-def is_expert(returns: NDArray[np.floating], random_return: float, threshold: float) -> NDArray[np.bool_]:
+def is_expert(
+    returns: NDArray[np.floating], agents: NDArray[np.str_], random_return: float, threshold: float
+) -> NDArray[np.bool_]:
     """Which episodes to keep: (R - random) / (expert - random) >= threshold.
+
+    `returns` and `agents` are (E,). The expert's return is that of the best source agent: where agents take turns,
+    no stretch of the dataset is the expert's alone.
 
     Raises `UserError` where the best stretch of the dataset is no better than the random policy.
     """
-    best = expert_return(returns)
+    best = max(expert_return(returns[agents == agent]) for agent in np.unique(agents))
     if best <= random_return:
         raise UserError(
             f"its best stretch returns {best:.6g}, no more than the random policy's {random_return:.6g}; collect "

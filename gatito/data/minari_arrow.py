@@ -7,6 +7,7 @@ Minari itself rewrites the metadata of the whole dataset and scans its folder fo
 a BabyAI episode that was 30 %, of the time to read one 90 %.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -54,12 +55,13 @@ def write_episode(
     batch = pa.RecordBatch.from_pydict(columns)
     target = folder / str(index)
     target.mkdir()
-    with (
-        pa.OSFile(str(target / FILE), "wb") as sink,
-        pa.ipc.new_file(sink, batch.schema, options=COMPRESSED) as writer,
-    ):
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema, options=COMPRESSED) as writer:
         writer.write_batch(batch)
-    known = {"total_steps": len(buffer.rewards), "seed": buffer.seed, **metadata}
+    content = sink.getvalue()
+    (target / FILE).write_bytes(content)
+    hashed = hashlib.sha256(content).hexdigest()  # Arrow loads a flipped byte without a word
+    known = {"total_steps": len(buffer.rewards), "seed": buffer.seed, "sha256": hashed, **metadata}
     _write_metadata(target, {key: value for key, value in known.items() if value is not None} | {"id": index})
 
 
@@ -97,11 +99,20 @@ def read_metadata(folder: Path, index: int) -> dict[str, Any]:
 
 
 def read_episode(
-    folder: Path, index: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+    folder: Path,
+    index: int,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    sha256: str | None = None,
 ) -> dict[str, Any]:
-    """Read the arrays of episode `index`: T + 1 observations, T of all others; infos (T + 1) where there are any."""
-    with pa.OSFile(str(folder / str(index) / FILE)) as source:
-        table = pa.ipc.open_file(source).read_all()
+    """Read the arrays of episode `index`: T + 1 observations, T of all others; infos (T + 1) where there are any.
+
+    Raises `ValueError` where the file has another hash than `sha256`, or a dtype that is not its space's.
+    """
+    content = (folder / str(index) / FILE).read_bytes()
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{FILE} does not match its SHA-256, the file is damaged")
+    table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
     infos = columns.get("infos", pa.StructArray.from_arrays([], []))
     return {
@@ -140,11 +151,12 @@ def _values(space: spaces.Space[Any], column: pa.Array) -> Any:
         return {name: _values(inner, column.field(name)) for name, inner in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
         return tuple(_values(inner, column.field(str(i))) for i, inner in enumerate(space.spaces))
-    if isinstance(space, _FLAT):
-        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), *space.shape)
-    if isinstance(space, spaces.Discrete):
-        return column.to_numpy(zero_copy_only=False)
-    return column.to_pylist()
+    if not isinstance(space, (*_FLAT, spaces.Discrete)):
+        return column.to_pylist()
+    flat = (column if isinstance(space, spaces.Discrete) else column.flatten()).to_numpy(zero_copy_only=False)
+    if flat.dtype != space.dtype:
+        raise ValueError(f"values of {flat.dtype} where the space {space} has {space.dtype}")
+    return flat.reshape(len(column), *(space.shape or ()))
 
 
 def _info(column: pa.Array) -> NDArray[Any]:

@@ -58,10 +58,15 @@ class MinariSource:
         where = f"{self.path}, episode {index}"
         try:
             data, metadata = self._read(index)
-        except (OSError, ValueError, KeyError, IndexError, RuntimeError, StopIteration, AttributeError) as error:
+        except (
+            OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, StopIteration, AttributeError
+        ) as error:  # fmt: skip
             # A missing part file arrives as a StopIteration, or as the RuntimeError that a generator makes of it.
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{where}: cannot be read ({reason}); collect it again") from None
+        seed = metadata.get("seed")
+        if seed is not None and (type(seed) is not int or seed < 0):
+            raise UserError(f"{where}: its metadata has the seed {seed!r}, allowed whole numbers from 0; repair it")
         if metadata.get("id", index) != index:
             raise UserError(f"{where}: its metadata says it is episode {metadata['id']}; episodes are mixed up")
         return self._episode(index, data, metadata, where)
@@ -70,16 +75,15 @@ class MinariSource:
         """What is said of an episode beside its arrays: seed, source agent, number of steps."""
         try:
             return dict(next(iter(self.dataset.storage.get_episode_metadata([index]))))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path}, episode {index}: no metadata ({error}); collect it again") from None
 
     def _read(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
         folder, storage = self.path / "data", self.dataset.storage
         if storage.FORMAT == "arrow" and not storage.jpeg_encoding and is_one_file(folder, index):
-            return (
-                read_episode(folder, index, storage.observation_space, storage.action_space),
-                read_metadata(folder, index),
-            )
+            metadata = read_metadata(folder, index)
+            spaces = (storage.observation_space, storage.action_space)
+            return read_episode(folder, index, *spaces, metadata.get("sha256")), metadata
         return dict(next(iter(storage.get_episodes([index])))), self.metadata(index)
 
     def _episode(self, index: int, data: dict[str, Any], metadata: dict[str, Any], where: str) -> Episode:
@@ -157,6 +161,11 @@ def open_minari(location: str | Path) -> MinariSource:
     for key in ("observation_space", "action_space", "total_episodes"):
         if key not in values:
             raise UserError(f"{metadata}: {key!r} is missing; gatito reads spaces from the file, never from code")
+    for key in ("total_episodes", "total_steps"):
+        if key in values and (type(values[key]) is not int or values[key] < 0):
+            raise UserError(
+                f"{metadata}: {key} is {values[key]!r}, expected a whole number; collect the dataset again"
+            )
     if values.get("data_format") == "hdf5":
         check_links(path / "data" / "main_data.hdf5")
     try:

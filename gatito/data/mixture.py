@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gatito.data.collection import CollectConfig
 from gatito.data.minari_episodes import open_minari
-from gatito.data.tasks import EVALUATION_SEEDS, groups, matching
+from gatito.data.tasks import EVALUATION_SEEDS, groups, matching, twins
 from gatito.errors import UserError, nearest
 
 SOURCES = ("minari", "task", "text", "captions")
@@ -71,8 +71,10 @@ class HeldOutConfig:
                 raise UserError(f"held_out.seeds: {seeds}, expected [first, stop) within [0, {EVALUATION_SEEDS})")
 
     def has_task(self, task: str) -> bool:
-        """Whether a task is held out."""
-        return any(task in groups().get(name, ()) or fnmatchcase(task, name) for name in self.tasks)
+        """Whether a task is held out, by its own name or by that of a twin: one that differs in what is observed."""
+        return any(
+            twin in groups().get(name, ()) or fnmatchcase(twin, name) for twin in twins(task) for name in self.tasks
+        )
 
     def has_episode(self, seed: int) -> bool:
         """Whether the episode of a seed is held out of its dataset."""
@@ -170,11 +172,16 @@ def parts_of(config: MixtureConfig) -> list[Part]:
     that none is of.
     """
     parts: list[Part] = []
+    folders: set[str] = set()
     for index, entry in enumerate(config.datasets):
         for source in _sources(entry, config):
-            if source in [part.source for part in parts]:
+            task, folder = source, source
+            if source.startswith("minari:"):
+                opened = open_minari(source.removeprefix("minari:"))
+                task, folder = opened.task, str(opened.path.resolve())
+            if folder in folders:
                 raise UserError(f"{source!r} is named by two entries of the mixture; leave it out of one")
-            task = open_minari(source.partition(":")[2]).task if source.startswith("minari:") else source
+            folders.add(folder)
             parts.append(Part(entry=index, source=source, task=task, held_out=config.held_out.has_task(task)))
     for name in config.held_out.tasks:
         if not any(HeldOutConfig(tasks=[name]).has_task(part.task) for part in parts):

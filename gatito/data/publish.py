@@ -45,7 +45,7 @@ def published(target: Path, *, replace: bool = False, durable: bool = True) -> I
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".?*.{glob.escape(host)}-*"):
         pid = left.name.rpartition("-")[2]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+        if pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
             shutil.rmtree(left, ignore_errors=True)
     temporary = target.with_name(f".{target.name}.{host}-{os.getpid()}")
     try:
@@ -53,9 +53,13 @@ def published(target: Path, *, replace: bool = False, durable: bool = True) -> I
         yield temporary
         if durable:
             _flush(list(temporary.rglob("*")))
-        if replace:
-            shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+        if replace and target.exists():
+            old = target.with_name(f".{target.name}.old.{host}-{os.getpid()}")
+            target.rename(old)
+            temporary.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.rename(target)
         if durable:
             _fsync(target.parent)
     except BaseException:

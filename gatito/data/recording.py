@@ -20,6 +20,8 @@ from gatito.data.episode import stack
 from gatito.data.minari_episodes import EXPLORATORY
 from gatito.data.tasks import ExpertFailed, Policy, TaskSpec
 from gatito.errors import UserError
+from gatito.tokenizers.codec import check_bounds
+from gatito.tokenizers.fields import fields_of, value_at
 
 MAX_TIMESTEPS = 100_000
 """Timesteps after which an environment is taken for one that never ends."""
@@ -80,15 +82,22 @@ def collect_episode(
             explore = bool(rng.random() < noise)
             executed = env.action_space.sample() if explore else action
             actions.append(copy.deepcopy(executed if labels == "executed" else action))
+            if isinstance(executed, np.ndarray) and not np.isfinite(executed).all():
+                raise UserError(
+                    f"{where}, timestep {len(ends)}: NaN or Inf in the action {executed}; mend the policy"
+                )
             observation, reward, terminated, truncated, _ = env.step(executed)
             observations.append(copy.deepcopy(observation))
             rewards.append(finite_reward(reward, f"{where}, timestep {len(ends)}"))
             ends.append((bool(terminated), bool(truncated)))
             exploratory.append(explore)
+    recorded = stack(env.action_space, actions, f"{where}, action")
+    for leaf in fields_of(env.action_space, "action"):
+        check_bounds(leaf, value_at(recorded, leaf.path), where, "mend the policy, or widen the action space")
     return EpisodeBuffer(
         seed=seed,
         observations=stack(env.observation_space, observations, f"{where}, observation"),
-        actions=stack(env.action_space, actions, f"{where}, action"),
+        actions=recorded,
         rewards=rewards,
         terminations=[terminated for terminated, _ in ends],
         truncations=[truncated for _, truncated in ends],
@@ -108,7 +117,7 @@ def cpu_limit(limit_s: float | None) -> Iterator[None]:
         raise ExpertFailed(f"the episode took more than {limit_s} s of CPU time")
 
     previous = signal.signal(signal.SIGVTALRM, fail)
-    signal.setitimer(signal.ITIMER_VIRTUAL, limit_s)
+    signal.setitimer(signal.ITIMER_VIRTUAL, limit_s, 1.0)  # again, should a simulator swallow the first
     try:
         yield
     finally:

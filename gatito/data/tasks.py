@@ -128,6 +128,17 @@ def groups() -> dict[str, list[str]]:
     return babyai.groups() | metaworld.groups()
 
 
+def twins(task: str) -> list[str]:
+    """Return the tasks of the same dynamics, seeds and expert, which differ in what is observed; the task first."""
+    first = _source_of_returns(task)
+    return [task, *(other for other in registry() if other != task and _source_of_returns(other) == first)]
+
+
+def _source_of_returns(task: str) -> str:
+    spec = registry().get(task)
+    return spec.returns_of or task if spec else task
+
+
 def matching(names: Iterable[str]) -> list[str]:
     """Return the ids that task ids, groups and patterns such as `babyai/*` name, each once, in this order.
 

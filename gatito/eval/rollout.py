@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -248,6 +249,8 @@ def measure_references(
                 for future in as_completed(futures):
                     yield futures[future], future.result()
                     bar.update()
+            except BrokenProcessPool:
+                raise UserError("a measuring process died; measure what is missing again") from None
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 

@@ -88,6 +88,18 @@ def out_of_bounds(field: Field, values: ArrayLike) -> NDArray[np.float64]:
     return np.maximum(np.maximum(low - x, x - high), 0.0)
 
 
+def check_bounds(field: Field, values: ArrayLike, where: str, advice: str) -> None:
+    """Raise `UserError` for action values (T, *shape) further than `CLIP_TOLERANCE` outside their bounds."""
+    if field.kind != "continuous":
+        return
+    outside = out_of_bounds(field, values)
+    if outside.max(initial=0.0) > CLIP_TOLERANCE:
+        t, i = (int(k[0]) for k in np.nonzero(outside > CLIP_TOLERANCE))
+        name, value = f"action {field.name}".rstrip(), np.asarray(values).reshape(len(outside), -1)[t, i]
+        allowed = f"[{field.low[i]}, {field.high[i]}]"
+        raise UserError(f"{where}, timestep {t}: {name}[{i}] is {value:.6g}, allowed {allowed}; {advice}")
+
+
 def is_clipped(field: Field, values: ArrayLike) -> NDArray[np.bool_]:
     """Return (T, size): continuous values outside their declared bounds, or beyond the last bin (companded: M)."""
     x = np.asarray(values, np.float64).reshape(len(np.asarray(values)), -1)
