@@ -11,10 +11,10 @@ from gatito.data.build import open_layout
 from gatito.data.checks import checked_tokens
 from gatito.data.domains import digits, texts
 from gatito.data.explain import token_rows
-from gatito.data.minari_episodes import episode_from_buffer, open_minari
+from gatito.data.minari_episodes import episode_from_buffer, is_dataset, open_minari
 from gatito.data.publish import check_writable
 from gatito.data.recording import collect_episode
-from gatito.data.store import Store, TokenDataset, open_store
+from gatito.data.store import Store, TokenDataset, is_store, open_store
 from gatito.data.tasks import ExpertFailed, get_task, groups, matching, references, registry
 from gatito.errors import UserError, nearest
 from gatito.eval.agent import load_checkpoint
@@ -98,13 +98,13 @@ def tokens_of(source: str, episode: int) -> tuple[TokenSequence, Vocabulary, Tex
     if episode < 0:
         raise UserError(f"--episode is {episode}, allowed 0 and more")
     scheme, _, location = source.partition(":")
-    if any((folder / "mixture.json").is_file() for folder in (Path(source), Path(source).parent)):
+    if is_store(source) or is_store(Path(source).parent):
         store, dataset = _store_and_dataset(Path(source))
         layout = Layout.from_json(dataset.metadata["layout"], store.text) if dataset.kind == "control" else None
         return dataset.episode(_index(episode, dataset.num_episodes, source)), store.vocabulary, store.text, layout
     text = TextTokenizer.load()
     vocabulary = Vocabulary(text_size=text.size)
-    if scheme == "minari" or (Path(source) / "data" / "metadata.json").is_file():
+    if scheme == "minari" or is_dataset(source):
         opened = open_minari(location if scheme == "minari" else source)
         layout = open_layout(opened, vocabulary, text)
         data = opened.episode(episode)
@@ -123,7 +123,7 @@ def tokens_of(source: str, episode: int) -> tuple[TokenSequence, Vocabulary, Tex
 
 def _store_and_dataset(path: Path) -> tuple[Store, TokenDataset]:
     """`STORE/DATASET`, or of a store alone its first dataset."""
-    if (path / "mixture.json").is_file():
+    if is_store(path):
         store = open_store(path, verify=False)
         return store, store.datasets[0]
     store = open_store(path.parent, verify=False)

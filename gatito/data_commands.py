@@ -15,7 +15,7 @@ from gatito.data.collection import CollectConfig
 from gatito.data.describe import store_table
 from gatito.data.minari_episodes import MinariSource, open_minari
 from gatito.data.publish import check_writable
-from gatito.data.store import Store, open_store
+from gatito.data.store import Store, is_store, open_store
 from gatito.data.survey import Survey, survey
 from gatito.data.tasks import TaskSpec, get_task, matching, references, registry
 from gatito.errors import UserError
@@ -48,7 +48,7 @@ def check_sources(sources: Sequence[str], context: int) -> None:
     """Check datasets and stores and print what is wrong; raises `UserError` where something would not train."""
     errors = 0
     for source in _expanded(sources):
-        if (Path(source) / "mixture.json").is_file():
+        if is_store(source):
             try:
                 check_store(open_store(Path(source)))
             except UserError as error:
@@ -79,11 +79,11 @@ def check_sources(sources: Sequence[str], context: int) -> None:
 def show_sources(sources: Sequence[str]) -> None:
     """Print a table of datasets, or of what a store holds."""
     names = _expanded(sources)
-    for store in (name for name in names if (Path(name) / "mixture.json").is_file()):
+    for store in (name for name in names if is_store(name)):
         describe_store(open_store(Path(store), verify=False))
     datasets, unreadable = [], []
     for name in names:
-        if not (Path(name) / "mixture.json").is_file():
+        if not is_store(name):
             try:
                 datasets.append(open_minari(name))
             except UserError as error:  # the others are still shown
@@ -174,10 +174,8 @@ def _expanded(sources: Sequence[str]) -> list[str]:
         if not glob.has_magic(source):
             found.append(source)
             continue
-        marks = ("mixture.json", "data/metadata.json")
-        matches = [
-            path for path in sorted(glob.glob(source, recursive=True)) if any(Path(path, m).is_file() for m in marks)
-        ]
+        paths = sorted(glob.glob(source, recursive=True))
+        matches = [path for path in paths if is_store(path) or is_dataset(path)]
         if not matches:
             raise UserError(f"{source!r} finds no dataset and no store; it runs from {Path.cwd()}")
         found += matches

@@ -29,6 +29,7 @@ from gatito.data.store import (
     SCHEMA,
     Store,
     StoreWriter,
+    is_store,
     layouts_of,
     open_dataset,
     open_store,
@@ -79,8 +80,10 @@ def build(config: MixtureConfig, out: Path) -> Store:
     built = _built(out, vocabulary)
     names: list[str] = []
     for part, key in zip(tqdm(parts, desc="tokenize", unit="dataset"), keys, strict=True):
-        names.append(built.get(key) or _unused_name(part.name, [*names, *(built[k] for k in keys if k in built)]))
-        if key not in built:
+        if key in built:
+            names.append(built.pop(key))
+        else:
+            names.append(_unused_name(part.name, [*names, *(built[k] for k in keys if k in built)]))
             builder.build(part, out, names[-1], key)
     _write_mixture(out, parts, names, builder)
     return open_store(out, verify=False)
@@ -111,7 +114,7 @@ def _check_same_ids(out: Path, vocabulary: Vocabulary, text: TextTokenizer) -> N
     marks = ("dataset.json", f"{HELD_OUT}/dataset.json")
     kept = [path for path in out.iterdir() if path.is_dir() and any((path / mark).is_file() for mark in marks)]
     others = [path for path in out.iterdir() if path.name[0] != "." and path not in kept]
-    if not (out / "mixture.json").is_file():
+    if not is_store(out):
         if any(path.name != "tokenizer.model" for path in others):
             raise UserError(f"{out} exists and is no store; choose another --out or remove it")
         return

@@ -4,19 +4,19 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from gatito.data.store import Store, TokenDataset
+from gatito.data.tasks import domain_of
 
 MANY = 20
 """Datasets from which on a training prints one row per domain."""
 
 
-def domain_of(dataset: TokenDataset) -> str:
-    """First part of the task id; `text`, `captions`."""
-    return str(dataset.metadata["task"]).split("/")[0].partition(":")[0]
-
-
 def by_domain(datasets: Sequence[TokenDataset]) -> dict[str, list[TokenDataset]]:
     """Domains with their datasets."""
-    return {domain: list(found) for domain, found in groupby(sorted(datasets, key=domain_of), domain_of)}
+
+    def domain(dataset: TokenDataset) -> str:
+        return domain_of(dataset.metadata["task"])
+
+    return {name: list(found) for name, found in groupby(sorted(datasets, key=domain), domain)}
 
 
 def store_table(store: Store, groups: Mapping[str, Sequence[TokenDataset]], epochs: Mapping[str, float]) -> str:

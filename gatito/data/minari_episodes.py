@@ -143,6 +143,11 @@ def episode_from_buffer(buffer: EpisodeBuffer, task: str, agent: str) -> Episode
     )
 
 
+def is_dataset(folder: str | Path) -> bool:
+    """Whether a folder is a Minari dataset."""
+    return (Path(folder) / "data" / "metadata.json").is_file()
+
+
 def open_minari(location: str | Path) -> MinariSource:
     """Open a Minari dataset by folder, or by id below `MINARI_DATASETS_PATH`."""
     path = Path(location)

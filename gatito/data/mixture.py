@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatito.data.collection import CollectConfig
-from gatito.data.minari_episodes import open_minari
-from gatito.data.tasks import EVALUATION_SEEDS, groups, matching, twins
+from gatito.data.minari_episodes import is_dataset, open_minari
+from gatito.data.tasks import EVALUATION_SEEDS, domain_of, groups, matching, twins
 from gatito.errors import UserError, nearest
 
 SOURCES = ("minari", "task", "text", "captions")
@@ -150,7 +150,7 @@ class Part:
     @property
     def domain(self) -> str:
         """First part of the task id; `text`, `captions`."""
-        return self.task.split("/")[0].partition(":")[0]
+        return domain_of(self.task)
 
 
 def tasks_to_collect(config: MixtureConfig) -> dict[str, int]:
@@ -197,14 +197,10 @@ def _sources(entry: DatasetConfig, config: MixtureConfig) -> list[str]:
         return [f"minari:{Path(config.collected) / task / name}" for task in matching(entry.location.split(","))]
     if entry.scheme != "minari" or not glob.has_magic(entry.location):
         return [entry.source]
-    folders = [path for path in sorted(glob.glob(entry.location, recursive=True)) if _is_dataset(Path(path))]
+    folders = [path for path in sorted(glob.glob(entry.location, recursive=True)) if is_dataset(path)]
     if not folders:
         raise UserError(f"source {entry.source!r}: the pattern finds no Minari dataset; it runs from {Path.cwd()}")
     return [f"minari:{folder}" for folder in folders]
-
-
-def _is_dataset(folder: Path) -> bool:
-    return (folder / "data" / "metadata.json").is_file()
 
 
 def weights_of(parts: Sequence[Part], tokens: Sequence[int], config: MixtureConfig) -> NDArray[np.float64]:

@@ -30,6 +30,7 @@ from gatito.tokenizers import TextTokenizer, TokenSequence, Vocabulary
 from gatito.tokenizers.patches import PATCH
 
 SCHEMA = 3
+MIXTURE = "mixture.json"
 HELD_OUT = "held-out"
 """Folder of the held-out episodes of a dataset, below that of the others."""
 ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -298,12 +299,17 @@ def write_mixture(
     }
     temporary = folder / f".mixture.json.{os.getpid()}"
     temporary.write_text(json.dumps({**values, "sha256": _sha256_of_values(values)}, indent=1))
-    temporary.rename(folder / "mixture.json")
+    temporary.rename(folder / MIXTURE)
+
+
+def is_store(folder: str | Path) -> bool:
+    """Whether a folder is a built store."""
+    return (Path(folder) / MIXTURE).is_file()
 
 
 def read_mixture(folder: Path) -> dict[str, Any]:
     """The contents of `mixture.json`; raises `UserError` where it is damaged or none."""
-    path = folder / "mixture.json"
+    path = folder / MIXTURE
     if not path.is_file():
         raise UserError(f"no tokenized store at {folder}: {path} is missing; run gatito data build")
     try:

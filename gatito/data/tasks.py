@@ -82,7 +82,7 @@ class TaskSpec:
     @property
     def domain(self) -> str:
         """The part of the id before the slash."""
-        return self.id.split("/")[0]
+        return domain_of(self.id)
 
     def layout(self, env: gym.Env[Any, Any], vocabulary: Vocabulary, text: TextTokenizer) -> Layout:
         """The layout of an environment of this task."""
@@ -98,6 +98,11 @@ class TaskSpec:
                 package = f"gatito[{extra}]" if extra in ours else extra
                 return f"task {self.id!r} needs {module}: pip install '{package}'"
         return None
+
+
+def domain_of(task: str) -> str:
+    """Return the first part of a task id; of what is no control task the kind of source, such as `text`."""
+    return task.split("/")[0].partition(":")[0]
 
 
 class ExpertFailed(RuntimeError):
