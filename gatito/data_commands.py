@@ -13,7 +13,7 @@ from gatito.data.checks import check_store
 from gatito.data.collect import collect
 from gatito.data.collection import CollectConfig
 from gatito.data.describe import store_table
-from gatito.data.minari_episodes import MinariSource, open_minari
+from gatito.data.minari_episodes import MinariSource, is_dataset, open_minari
 from gatito.data.publish import check_writable
 from gatito.data.store import Store, is_store, open_store
 from gatito.data.survey import Survey, survey
