@@ -46,8 +46,8 @@ def collect_datasets(tasks: list[str], env: str | None, policy: str | None, out:
 
 def check_sources(sources: Sequence[str], context: int) -> None:
     """Check datasets and stores and print what is wrong; raises `UserError` where something would not train."""
-    errors = 0
-    for source in _expanded(sources):
+    errors, names = 0, _expanded(sources)
+    for source in names:
         if is_store(source):
             try:
                 check_store(open_store(Path(source)))
@@ -59,7 +59,9 @@ def check_sources(sources: Sequence[str], context: int) -> None:
             continue
         try:
             seen = _survey(source, context)
-        except UserError as error:  # the others are still looked at
+        except UserError as error:
+            if len(names) == 1:
+                raise
             print(f"{'error':8} {'unreadable':11} {error}")
             errors += 1
             continue
