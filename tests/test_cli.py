@@ -513,6 +513,23 @@ def test_printed_mixtures_feed_back_in(run: Run, folder: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in Path("b").rglob("*.bin")} == before
 
 
+def test_data_verbs_look_at_every_dataset_though_one_is_broken(run: Run, folder: Path) -> None:
+    line = "data collect --tasks classic/cartpole,classic/acrobot --episodes 2 --processes 1 --out d"
+    assert run(*line.split())[0] == 0
+    (folder / "d/classic/acrobot/noisy-v0/data/metadata.json").write_text("{")
+    code, out, err = run("data", "check", "d/*/*/*")
+    assert (code, "1 errors; what has them does not train" in err) == (2, True)
+    assert "acrobot/noisy-v0/data/metadata.json: not JSON" in out
+    assert "d/classic/cartpole/noisy-v0: 2 episodes" in out
+    code, out, err = run("data", "info", "d/*/*/*")
+    assert (code, "not JSON" in err) == (2, True)
+    assert "1 datasets, 2 episodes" in out
+    assert run("data", "card", "d/classic/cartpole/noisy-v0", "--out", "card.md")[0] == 0
+    assert run("data", "card", "d/classic/cartpole/noisy-v0", "--out", "card.md")[0] == 2
+    assert run("data", "report", "d/classic/cartpole/noisy-v0", "--out", "page.html")[0] == 0
+    assert (folder / "page.html").read_text().startswith("<!doctype html>")
+
+
 def test_the_module_runs_and_fails_without_a_traceback(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
