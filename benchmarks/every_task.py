@@ -73,7 +73,8 @@ def main() -> None:
     for domain, found in domains.items():
         sums = " | ".join(f"{sum(row[key] for row in found):,}" for key in ("episodes", "timesteps", "tokens"))
         means = [[row["score"].get(a) for row in found] for a in ("expert", "noisy", "random")]
-        scores = " | ".join(f"{np.mean([s for s in agent if s is not None]):.2f}" for agent in means)
+        known = [[score for score in agent if score is not None] for agent in means]
+        scores = " | ".join(f"{np.mean(agent):.2f}" if agent else "-" for agent in known)
         longest = max(row["longest_timestep"] for row in found)
         print(f"| {domain} | {len(found)} | {sums} | {longest} | {scores} |")
     seconds = {"collect": collected - began, "check": checked - collected, "tokenize": built - checked}
