@@ -63,7 +63,7 @@ TRUNKS: dict[str, dict[str, Any]] = {
     "flat": {},
     "1 latent, actions decoded": {"latents": 1, "decoded_actions": True},
 }
-TASKS = {"babyai/go-to-local-s5n2": 60, "babyai/go-to-local": 40, "babyai/go-to": 6}
+TASKS = {"babyai/go-to-local-s5n2": 1000, "babyai/go-to-local": 500, "babyai/go-to": 60}
 """Levels of short, middling and long episodes, and how many are collected."""
 
 
