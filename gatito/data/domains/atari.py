@@ -195,31 +195,9 @@ def skiing(rams: Iterator[list[int]]) -> Iterator[str]:
         yield steer(towards(8 + min(max(0.1 * (gate - ram[25]), -2), 2), ram[15], 0.5), 0)
 
 
-def atlantis(_: Iterator[list[int]]) -> Iterator[str]:
-    """Fire the guns of both sides in turn; a gun fires anew only after the button was let go."""
-    return cycle(("LEFTFIRE", "NOOP", "RIGHTFIRE", "NOOP"))
-
-
 def column(byte: int) -> int:
     """Decode a horizontal place: the low four bits count 15 pixels, the high ones a signed rest to the left."""
     return 15 * (byte & 15) - signed(byte & 240) // 16
-
-
-def demon_attack(rams: Iterator[list[int]]) -> Iterator[str]:
-    """Shoot at the lowest demon that still moves, unless a bomb is near; 13-15 and 17-19 are a demon's halves."""
-    demons, still = [0.0] * 3, [0] * 3
-    for step, ram in enumerate(rams):
-        were, demons = demons, [(column(ram[13 + i]) + column(ram[17 + i])) / 2 for i in range(3)]
-        still = [n + 1 if a == b else 0 for a, b, n in zip(were, demons, still, strict=True)]
-        lowest = max((i for i in range(3) if still[i] < 40), default=2)
-        x, speed = column(ram[16]), demons[lowest] - were[lowest]
-        way = towards(demons[lowest] + 6 + (speed if abs(speed) <= 20 else 0), x, 2)
-        gap = column(ram[20]) + 1 - x if any(ram[37:43]) else 99  # to a bomb in the lowest six rows
-        if abs(gap) < 18:
-            way = 1 if (gap <= 0 and x < 125) or x < 25 else -1
-        elif abs(gap) < 24 and way * gap > 0:
-            way = 0
-        yield steer(way, 0, step % 2 == 0)
 
 
 GAMES: dict[str, tuple[Rule, float]] = {
@@ -229,8 +207,6 @@ GAMES: dict[str, tuple[Rule, float]] = {
     "boxing": (boxing, 0.1),
     "tennis": (tennis, 0.05),
     "skiing": (skiing, 0.1),
-    "atlantis": (atlantis, 0.05),
-    "demon-attack": (demon_attack, 0.05),
 }
 
 
