@@ -10,8 +10,9 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
+from gatito.data.chunk import read_chunk, written_chunk
 from gatito.data.episode import stack
-from gatito.data.minari_arrow import is_one_file, link_episode, read_episode, read_metadata, write_episode
+from gatito.data.minari_arrow import encode_episode, is_one_file, read_episode, read_metadata, write_episode
 
 ACTIONS = spaces.Tuple([spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(3), spaces.Text(8)])
 
@@ -55,7 +56,7 @@ def test_what_we_write_minari_reads_and_what_it_writes_we_read(space: spaces.Spa
     episode = buffer(space)
     theirs, ours = storage(tmp_path / "theirs", space), storage(tmp_path / "ours", space)
     theirs.update_episodes([episode])
-    write_episode(tmp_path / "ours", 0, episode, space, ACTIONS, {"agent": "x"})
+    write_episode(tmp_path / "ours", 0, encode_episode(episode, space, ACTIONS, {"agent": "x"}))
     read_by_us = read_episode(tmp_path / "theirs", 0, space, ACTIONS)
     (read_by_them,) = ours.get_episodes([0])
     (expected,) = theirs.get_episodes([0])
@@ -70,7 +71,7 @@ def test_an_episode_without_infos_and_seed_reads_back(tmp_path: Path) -> None:
         observations=np.array([0, 1, 2]), actions=buffer(space, 2).actions, rewards=[1.0, 2.0],
         terminations=[False, True], truncations=[False, False],
     )  # fmt: skip
-    write_episode(tmp_path, 3, plain, space, ACTIONS, {})
+    write_episode(tmp_path, 3, encode_episode(plain, space, ACTIONS, {}))
     read = read_episode(tmp_path, 3, space, ACTIONS)
     assert read["observations"].tolist() == [0, 1, 2]
     assert read["infos"] == {}
@@ -79,20 +80,34 @@ def test_an_episode_without_infos_and_seed_reads_back(tmp_path: Path) -> None:
     assert metadata == {"id": 3, "total_steps": 2}
 
 
-def test_a_linked_episode_is_the_same_file_under_another_number(tmp_path: Path) -> None:
+def test_the_episodes_of_a_chunk_come_back_to_the_byte(tmp_path: Path) -> None:
     space = spaces.Box(-1, 1, (3,), np.float64)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    write_episode(tmp_path / "a", 5, buffer(space), space, ACTIONS, {"agent": "random"})
-    link_episode(tmp_path / "a", 5, tmp_path / "b", 0)
-    files = [tmp_path / place / "part-0.arrow" for place in ("a/5", "b/0")]
-    assert files[0].stat().st_ino == files[1].stat().st_ino
-    assert read_metadata(tmp_path / "b", 0) == read_metadata(tmp_path / "a", 5) | {"id": 0}
+    episodes = [encode_episode(buffer(space, T), space, ACTIONS, {"agent": "random"}) for T in (2, 5, 3)]
+    with written_chunk(tmp_path / "chunk") as chunk:
+        for episode in episodes:
+            chunk.append(episode)
+        chunk.failed["9"] = "stuck"
+    read = read_chunk(tmp_path / "chunk")
+    assert read is not None
+    assert list(read.episodes()) == episodes
+    assert (len(read), read.failed) == (3, {"9": "stuck"})
+
+
+def test_a_chunk_that_was_cut_off_is_not_there(tmp_path: Path) -> None:
+    space = spaces.Discrete(3)
+    with written_chunk(tmp_path / "chunk") as chunk:
+        chunk.append(encode_episode(buffer(space), space, ACTIONS, {}))
+    for file in (tmp_path / "chunk").iterdir():
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1])
+        assert read_chunk(tmp_path / "chunk") is None
+        file.write_bytes(whole)
+    assert read_chunk(tmp_path / "chunk") is not None
 
 
 def test_a_flipped_byte_is_refused(tmp_path: Path) -> None:
     space = spaces.Box(-1, 1, (3,), np.float64)
-    write_episode(tmp_path, 0, buffer(space), space, ACTIONS, {})
+    write_episode(tmp_path, 0, encode_episode(buffer(space), space, ACTIONS, {}))
     path, sha256 = tmp_path / "0/part-0.arrow", read_metadata(tmp_path, 0)["sha256"]
     whole = path.read_bytes()
     for place in range(0, len(whole), 97):
@@ -105,14 +120,14 @@ def test_a_flipped_byte_is_refused(tmp_path: Path) -> None:
 
 def test_values_of_another_dtype_than_the_space_are_refused(tmp_path: Path) -> None:
     written, declared = spaces.Box(-1, 1, (3,), np.float64), spaces.Box(-1, 1, (3,), np.float32)
-    write_episode(tmp_path, 0, buffer(written), written, ACTIONS, {})
+    write_episode(tmp_path, 0, encode_episode(buffer(written), written, ACTIONS, {}))
     with pytest.raises(ValueError, match=r"values of float64 where the space Box.* has float32"):
         read_episode(tmp_path, 0, declared, ACTIONS)
 
 
 def test_an_episode_that_minari_appended_to_is_not_taken_for_one_file(tmp_path: Path) -> None:
     space = spaces.Discrete(3)
-    write_episode(tmp_path, 0, buffer(space), space, ACTIONS, {})
+    write_episode(tmp_path, 0, encode_episode(buffer(space), space, ACTIONS, {}))
     assert is_one_file(tmp_path, 0)
     (tmp_path / "0/part-1.arrow").write_bytes(b"")
     assert not is_one_file(tmp_path, 0)

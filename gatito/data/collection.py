@@ -1,7 +1,7 @@
 """One dataset that is being collected: which seeds, in which chunks, and what is there of them.
 
 Seeds are collected in chunks, each published by rename into `OUT/TASK/.AGENTS-v0.chunks`; the dataset is put together
-of the finished chunks by hard links. Which episodes it holds depends on the seeds alone, not on the processes.
+of the finished chunks. Which episodes it holds depends on the seeds alone, not on the processes.
 """
 
 import contextlib
@@ -19,7 +19,8 @@ import gymnasium as gym
 import numpy as np
 import psutil
 
-from gatito.data.minari_arrow import write_episode
+from gatito.data.chunk import Chunk, read_chunk, written_chunk
+from gatito.data.minari_arrow import encode_episode
 from gatito.data.minari_episodes import MinariWriter, check_spaces, open_minari
 from gatito.data.publish import published
 from gatito.data.recording import collect_episode
@@ -29,9 +30,6 @@ from gatito.errors import UserError, nearest
 
 AGENTS = ("expert", "noisy", "random")
 """The scripted expert; the same with executed noise and the expert's actions as labels; the random policy."""
-
-CHUNK_FILE = "chunk.json"
-"""What a finished chunk says of itself."""
 
 LOCK = "lock"
 """File with the host and process that collects into a folder of chunks."""
@@ -180,7 +178,7 @@ class Collection:
         stop = first + N
         planned = [range(seed, min(seed + CHUNK, stop)) for seed in range(first, stop, CHUNK)]
         while True:
-            missing = [seeds for seeds in planned if _read_chunk(self.chunk(seeds)) is None]
+            missing = [seeds for seeds in planned if read_chunk(self.chunk(seeds)) is None]
             if missing:
                 return missing
             episodes, reasons = self.found(planned)
@@ -202,8 +200,8 @@ class Collection:
 
     def found(self, chunks: Sequence[range]) -> tuple[int, list[str]]:
         """Episodes in these chunks, and why the expert gave up on the other seeds."""
-        said = [_read_chunk(self.chunk(seeds)) or (0, {}) for seeds in chunks]
-        return sum(episodes for episodes, _ in said), [why for _, failed in said for why in failed.values()]
+        there = [chunk for seeds in chunks if (chunk := read_chunk(self.chunk(seeds))) is not None]
+        return sum(map(len, there)), [why for chunk in there for why in chunk.failed.values()]
 
     def _drop_failures(self, chunks: Sequence[range]) -> None:
         """Remove the chunks with failures, so that a mended expert tries their seeds again."""
@@ -224,12 +222,12 @@ class Collection:
 
     def num_found(self) -> int:
         """Episodes in finished chunks."""
-        return sum(episodes for _, episodes, _ in self._there())
+        return sum(map(len, self._there()))
 
-    def _there(self) -> list[tuple[Path, int, dict[str, str]]]:
-        """Finished chunks in the order of their seeds, with their episodes and failures."""
-        read = [(path, _read_chunk(path)) for path in sorted(self.chunks.glob("[0-9]*"))]
-        return [(path, *said) for path, said in read if said is not None]
+    def _there(self) -> list[Chunk]:
+        """Finished chunks in the order of their seeds."""
+        read = [read_chunk(path) for path in sorted(self.chunks.glob("[0-9]*"))]
+        return [chunk for chunk in read if chunk is not None]
 
     def assemble(self) -> Path:
         """Put the dataset together of its chunks, and remove these."""
@@ -246,22 +244,13 @@ class Collection:
         failed: dict[str, str] = {}
         with published(self.target) as folder:
             writer = MinariWriter(folder, f"{self.spec.id}/{self.config.name}", _environment(self.spec), metadata)
-            for chunk, episodes, more in self._there():
-                failed |= more
-                for index in range(episodes):
-                    writer.link(chunk, index)
+            for chunk in self._there():
+                failed |= chunk.failed
+                for episode in chunk.episodes():
+                    writer.append(episode)
             writer.close(gatito_failed=failed)
         _remove(self.chunks)
         return self.target
-
-
-def _read_chunk(chunk: Path) -> tuple[int, dict[str, str]] | None:
-    """Number of episodes of a chunk, and why the expert gave up, by seed; None where it is not there as a whole."""
-    said = _read_json(chunk / CHUNK_FILE)
-    try:
-        return int(said["episodes"]), dict(said["failed"])
-    except (TypeError, KeyError, ValueError):
-        return None
 
 
 def _read_json(path: Path) -> Any:
@@ -284,10 +273,9 @@ def collect_chunk(
     spec: TaskSpec, root: Path, config: CollectConfig, seeds: range, tick: Callable[[], object] = lambda: None
 ) -> None:
     """Play the episodes of some seeds and publish them as a chunk; one episode at a time is in memory."""
-    env, failed, episodes = _environment(spec), {}, 0
+    env = _environment(spec)
     check_spaces(env, f"{spec.id}/{config.name}")
-    chunk = Collection(spec=spec, root=root, config=config).chunk(seeds)
-    with published(chunk, replace=True, durable=False) as folder:
+    with written_chunk(Collection(spec=spec, root=root, config=config).chunk(seeds)) as chunk:
         for seed in seeds:
             agent = config.agent(seed)
             noise = spec.noise if agent == "noisy" else 0.0
@@ -295,12 +283,10 @@ def collect_chunk(
             try:
                 buffer = collect_episode(spec, env, seed, agent=plays, noise=noise, labels=config.labels)
             except ExpertFailed as error:
-                failed[str(seed)] = f"seed {seed}: {error}"
+                chunk.failed[str(seed)] = f"seed {seed}: {error}"
                 continue
-            write_episode(folder, episodes, buffer, env.observation_space, env.action_space, {"agent": agent})
-            episodes += 1
+            chunk.append(encode_episode(buffer, env.observation_space, env.action_space, {"agent": agent}))
             tick()
-        (folder / CHUNK_FILE).write_text(json.dumps({"episodes": episodes, "failed": failed}))
 
 
 _built: list[tuple[TaskSpec, gym.Env[Any, Any]]] = []

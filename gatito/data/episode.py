@@ -1,5 +1,6 @@
 """One episode in the environment's units."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,8 +60,15 @@ def stack(space: spaces.Space[Any], values: Sequence[Any], where: str = "value")
             if not isinstance(value, str):
                 raise UserError(f"{where}, timestep {t}: {type(value).__name__}, expected text")
         return [str(value) for value in values]
-    leaves = [_leaf(space, value, t, where) for t, value in enumerate(values)]
+    leaves = values if _exact(space, values) else [_leaf(space, v, t, where) for t, v in enumerate(values)]
     return np.array(leaves, space.dtype).reshape(len(leaves), *(space.shape or ()))
+
+
+def _exact(space: spaces.Space[Any], values: Sequence[Any]) -> bool:
+    """Whether all are finite values of the space's shape and dtype, which need no look at each."""
+    kinds = (np.ndarray, np.generic)
+    alike = all(isinstance(v, kinds) and v.dtype == space.dtype and v.shape == space.shape for v in values)
+    return alike and (np.dtype(space.dtype).kind != "f" or bool(np.isfinite(values).all()))
 
 
 def _at(key: str | int, values: Sequence[Any], where: str) -> list[Any]:
@@ -91,6 +99,17 @@ def _leaf(space: spaces.Space[Any], value: Any, t: int, where: str) -> NDArray[A
         if array.min() < limits.min or array.max() > limits.max:
             raise UserError(f"{where}, timestep {t}: {array.ravel()[:8]} does not fit into {space.dtype}")
     return array
+
+
+def copied(tree: Any) -> Any:
+    """Return a nested value whose arrays are its own; several times as fast as `copy.deepcopy`."""
+    if isinstance(tree, dict):
+        return {key: copied(value) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(copied(value) for value in tree)
+    if isinstance(tree, np.generic | str | int | float):  # cannot be written to
+        return tree
+    return tree.copy() if isinstance(tree, np.ndarray) else copy.deepcopy(tree)
 
 
 def rows(tree: Any, stop: int) -> Any:

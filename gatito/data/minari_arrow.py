@@ -9,9 +9,8 @@ a BabyAI episode that was 30 %, of the time to read one 90 %.
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,23 @@ METADATA = "metadata.json"
 _FLAT = (spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
-def write_episode(
-    folder: Path,
-    index: int,
+@dataclass(frozen=True, kw_only=True)
+class EncodedEpisode:
+    """An episode as the bytes of its Arrow file, and what is said of it beside."""
+
+    content: bytes
+    """Of `part-0.arrow`."""
+    metadata: dict[str, Any]
+    """Of `metadata.json`, without the episode's number."""
+
+
+def encode_episode(
     buffer: EpisodeBuffer,
     observation_space: spaces.Space[Any],
     action_space: spaces.Space[Any],
     metadata: Mapping[str, Any],
-) -> None:
-    """Write an episode of T + 1 observations and T actions as number `index` of the data folder."""
+) -> EncodedEpisode:
+    """Encode an episode of T + 1 observations and T actions; `read_episode` undoes it once it is written."""
     columns = {
         "observations": _column(observation_space, buffer.observations, 0),
         "actions": _column(action_space, buffer.actions, 1),
@@ -53,41 +60,26 @@ def write_episode(
             arrays, fields=[pa.field(name, array.type, metadata=shape) for name, array, shape in named]
         )
     batch = pa.RecordBatch.from_pydict(columns)
-    target = folder / str(index)
-    target.mkdir()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema, options=COMPRESSED) as writer:
         writer.write_batch(batch)
-    content = sink.getvalue()
-    (target / FILE).write_bytes(content)
+    content = sink.getvalue().to_pybytes()
     hashed = hashlib.sha256(content).hexdigest()  # Arrow loads a flipped byte without a word
     known = {"total_steps": len(buffer.rewards), "seed": buffer.seed, "sha256": hashed, **metadata}
-    _write_metadata(target, {key: value for key, value in known.items() if value is not None} | {"id": index})
+    return EncodedEpisode(content=content, metadata={k: v for k, v in known.items() if v is not None})
 
 
-def link_episode(source: Path, index: int, folder: Path, new_index: int) -> dict[str, Any]:
-    """Make episode `index` of the data folder `source` also number `new_index` of `folder`, by a hard link.
-
-    Returns its metadata.
-    """
-    target = folder / str(new_index)
+def write_episode(folder: Path, index: int, episode: EncodedEpisode) -> int:
+    """Write an episode as number `index` of the data folder; returns the bytes of its files."""
+    target = folder / str(index)
     target.mkdir()
-    try:
-        os.link(source / str(index) / FILE, target / FILE)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source / str(index) / FILE, target / FILE)
-    metadata = read_metadata(source, index) | {"id": new_index}
-    _write_metadata(target, metadata)
-    return metadata
+    metadata = json.dumps(episode.metadata | {"id": index})
+    return (target / FILE).write_bytes(episode.content) + (target / METADATA).write_text(metadata)
 
 
 def is_one_file(folder: Path, index: int) -> bool:
     """Whether episode `index` lies in one file, as we write it; Minari appends to an episode with further files."""
     return [path.name for path in (folder / str(index)).glob("*.arrow")] == [FILE]
-
-
-def _write_metadata(episode: Path, values: Mapping[str, Any]) -> None:
-    (episode / METADATA).write_text(json.dumps(values))
 
 
 def read_metadata(folder: Path, index: int) -> dict[str, Any]:

@@ -14,7 +14,14 @@ from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
 from gatito.data.episode import Episode, rows
-from gatito.data.minari_arrow import is_one_file, link_episode, read_episode, read_metadata, write_episode
+from gatito.data.minari_arrow import (
+    EncodedEpisode,
+    encode_episode,
+    is_one_file,
+    read_episode,
+    read_metadata,
+    write_episode,
+)
 from gatito.errors import UserError
 from gatito.tokenizers.fields import fields_of
 
@@ -238,22 +245,21 @@ class MinariWriter:
         Raises `UserError` for spaces that could not be tokenized later; Minari stores all the others.
         """
         check_spaces(env, dataset_id)
-        self.folder = folder.absolute()  # Minari adds up sizes of absolute paths only
+        self.folder = folder
         self._spaces = (env.observation_space, env.action_space)
         self._storage = MinariStorage.new(self.folder / "data", *self._spaces, None, "arrow", jpeg_encoding=False)
         self._storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__, **metadata})
-        self._episodes = self._steps = 0
+        self._episodes = self._steps = self._size_bytes = 0
 
     def write(self, buffer: EpisodeBuffer, **metadata: Any) -> None:
         """Append an episode; `metadata` is said of it alone, such as its source agent."""
-        write_episode(self.folder / "data", self._episodes, buffer, *self._spaces, metadata)
-        self._episodes += 1
-        self._steps += len(buffer.rewards)
+        self.append(encode_episode(buffer, *self._spaces, metadata))
 
-    def link(self, data: Path, index: int) -> None:
-        """Append episode `index` of another data folder of this dataset's spaces, by a hard link to its file."""
-        self._steps += link_episode(data, index, self.folder / "data", self._episodes)["total_steps"]
+    def append(self, episode: EncodedEpisode) -> None:
+        """Append an episode that was encoded in the spaces of this dataset."""
+        self._size_bytes += write_episode(self.folder / "data", self._episodes, episode)
         self._episodes += 1
+        self._steps += episode.metadata["total_steps"]
 
     def close(self, **metadata: Any) -> None:
         """Complete the metadata."""
@@ -261,7 +267,7 @@ class MinariWriter:
             {
                 "total_episodes": self._episodes,
                 "total_steps": self._steps,
-                "dataset_size": self._storage.get_size(),
+                "dataset_size": round(self._size_bytes / 1e6, 1),  # in MB, as Minari counts
                 **metadata,
             }
         )

@@ -5,7 +5,6 @@ the label (DART, Laskey et al. 2017): the expert shows how to come back, the noi
 """
 
 import contextlib
-import copy
 import math
 import signal
 import threading
@@ -16,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from minari.data_collector import EpisodeBuffer
 
-from gatito.data.episode import stack
+from gatito.data.episode import copied, stack
 from gatito.data.minari_episodes import EXPLORATORY
 from gatito.data.tasks import ExpertFailed, Policy, TaskSpec
 from gatito.errors import UserError
@@ -71,7 +70,7 @@ def collect_episode(
     ends: list[tuple[bool, bool]] = []
     with simulation(lambda: f"{where}, timestep {len(ends)}"), cpu_limit(spec.cpu_limit_s):
         observation, _ = env.reset(seed=seed)
-        observations = [copy.deepcopy(observation)]  # some environments write the next one into the same array
+        observations = [copied(observation)]  # some environments write the next one into the same array
         env.action_space.seed(seed)  # before the policy, which may draw from it
         policy = spec.expert(env) if agent == "expert" else random_policy(env)
         rng = np.random.default_rng([seed, 0xDA27])
@@ -81,13 +80,13 @@ def collect_episode(
             action = policy(observation)
             explore = bool(rng.random() < noise)
             executed = env.action_space.sample() if explore else action
-            actions.append(copy.deepcopy(executed if labels == "executed" else action))
+            actions.append(copied(executed if labels == "executed" else action))
             if isinstance(executed, np.ndarray) and not np.isfinite(executed).all():
                 raise UserError(
                     f"{where}, timestep {len(ends)}: NaN or Inf in the action {executed}; mend the policy"
                 )
             observation, reward, terminated, truncated, _ = env.step(executed)
-            observations.append(copy.deepcopy(observation))
+            observations.append(copied(observation))
             rewards.append(finite_reward(reward, f"{where}, timestep {len(ends)}"))
             ends.append((bool(terminated), bool(truncated)))
             exploratory.append(explore)
