@@ -97,6 +97,8 @@ class TrainConfig:
     """Micro-batches per optimizer step."""
     lr: float = 1e-3
     """Peak learning rate."""
+    first_lr: float = 0.0
+    """Learning rate at which the warm-up sets out."""
     warmup: int = 100
     """Steps of linear warm-up."""
     final_lr: float = 0.1
@@ -115,6 +117,12 @@ class TrainConfig:
     """Whether observation tokens are targets too (the paper leaves it to future work); on a flat trunk only."""
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision; bf16 pays on GPUs, not on most CPUs."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """`none` keeps the whole model on every GPU (DDP); `fsdp` shards it by block, with gradients and moments."""
+    activation_checkpointing: bool = False
+    """Whether a block's activations are computed again in the backward pass instead of being kept."""
+    compile: bool = False
+    """Whether blocks run through `torch.compile`."""
     seed: int = 0
     """Of weights, stream and stochastic depth."""
     workers: int = 0
@@ -125,22 +133,56 @@ class TrainConfig:
     """Steps between checkpoints; the last step always saves."""
     keep: int = 2
     """Newest checkpoints that are kept."""
-    resume: Literal["never", "auto"] = "never"
-    """`auto` continues from the newest complete checkpoint in --out, or starts where there is none."""
+    keep_every: int = 0
+    """Checkpoints at multiples of so many steps are kept for good; 0 keeps none."""
+    resume: str = "never"
+    """`auto` continues from the newest complete checkpoint in --out, or starts where there is none; a number
+    continues from the checkpoint of that step."""
+    accept_changes: bool = False
+    """Whether a run may be continued with another seed, batch or data than it had."""
+    evaluate_every: int = 0
+    """Steps between evaluations by rollouts; 0 evaluates never."""
+    evaluate_tasks: str = ""
+    """Task ids, groups and patterns to evaluate, separated by commas; by default all that are trained on."""
+    evaluate_episodes: int = 10
+    """Seeded episodes per task and evaluation."""
+    evaluate_prompt: Literal["none", "demo"] = "none"
+    """Whether these episodes begin with a demonstration of the expert."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Where Accelerate also sends the metrics."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "context", "accumulation", "log_every", "save_every", "keep"):
+        counted = (
+            "steps",
+            "batch",
+            "context",
+            "accumulation",
+            "log_every",
+            "save_every",
+            "keep",
+            "evaluate_episodes",
+        )
+        for name in counted:
             if getattr(self, name) < 1:
                 raise UserError(f"--train.{name} is {getattr(self, name)}, allowed 1 and more")
         if self.batch % self.accumulation:
             raise UserError(f"--train.batch {self.batch} does not divide by --train.accumulation {self.accumulation}")
         if not 0 <= self.prompt_share <= 1:
             raise UserError(f"--train.prompt_share is {self.prompt_share}, allowed 0 to 1")
+        if self.resume not in ("never", "auto") and not self.resume.isdecimal():
+            raise UserError(f"--train.resume is {self.resume!r}, allowed never, auto or the step of a checkpoint")
         if self.minutes is not None and not self.minutes > 0:
             raise UserError(f"--train.minutes is {self.minutes}, allowed > 0")
-        for name in ("workers", "warmup", "seed", "weight_decay", "final_lr"):
+        for name in (
+            "workers",
+            "warmup",
+            "seed",
+            "weight_decay",
+            "first_lr",
+            "final_lr",
+            "keep_every",
+            "evaluate_every",
+        ):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--train.{name} is {getattr(self, name)}, allowed 0 and more")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):

@@ -8,14 +8,19 @@ from gatito.data.store import Store
 from gatito.errors import UserError
 from gatito.train.configs import Recipe
 
-FREE = ("minutes", "workers", "log_every", "save_every", "keep", "resume", "tracker")
-"""Settings of `TrainConfig` that may change."""
+FREE = (
+    "minutes", "workers", "accumulation", "sharding", "activation_checkpointing", "compile", "log_every",
+    "save_every", "keep", "keep_every", "resume", "accept_changes", "tracker",
+    "evaluate_every", "evaluate_tasks", "evaluate_episodes", "evaluate_prompt",
+)  # fmt: skip
+"""Settings of `TrainConfig` that may change: none of them decides what is learned."""
 BEFORE = {
     "model.latents": 0,
     "model.resampler_depth": 0,
     "model.resample_images": False,
     "model.action_layers": 0,
     "train.predict_observations": False,
+    "train.first_lr": 0.0,
 }
 """What a run had that was begun before these settings were there."""
 

@@ -63,7 +63,7 @@ class MicroBatches(Dataset[Batch]):
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
     """Linear warm-up, then a cosine from the peak to `final_lr` of it; `progress` is in [0, 1]."""
     if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
+        return config.first_lr + (config.lr - config.first_lr) * (step + 1) / config.warmup
     cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
     return config.lr * (config.final_lr + (1.0 - config.final_lr) * cosine)
 
