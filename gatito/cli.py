@@ -250,9 +250,14 @@ def run(arguments: Sequence[str]) -> None:
 
         show_info(chosen.source, _recipe(parser, values) if is_recipe(chosen.source) else None, chosen.data)
     elif values.verb == "train":
+        from gatito.train.stop import Terminated
         from gatito.train.trainer import train
 
-        path = train(_recipe(parser, values), Path(chosen.data), Path(chosen.out))
+        try:
+            path = train(_recipe(parser, values), Path(chosen.data), Path(chosen.out))
+        except Terminated as end:
+            print(f"gatito: {end}", file=sys.stderr)
+            sys.exit(143)
         print(f"{path}\nnext: gatito eval {chosen.out} --out {chosen.out}/eval")
     else:
         functions: dict[str, Callable[..., None]] = {

@@ -1,6 +1,5 @@
 """Toy environments, tiny models and stores for the tests of model, training and acting."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from gatito.data.packing import Batch, pack
 from gatito.data.store import StoreWriter, write_mixture
 from gatito.model import GatitoConfig, GatitoForCausalLM
 from gatito.model.modeling import EMBEDDED
-from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary
+from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, text_tokens
 from gatito.tokenizers.sequence import concatenate
 from gatito.train.configs import ModelConfig, Recipe, TrainConfig
 
@@ -159,6 +158,30 @@ def write_store(
     return folder
 
 
+def write_mixed_store(folder: Path, vocabulary: Vocabulary, text: TextTokenizer) -> Path:
+    """Vectors with one target in ten, images with missions, and text, which is all targets."""
+    vectors = ToyEnv(spaces.Box(-9.0, 9.0, (3,), np.float32), spaces.Discrete(4), length=20)
+    pictures = ToyEnv(
+        spaces.Dict(image=spaces.Box(0, 255, (16, 32, 3), np.uint8), mission=spaces.Text(24)),
+        spaces.Box(-1.0, 1.0, (2,), np.float32),
+        length=8,
+    )
+    layouts = [layout_of(env, vocabulary, text) for env in (vectors, pictures)]
+    return write_store(
+        folder,
+        text,
+        vocabulary,
+        {
+            "toy/vectors": (
+                layouts[0],
+                [toy_sequence(vectors, layouts[0], i, np.arange(20) % 10 == 0) for i in range(4)],
+            ),
+            "toy/pictures": (layouts[1], [toy_sequence(pictures, layouts[1], i) for i in range(4)]),
+        },
+        [text_tokens("the value of an object is the class of a statement " * 4, text) for _ in range(2)],
+    )
+
+
 def hidden_of(model: GatitoForCausalLM, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     """Hidden states (L, D) of sequences joined to one row, without any cache."""
     return states_of(model, pack([[concatenate(sequences)]], model.config.trunk))[0][0]
@@ -178,10 +201,3 @@ def action_states_of(model: GatitoForCausalLM, sequences: Sequence[TokenSequence
     if actions is None:
         return hidden[0, -num_tokens - 1 : -1]
     return model.action_states(hidden, actions, batch.action_sizes, batch.action_slots)[-num_tokens:]
-
-
-def metrics_of(run: Path) -> dict[int, dict[str, float]]:
-    """Step to its line of `metrics.jsonl`; a step must not be there twice."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert len({line["step"] for line in lines}) == len(lines), "a step was logged twice"
-    return {line["step"]: line for line in lines}

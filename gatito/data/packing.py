@@ -64,13 +64,26 @@ class Batch:
     """(A,) int64 position that holds the action once taken: the next observation's first; -1 where none follows."""
 
     def to(self, device: torch.device) -> "Batch":
-        """Move all tensors."""
-        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()})
+        """Move all tensors but the sizes, which are read as numbers: from a GPU each reading would wait for it."""
+        moved = {
+            name: tensor if name in ("observation_sizes", "action_sizes") else tensor.to(device, non_blocking=True)
+            for name, tensor in self.tensors().items()
+        }
+        return Batch(**moved)
+
+    def pinned(self) -> "Batch":
+        """The same in page-locked memory, from where it is copied to a GPU beside the computation."""
+        return Batch(**{name: tensor.pin_memory() for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields by name, as the model's `forward` takes them, without those that a flat trunk has not."""
         named = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def num_timesteps(self, separator: int) -> int:
+        """Timesteps that begin in the rows: each observation ends with the id `separator`."""
+        ids = self.input_ids if self.observation_ids is None else self.observation_ids
+        return int((ids == separator).sum())
 
     @property
     def num_tokens(self) -> int:

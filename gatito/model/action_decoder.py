@@ -37,7 +37,7 @@ class ActionDecoder(nn.Module):
                 x = block(x, None, None, None)
             outputs.append(self.norm(x).flatten(0, 1))
             first += len(part)
-        return torch.cat(outputs) if outputs else tokens
+        return torch.cat(outputs)
 
     def step(self, states: Tensor, previous: Tensor | None, cache: DynamicCache) -> Tensor:
         """The state (R, D) that predicts a token, given the embedded one (R, D) before it; None at the first."""

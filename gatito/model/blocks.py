@@ -3,11 +3,14 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gatito.model.cache import SessionCache
 from gatito.model.configuration import GatitoConfig
 from gatito.model.embedding import rotate
+from gatito.model.masks import Mask, attend_in_blocks
 
 
 class BranchOut(nn.Linear):
@@ -15,11 +18,11 @@ class BranchOut(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention, through PyTorch's fused kernel."""
+    """Causal multi-head attention, through PyTorch's fused kernels."""
 
     def __init__(self, config: GatitoConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
+        self.layer, self.heads = layer, (config.num_attention_heads, config.head_dim)
         inner = config.num_attention_heads * config.head_dim
         self.qkv = nn.Linear(config.hidden_size, 3 * inner, bias=False)
         self.out = BranchOut(inner, config.hidden_size, bias=False)
@@ -27,19 +30,22 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None,
+        mask: Mask,
         angles: tuple[Tensor, Tensor] | None,
         cache: Cache | SessionCache | None,
     ) -> Tensor:
         """Map (B, L, D) to (B, L, D); `mask` is (B, 1, L, S), None for plain causal attention."""
         B, L, _ = x.shape
-        q, k, v = self.qkv(x).view(B, L, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)  # each (B, H, L, head_dim)
+        q, k, v = self.qkv(x).view(B, L, 3, *self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, L, head_dim)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return self.out(x.transpose(1, 2).reshape(B, L, -1))
+        if isinstance(mask, BlockMask):
+            x = attend_in_blocks(q, k, v, mask)
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.out(x.transpose(1, 2).flatten(2))
 
 
 class GEGLU(nn.Module):
@@ -57,7 +63,7 @@ class GEGLU(nn.Module):
         return self.out(F.gelu(self.gate(x)) * self.value(x))
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """Pre-norm attention and feed-forward, each dropped per row with probability `drop_path` in training."""
 
     def __init__(self, config: GatitoConfig, layer: int, hidden: int | None = None) -> None:
@@ -72,7 +78,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None,
+        mask: Mask,
         angles: tuple[Tensor, Tensor] | None,
         cache: Cache | SessionCache | None,
     ) -> Tensor:
@@ -86,3 +92,10 @@ class Block(nn.Module):
         keep = 1.0 - self.drop_path
         kept = torch.empty((len(branch), 1, 1), dtype=branch.dtype, device=branch.device).bernoulli_(keep)
         return branch * kept / keep
+
+
+class TrunkBlock(Block):
+    """A block of the trunk: each forward calls it once, on every process, so that its weights can be gathered for it.
+
+    Those of the action decoder are called once for each length of an action that a batch happens to have.
+    """

@@ -65,7 +65,8 @@ class Embedding(nn.Module):
     ) -> Tensor:
         """Ids (B, L), patches (U, 16, 16, 3), their use (P,) and places (P, 2) to vectors (B, L, D)."""
         x = self.tokens(input_ids)
-        if patches is not None and patch_indices is not None and patch_positions is not None and len(patch_indices):
+        there = patch_indices is not None and (len(patch_indices) > 0 or self.training)  # gradients: see `views`
+        if there and patches is not None and patch_positions is not None:
             where = self.patch_rows(patch_positions[:, 0]) + self.patch_columns(patch_positions[:, 1])
             vectors = self.patches(patches)[patch_indices] + where  # (P, D)
             x = x.masked_scatter((input_ids == self.patch_id)[..., None], vectors.to(x.dtype))

@@ -1,9 +1,11 @@
 """The loss: next-token cross-entropy at target positions, where alone logits are computed."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gatito.tokenizers import Vocabulary
 
@@ -18,6 +20,10 @@ class TargetLoss:
     """Group to number of targets."""
     num_correct: dict[str, Tensor]
     """Group to number of targets that the model ranks first."""
+    row_loss: Tensor
+    """(B,) summed cross-entropy by row, without gradient."""
+    row_targets: Tensor
+    """(B,) number of targets by row."""
 
 
 def predicting(loss_mask: Tensor, segments: Tensor) -> Tensor:
@@ -25,22 +31,55 @@ def predicting(loss_mask: Tensor, segments: Tensor) -> Tensor:
     return loss_mask[:, 1:] & (segments[:, 1:] == segments[:, :-1])
 
 
-def target_loss(states: Tensor, targets: Tensor, head: Tensor, vocabulary: Vocabulary, over: str) -> TargetLoss:
-    """Cross-entropy of states (N, D) against the ids (N,) that they predict.
+class Head(nn.Linear):
+    """Hidden states to logits over all ids, or, at targets, to their loss.
+
+    The loss is computed inside of this module, so that what shards its weight knows when they are needed.
+    """
+
+    def forward(  # type: ignore[override]
+        self, states: Tensor, wanted: Tensor | None = None, **values: Any
+    ) -> Tensor | TargetLoss:
+        """States (..., D) to logits (..., V); with the ids `wanted` (N,) see `target_loss`."""
+        if wanted is None:
+            return F.linear(states, self.weight)
+        return target_loss(states, wanted, self.weight, **values)
+
+
+def target_loss(
+    states: Tensor,
+    targets: Tensor,
+    head: Tensor,
+    *,
+    vocabulary: Vocabulary,
+    over: str,
+    rows: Tensor,
+    num_rows: int,
+) -> TargetLoss:
+    """Cross-entropy of states (N, D), of the rows (N,) of a batch, against the ids (N,) that they predict.
 
     A target's probability is taken over the ids of its own group (`over="group"`: 1024 bins instead of 34 112
     ids) or over all of them (`over="full"`). `head` is (V, D).
     """
     loss_sum, num_targets, num_correct = {}, {}, {}
+    row_loss = torch.zeros(num_rows, device=states.device)
     # One split, whose gradient is one concatenation; a slice per group would each fill a (V, D) gradient.
     sizes = [stop - start for start, stop in vocabulary.groups.values()]
     pieces = head.split([*sizes, len(head) - sum(sizes)])
     for piece, (name, (start, stop)) in zip(pieces, vocabulary.groups.items(), strict=False):
         inside = (targets >= start) & (targets < stop)
-        rows, first = (piece, start) if over == "group" else (head, 0)
-        logits = states[inside] @ rows.to(states.dtype).T  # (n, ids compared)
+        compared, first = (piece, start) if over == "group" else (head, 0)
+        logits = states[inside] @ compared.to(states.dtype).T  # (n, ids compared)
         wanted = targets[inside] - first
-        loss_sum[name] = F.cross_entropy(logits.float(), wanted, reduction="sum")
+        losses = F.cross_entropy(logits.float(), wanted, reduction="none")  # (n,)
+        loss_sum[name] = losses.sum()
+        row_loss = row_loss.index_add(0, rows[inside], losses.detach().float())
         num_targets[name] = inside.sum()
         num_correct[name] = (logits.detach().argmax(-1) == wanted).sum() if len(wanted) else inside.sum()
-    return TargetLoss(loss_sum=loss_sum, num_targets=num_targets, num_correct=num_correct)
+    return TargetLoss(
+        loss_sum=loss_sum,
+        num_targets=num_targets,
+        num_correct=num_correct,
+        row_loss=row_loss,
+        row_targets=torch.bincount(rows, minlength=num_rows),
+    )

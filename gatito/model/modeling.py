@@ -12,11 +12,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from gatito.data.packing import BESIDE_ROWS, Batch
 from gatito.errors import UserError
 from gatito.model.action_decoder import ActionDecoder
-from gatito.model.blocks import Block, BranchOut
+from gatito.model.blocks import BranchOut, TrunkBlock
 from gatito.model.cache import SessionCache
 from gatito.model.configuration import GatitoConfig
 from gatito.model.embedding import Embedding, TokenTable, rotary_angles, smooth_rows
-from gatito.model.loss import TargetLoss, predicting, target_loss
+from gatito.model.loss import Head, TargetLoss, predicting
+from gatito.model.masks import Mask, counted_positions, visible
 from gatito.model.resampler import GateTable, Resampler, views
 from gatito.tokenizers.vocabulary import TEXT_POSITION
 
@@ -31,7 +32,9 @@ class GatitoPreTrainedModel(PreTrainedModel):
     config_class = GatitoConfig
     base_model_prefix = "model"
     _supports_sdpa = True
-    _no_split_modules = ["Block"]  # noqa: RUF012
+    _supports_flex_attn = True
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["TrunkBlock"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -57,7 +60,7 @@ class GatitoModel(GatitoPreTrainedModel):
     def __init__(self, config: GatitoConfig) -> None:
         super().__init__(config)
         self.embedding = Embedding(config)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.blocks = nn.ModuleList(TrunkBlock(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.resampler = Resampler(config) if config.latents else None
         self.action_decoder = ActionDecoder(config) if config.action_layers else None
@@ -106,9 +109,7 @@ class GatitoModel(GatitoPreTrainedModel):
         x = x.flatten(0, 1).index_add(0, following_slots[follows], taken[follows].to(x.dtype))
         return x.view(*input_ids.shape, -1)
 
-    def forward(
-        self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | SessionCache | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, mask: Mask, cache: Cache | SessionCache | None = None) -> Tensor:
         """What `embed` gives (B, L, D) and positions (B, L) to hidden states (B, L, D)."""
         config = self.config
         angles = rotary_angles(positions, config.head_dim, config.rope_theta) if config.rotary else None
@@ -146,7 +147,7 @@ class GatitoForCausalLM(GatitoPreTrainedModel, GenerationMixin):
     def __init__(self, config: GatitoConfig) -> None:
         super().__init__(config)
         self.model = GatitoModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def forward(
@@ -191,8 +192,9 @@ class GatitoForCausalLM(GatitoPreTrainedModel, GenerationMixin):
         if positions is None:
             positions = position_ids
         if positions is None:
-            positions = _counted_positions(attention_mask, B, L, past, input_ids.device)
-        mask = _attention_mask(segments, attention_mask, L, past, input_ids.device)
+            positions = counted_positions(attention_mask, B, L, past, input_ids.device)
+        flex = self.config._attn_implementation == "flex_attention"
+        mask = visible(segments, attention_mask, L, past, input_ids.device, flex)
         x = self.model.embed(
             input_ids=input_ids,
             local_positions=local_positions,
@@ -212,18 +214,18 @@ class GatitoForCausalLM(GatitoPreTrainedModel, GenerationMixin):
             return GatitoOutput(logits=self.lm_head(kept), past_key_values=past_key_values)
         predicts = predicting(loss_mask, torch.ones_like(input_ids) if segments is None else segments)  # (B, L - 1)
         states, wanted = hidden[:, :-1][predicts], input_ids[:, 1:][predicts]  # (N, D), (N,)
+        rows = predicts.nonzero()[:, 0]  # (N,)
         if action_ids is not None and action_targets is not None:
             assert action_sizes is not None
             assert action_slots is not None
+            lengths = action_sizes[:, 0].repeat_interleave(action_sizes[:, 1]).to(input_ids.device)  # (A,)
+            rows = torch.cat([rows, (action_slots // L).repeat_interleave(lengths)[action_targets]])
             tokens = self.model.embedding.tokens(action_ids)
             of_actions = self.action_states(hidden, tokens, action_sizes, action_slots)
             states = torch.cat([states, of_actions[action_targets].to(states.dtype)])
             wanted = torch.cat([wanted, action_ids[action_targets]])
-        return self._loss_of(states, wanted)
-
-    def _loss_of(self, states: Tensor, wanted: Tensor) -> GatitoOutput:
-        """The loss of states (N, D) against the ids (N,) that they are to predict."""
-        targets = target_loss(states, wanted, self.lm_head.weight, self.config.vocabulary, self.config.loss_over)
+        vocabulary, over = self.config.vocabulary, self.config.loss_over
+        targets = self.lm_head(states, wanted, vocabulary=vocabulary, over=over, rows=rows, num_rows=B)
         count = torch.stack(list(targets.num_targets.values())).sum().clamp(min=1)
         loss = torch.stack(list(targets.loss_sum.values())).sum() / count
         return GatitoOutput(loss=loss, targets=targets)
@@ -295,32 +297,3 @@ def _expanded(given: dict[str, Tensor], ids: Tensor, patch_id: int, times: int) 
     for name in ("patch_indices", "patch_positions"):
         beside[name] = given[name][taken]
     return beside
-
-
-def _counted_positions(attention_mask: Tensor | None, B: int, L: int, past: int, device: torch.device) -> Tensor:
-    """Positions (B, L) counted from each row's first token that is no padding."""
-    if attention_mask is None:
-        return torch.arange(past, past + L, device=device).expand(B, L)
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -L:]
-
-
-def _attention_mask(
-    segments: Tensor | None, attention_mask: Tensor | None, L: int, past: int, device: torch.device
-) -> Tensor | None:
-    """Who sees whom, (B, 1, L, past + L): the past of the same segment. None means plain causal attention.
-
-    segments 1 1 2 2    1 . . .
-                        1 1 . .
-                        . . 2 .
-                        . . 2 2
-    """
-    if segments is None and attention_mask is None and past == 0:
-        return None
-    causal = torch.ones(L, past + L, dtype=torch.bool, device=device).tril(past)
-    if segments is not None:
-        return (causal & (segments[:, :, None] == segments[:, None, :]))[:, None]
-    if attention_mask is None:
-        return causal[None, None]
-    # A padded query sees itself, so that no row of the softmax is empty.
-    own = torch.eye(past + L, dtype=torch.bool, device=device)[past:]
-    return ((causal & attention_mask.bool()[:, None, :]) | own)[:, None]

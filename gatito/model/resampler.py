@@ -19,9 +19,13 @@ Sizes = Sequence[tuple[int, int]]
 
 
 def views(x: Tensor, sizes: Sizes) -> Iterator[Tensor]:
-    """Dense views (g, n, ...) of a flat stream (N, ...), one for each length n."""
+    """Dense views (g, n, ...) of a flat stream (N, ...), one for each length n.
+
+    Of an empty stream one empty view: what is computed of it is nothing, but gives every parameter a gradient, which
+    processes that exchange gradients need of a batch without observations too.
+    """
     start = 0
-    for length, count in sizes:
+    for length, count in sizes or [(1, 0)]:
         yield x[start : start + length * count].view(count, length, *x.shape[1:])
         start += length * count
 
@@ -51,7 +55,7 @@ class GatedSum(nn.Module):
             # A loop over the few latents: the product of all of them at once would be `count` times the stream.
             latents = [(part * gates[:, j]).sum(1) for j in range(self.count)]  # each (g, D)
             summed.append(torch.stack(latents, dim=1) / n**0.5)
-        return torch.cat(summed) if summed else x.new_zeros((0, self.count, x.shape[-1]))
+        return torch.cat(summed)
 
 
 class LatentAttention(nn.Module):
@@ -86,7 +90,7 @@ class LatentAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """(g, n, heads * head_dim) to (g, heads, n, head_dim)."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x.unflatten(-1, (x.shape[-1] // self.head_dim, self.head_dim)).transpose(1, 2)
 
 
 class Resampler(nn.Module):
@@ -108,7 +112,6 @@ class Resampler(nn.Module):
         """Embedded tokens (N, D) of G observations to latents (G, m, D)."""
         latents = self.latents.weight + self.sum(x, sizes)
         latents = latents + self.feed_forward(self.feed_forward_norm(latents))
-        if len(latents):
-            for layer in self.layers:
-                latents = layer(latents, x, sizes)
+        for layer in self.layers:
+            latents = layer(latents, x, sizes)
         return latents

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -38,12 +37,22 @@ class TrainingState:
     """Seed, batch, context, data hash and the like, compared on resuming."""
     optimizer: dict[str, Tensor]
     """AdamW's moments and step count by parameter name."""
+    elapsed_s: float = 0.0
+    """Seconds of training so far, of which `--train.minutes` is the limit."""
 
 
 def save_checkpoint(
-    out: Path, model: GatitoForCausalLM, processor: GatitoProcessor, state: TrainingState, card: str, keep: int
+    out: Path,
+    model: GatitoForCausalLM,
+    processor: GatitoProcessor,
+    state: TrainingState,
+    card: str,
+    *,
+    keep: int,
+    keep_every: int = 0,
 ) -> Path:
-    """Write `out/checkpoints/step-N` atomically, then remove all but the newest `keep`."""
+    """Write `out/checkpoints/step-N` atomically, then remove all but the newest `keep` and the multiples of
+    `keep_every` steps."""
     target = out / FOLDER / f"step-{state.step:08d}"
     try:
         # It exists where it is damaged and the run went back behind it.
@@ -53,7 +62,7 @@ def save_checkpoint(
             (folder / "README.md").write_text(card)
             (folder / "training").mkdir()
             save_file(state.optimizer, folder / "training/optimizer.safetensors")
-            values = {"schema": SCHEMA, "step": state.step, "settings": state.settings}
+            values = {"schema": SCHEMA, "step": state.step, "settings": state.settings, "elapsed_s": state.elapsed_s}
             (folder / "training/state.json").write_text(json.dumps(values, indent=1))
             files = sorted(p for p in folder.rglob("*") if p.is_file())
             hashes = {str(p.relative_to(folder)): sha256_of(p) for p in files}
@@ -62,7 +71,8 @@ def save_checkpoint(
         raise UserError(f"cannot save {target}: {error}; earlier checkpoints are intact") from None
     # Newer ones can only be damaged ones that the run went back behind.
     for old in [path for path in list_checkpoints(out) if path.name <= target.name][:-keep]:
-        shutil.rmtree(old)
+        if not keep_every or step_of(old) % keep_every:
+            shutil.rmtree(old)
     return target
 
 
@@ -70,6 +80,11 @@ def list_checkpoints(out: Path) -> list[Path]:
     """Finished checkpoints below a run's folder, oldest first."""
     folder = out / FOLDER
     return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", p.name)) if folder.is_dir() else []
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps of a checkpoint, by its name."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def find_problem(checkpoint: Path) -> str | None:
@@ -116,33 +131,32 @@ def load_newest(out: Path) -> tuple[Path, TrainingState] | None:
         if problem:
             print(f"skipping a damaged checkpoint: {problem}")
             continue
-        values = json.loads((checkpoint / "training/state.json").read_text())
-        if values["schema"] > SCHEMA:
-            raise UserError(
-                f"{checkpoint}: schema {values['schema']}, this gatito reads up to {SCHEMA}; upgrade gatito"
-            )
-        optimizer = load_file(checkpoint / "training/optimizer.safetensors")
-        return checkpoint, TrainingState(step=values["step"], settings=values["settings"], optimizer=optimizer)
+        return checkpoint, read_state(checkpoint)
     if list_checkpoints(out):
         raise UserError(f"{out / FOLDER}: every checkpoint is damaged; remove them to start afresh")
     return None
 
 
-def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state by parameter name; `restore_optimizer` undoes it."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}/{names[parameter]}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
-    return tensors
+def load_step(out: Path, step: int) -> tuple[Path, TrainingState]:
+    """The checkpoint of a step; raises `UserError` where there is none, or it is damaged."""
+    checkpoint = out / FOLDER / f"step-{step:08d}"
+    if checkpoint not in list_checkpoints(out):
+        there = ", ".join(str(step_of(path)) for path in list_checkpoints(out)) or "none"
+        raise UserError(f"no checkpoint of step {step} in {out}; there are: {there}")
+    problem = find_problem(checkpoint)
+    if problem:
+        raise UserError(f"cannot resume step {step}: {problem}; choose another step, or --train.resume auto")
+    return checkpoint, read_state(checkpoint)
 
 
-def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Undo `optimizer_tensors`."""
-    parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
-        kind, _, name = key.partition("/")
-        device = "cpu" if kind == "step" else parameters[name].device
-        optimizer.state[parameters[name]][kind] = value.to(device, copy=True)
+def read_state(checkpoint: Path) -> TrainingState:
+    """What a checkpoint whose hashes were checked holds to resume; raises `UserError` for a newer schema."""
+    values = json.loads((checkpoint / "training/state.json").read_text())
+    if values["schema"] > SCHEMA:
+        raise UserError(f"{checkpoint}: schema {values['schema']}, this gatito reads up to {SCHEMA}; upgrade gatito")
+    return TrainingState(
+        step=values["step"],
+        settings=values["settings"],
+        optimizer=load_file(checkpoint / "training/optimizer.safetensors"),
+        elapsed_s=values.get("elapsed_s", 0.0),  # earlier checkpoints have none
+    )

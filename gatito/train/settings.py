@@ -36,4 +36,6 @@ def check_same_settings(saved: dict[str, Any], asked: dict[str, Any], checkpoint
     for name, value in asked.items():
         was = saved.get(name, BEFORE.get(name))
         if was != value:
-            raise UserError(f"cannot resume {checkpoint}: {name} was {was!r}, now {value!r}")
+            can = not name.startswith("model.")
+            hint = "; --train.accept_changes true continues with it" if can else "; a network keeps its shape"
+            raise UserError(f"cannot resume {checkpoint}: {name} was {was!r}, now {value!r}{hint}")

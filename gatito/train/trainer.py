@@ -1,20 +1,17 @@
 """The training loop, on Accelerate."""
 
-import contextlib
 import importlib.util
-import json
-import math
-import re
+import netrc
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from accelerate.utils import set_seed
 
 from gatito.data.checks import check_store
 from gatito.data.describe import MANY, by_domain, store_table
@@ -24,66 +21,28 @@ from gatito.data.sampler import Sampler, smallest_observation
 from gatito.data.store import Store, open_store
 from gatito.errors import UserError
 from gatito.model import GatitoForCausalLM
-from gatito.model.loss import predicting
 from gatito.train.card import model_card, processor_of
-from gatito.train.checkpoint import (
-    TrainingState,
-    list_checkpoints,
-    load_newest,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-)
+from gatito.train.checkpoint import TrainingState, list_checkpoints, load_newest, load_step, save_checkpoint
 from gatito.train.configs import Recipe, TrainConfig
+from gatito.train.evaluation import evaluate_while_training, tasks_to_evaluate
 from gatito.train.info import expected_epochs
+from gatito.train.optimizer import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
 from gatito.train.settings import check_same_settings, run_settings
+from gatito.train.sharding import begin_accelerator, is_sharded, whole_model
+from gatito.train.step import StepResult, optimizer_step
+from gatito.train.stop import Stop, Terminated, noticing_sigterm
+from gatito.train.stream import MicroBatches, loader, lost_workers_named
+from gatito.train.watch import METRICS, Watch, forget_steps
 
 MAX_SKIPPED = 3
 """Steps in a row with a loss or gradient that is not finite, before the run aborts."""
-
-
-class MicroBatches(Dataset[Batch]):
-    """Micro-batch k of one process: rows of the stream that no other process or step has."""
-
-    def __init__(self, sampler: Sampler, config: TrainConfig, process: int, processes: int) -> None:
-        """Process `process` of `processes` takes its share of each step's rows."""
-        self.sampler, self.config, self.process = sampler, config, process
-        self.size = config.batch // config.accumulation // processes
-
-    def __len__(self) -> int:
-        return self.config.steps * self.config.accumulation
-
-    def __getitem__(self, k: int) -> Batch:
-        step, micro = divmod(k, self.config.accumulation)
-        rows_per_micro = self.config.batch // self.config.accumulation
-        first = step * self.config.batch + micro * rows_per_micro + self.process * self.size
-        return self.sampler.batch(first, self.size)
-
-
-def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
-    """Linear warm-up, then a cosine from the peak to `final_lr` of it; `progress` is in [0, 1]."""
-    if step < config.warmup:
-        return config.first_lr + (config.lr - config.first_lr) * (step + 1) / config.warmup
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
-    return config.lr * (config.final_lr + (1.0 - config.final_lr) * cosine)
-
-
-def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW; matrices decay, embeddings, norms and biases do not."""
-    decay: list[torch.nn.Parameter] = []
-    rest: list[torch.nn.Parameter] = []
-    tables = {module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-    for parameter in model.parameters():
-        (decay if parameter.ndim >= 2 and parameter not in tables else rest).append(parameter)
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=1e-8, fused=True)
 
 
 def train(recipe: Recipe, data: Path, out: Path) -> Path:
     """Train a recipe on a store and return the last checkpoint.
 
     Raises `UserError` for data that is damaged or does not fit, for an `out` that holds another run, and for a
-    loss that stays not finite.
+    loss that stays not finite; `Terminated` once it has saved after SIGTERM.
     """
     config = recipe.train
     _check_tracker(config)
@@ -99,47 +58,37 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
         prompt_share=config.prompt_share,
         predict_observations=config.predict_observations,
     )
-    newest = _newest(config, out)
-    accelerator = Accelerator(
-        # Without it torchrun's processes on CPUs would each train alone.
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=config.precision,
-        log_with=None if config.tracker == "none" else config.tracker,
-        project_dir=str(out),
-        step_scheduler_with_optimizer=False,
-        # The rows of one process may hold no image, and so leave the patch embedding without a gradient.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    if config.batch % (config.accumulation * accelerator.num_processes):
-        raise UserError(
-            f"--train.batch {config.batch} does not divide by {accelerator.num_processes} processes "
-            f"x {config.accumulation} accumulation steps"
-        )
+    found = _checkpoint(config, out)
     settings = run_settings(recipe, store)
-    if newest:
-        check_same_settings(newest[1].settings, settings, newest[0])
+    if found and not config.accept_changes:
+        check_same_settings(found[1].settings, settings, found[0])
+    accelerator = begin_accelerator(config, out)
     set_seed(config.seed)
     plain = GatitoForCausalLM(shape)
-    if newest:
+    if found:
         # Copied: weights mapped from a file lie 8 bytes off the alignment of torch's own, and CPU matrix products
         # of them differ in the last bit.
-        plain.load_state_dict(GatitoForCausalLM.from_pretrained(newest[0]).state_dict())
-    optimizer = build_optimizer(plain, config)
-    model, prepared = accelerator.prepare(plain, optimizer)
+        plain.load_state_dict(GatitoForCausalLM.from_pretrained(found[0]).state_dict())
+    _configure(plain, config, accelerator.device)
+    model, optimizer = accelerator.prepare(plain, build_optimizer(plain, config))
     plain = accelerator.unwrap_model(model)
-    if newest:
-        restore_optimizer(plain, optimizer, newest[1].optimizer)
-    loop = _Loop(recipe, store, sampler, accelerator, model, plain, prepared, out, settings)
-    try:
-        return loop.run(newest[1].step if newest else 0)
-    except RuntimeError as error:
-        lost = re.match(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)", str(error))
-        if lost is None:
-            raise
-        raise UserError(
-            f"the data-loading worker of process id {lost.group(1)} died ({error}); continue the run with "
-            "--train.resume auto, and lower --train.workers if memory was short"
-        ) from None
+    if found:
+        restore_optimizer(plain, optimizer, found[1].optimizer)
+    loop = _Loop(recipe, store, sampler, accelerator, model, plain, optimizer, out, settings)
+    state = found[1] if found else None
+    with lost_workers_named(), noticing_sigterm() as stop:
+        return loop.run(state.step if state else 0, state.elapsed_s if state else 0.0, stop)
+
+
+def _configure(model: GatitoForCausalLM, config: TrainConfig, device: torch.device) -> None:
+    """How the blocks are computed, which changes nothing of what they compute."""
+    if device.type == "cuda":
+        model.set_attn_implementation("flex_attention")
+    if config.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        for block in model.model.blocks:  # all rows have the same length
+            block.compile(dynamic=False)
 
 
 class _Loop:
@@ -161,67 +110,62 @@ class _Loop:
         self.accelerator, self.model, self.plain, self.optimizer = accelerator, model, plain, optimizer
         self.out, self.settings = out, settings
         self.processor = processor_of(store, sampler.trunk)
-        self.seconds_loading = 0.0
+        self.tasks = tasks_to_evaluate(self.config, self.processor)
 
-    def run(self, first_step: int) -> Path:
+    def run(self, first_step: int, seconds_before: float, stop: Stop) -> Path:
         config, accelerator = self.config, self.accelerator
         if first_step >= config.steps:
             return list_checkpoints(self.out)[-1]
-        self.out.mkdir(parents=True, exist_ok=True)
-        if accelerator.is_main_process:
-            if first_step == 0:
-                _mention_spare_latents(self.sampler)
-                self._describe_data()
-            _forget_steps(self.out / "metrics.jsonl", first_step)
-        if config.tracker != "none":
-            accelerator.init_trackers("gatito", config={k: str(v) for k, v in self.settings.items()})
+        self._begin(first_step)
         dataset = MicroBatches(self.sampler, config, accelerator.process_index, accelerator.num_processes)
-        remaining = range(first_step * config.accumulation, len(dataset))
-        loader = DataLoader(
-            dataset, batch_size=None, sampler=remaining, num_workers=config.workers, generator=torch.Generator()
-        )
-        micro_batches = iter(loader)
-        began, skipped, step, path = time.monotonic(), 0, first_step, None
-        window: list[dict[str, float]] = []
-        rate = config.lr
-        window_began = began
+        batches = loader(dataset, first_step, accelerator.device)
+        began, step, skipped, elapsed = time.monotonic(), first_step, 0, seconds_before
+        watch = Watch(config, self.sampler, accelerator, self.out, first_step)
         self.model.train()
-        bar = tqdm(
-            total=config.steps, initial=first_step, desc="train", unit="step", disable=not accelerator.is_main_process
-        )
+        rate = config.lr
         while step < config.steps:
-            elapsed = self._elapsed(began)
+            elapsed, stopped = self._agree(seconds_before + time.monotonic() - began, stop)
             progress = (step - config.warmup) / max(1, config.steps - config.warmup)
             if config.minutes is not None:
                 progress = max(progress, elapsed / (60 * config.minutes))
                 if elapsed > 60 * config.minutes and step > first_step:
                     break
+            if stopped:
+                path = self._save(step, elapsed)
+                raise Terminated(f"told to end after step {step}; saved {path}, --train.resume auto continues")
             rate = learning_rate(config, step, progress)
             # The generators are seeded anew, so that stochastic depth does not depend on an interruption.
             torch.manual_seed(_step_seed(config.seed, step, accelerator.process_index))
-            metrics = self._step([self._load(micro_batches) for _ in range(config.accumulation)], rate)
+            result = self._step(batches, rate, watch)
             step += 1
-            skipped = 0 if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]) else skipped + 1
+            watch.step(step, result, rate, elapsed)
+            skipped = 0 if result.is_finite else skipped + 1
             if skipped == MAX_SKIPPED:
-                rows = f"{(step - MAX_SKIPPED) * config.batch} to {step * config.batch - 1}"
-                raise UserError(f"the loss is not finite at step {step} (stream rows {rows}); lower --train.lr")
-            window.append(metrics)
-            bar.update()
-            if step % config.log_every == 0:
-                self._log(step, rate, window, time.monotonic() - window_began, bar)
-                window, window_began = [], time.monotonic()
+                raise UserError(self._why_aborted(step, watch.names(step, result.not_finite)))
+            if self.tasks and step % config.evaluate_every == 0:
+                self._evaluate(step)
             if step % config.save_every == 0 and step < config.steps:
-                path = self._save(step)
-        if window and step % config.log_every:
-            self._log(step, rate, window, time.monotonic() - window_began, bar)
-        bar.close()
-        path = self._save(step)
+                self._save(step, elapsed)
+        watch.log(step, rate, elapsed)
+        watch.bar.close()
+        path = self._save(step, elapsed)
         if accelerator.num_processes > 1:
             # gloo's threads drop the tensors of the last collective under the GIL, which torch keeps while it
             # joins them to end the process group: without this pause a run now and then hangs after its last step.
             time.sleep(0.2)
         accelerator.end_training()
         return path
+
+    def _begin(self, first_step: int) -> None:
+        """Say what is trained on, and forget what an interrupted run wrote after its checkpoint."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        if self.accelerator.is_main_process:
+            if first_step == 0:
+                _mention_spare_latents(self.sampler)
+                self._describe_data()
+            forget_steps(self.out, first_step)
+        if self.config.tracker != "none":
+            self.accelerator.init_trackers("gatito", config={k: str(v) for k, v in self.settings.items()})
 
     def _describe_data(self) -> None:
         """Say what is trained on, and how often."""
@@ -234,114 +178,59 @@ class _Loop:
                 f"epochs are those of all {config.steps} steps; --train.minutes {config.minutes:g} may end it sooner"
             )
 
-    def _elapsed(self, began: float) -> float:
-        """Seconds by the clock of the main process, for all of them."""
-        seconds = torch.tensor(time.monotonic() - began, dtype=torch.float32, device=self.accelerator.device)
-        return float(broadcast(seconds))
+    def _agree(self, elapsed: float, stop: Stop) -> tuple[float, bool]:
+        """The clock of the main process, and whether any process was told to end: the same for all of them."""
+        own = [elapsed if self.accelerator.is_main_process else 0.0, float(stop.asked)]
+        said = self.accelerator.reduce(torch.tensor(own, device=self.accelerator.device), "sum").tolist()
+        return said[0], said[1] > 0
 
-    def _load(self, micro_batches: Any) -> Batch:
+    def _step(self, batches: Iterator[Batch], rate: float, watch: Watch) -> StepResult:
         began = time.monotonic()
-        batch: Batch = next(micro_batches)
-        self.seconds_loading += time.monotonic() - began
-        return batch.to(self.accelerator.device)
+        loaded = [next(batches) for _ in range(self.config.accumulation)]
+        watch.seconds_loading += time.monotonic() - began
+        return optimizer_step(
+            self.accelerator,
+            self.model,
+            self.optimizer,
+            [batch.to(self.accelerator.device) for batch in loaded],
+            self.store.vocabulary,
+            rate=rate,
+            clip=self.config.clip,
+        )
 
-    def _step(self, batches: list[Batch], rate: float) -> dict[str, float]:
-        """One optimizer step; the loss is normalised by the number of targets of all processes and micro-batches."""
-        accelerator = self.accelerator
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        count = torch.stack([_num_targets(batch) for batch in batches]).sum()
-        all_targets = accelerator.reduce(count, "sum")
-        total = all_targets.clamp(min=1)
-        sums: dict[str, float] = {"tokens": float(sum(b.num_tokens for b in batches)) * accelerator.num_processes}
-        groups = list(self.store.vocabulary.groups)
-        losses = torch.zeros((), device=accelerator.device)
-        by_group = torch.zeros((3, len(groups)), device=accelerator.device)
-        for i, batch in enumerate(batches):
-            last = i == len(batches) - 1
-            with accelerator.autocast(), _synchronised(accelerator, self.model, last):
-                targets = self.model(**batch.tensors()).targets
-                loss = torch.stack(list(targets.loss_sum.values())).sum() / total
-                # Data-parallel gradients are averaged over the processes; the loss is a sum over them.
-                accelerator.backward(loss * accelerator.num_processes)
-            losses = losses + loss.detach()
-            counted = (targets.loss_sum, targets.num_targets, targets.num_correct)
-            by_group += torch.stack([torch.stack([values[name].detach() for name in groups]) for values in counted])
-        loss_of_all, *rest = accelerator.reduce(torch.cat([losses[None], by_group.flatten()]), "sum").tolist()
-        sums["loss"] = loss_of_all
-        keys = [f"{key}/{name}" for key in ("loss", "n", "hits") for name in groups]
-        sums |= dict(zip(keys, rest, strict=True))
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        sums["grad_norm"] = float(norm)
-        if all_targets > 0 and math.isfinite(sums["loss"]) and math.isfinite(sums["grad_norm"]):
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return sums
+    def _why_aborted(self, step: int, rows: list[str]) -> str:
+        if not rows:
+            rows = [f"{(step - MAX_SKIPPED) * self.config.batch} to {step * self.config.batch - 1}"]
+        return f"the loss is not finite at step {step} (stream rows {', '.join(rows)}); lower --train.lr"
 
-    def _log(self, step: int, rate: float, window: list[dict[str, float]], seconds: float, bar: Any) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        values: dict[str, float] = {
-            "step": step,
-            "loss": sum(m["loss"] for m in window) / len(window),
-            "lr": rate,
-            "grad_norm": sum(m["grad_norm"] for m in window) / len(window),
-            "tokens_per_s": sum(m["tokens"] for m in window) / seconds,
-            "loading_share": self.seconds_loading / seconds,
-        }
-        self.seconds_loading = 0.0
-        for name in self.store.vocabulary.groups:
-            n = sum(m[f"n/{name}"] for m in window)
-            if n:
-                values[f"loss/{name}"] = sum(m[f"loss/{name}"] for m in window) / n
-                values[f"accuracy/{name}"] = sum(m[f"hits/{name}"] for m in window) / n
-        with (self.out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
-        if self.config.tracker != "none":
-            self.accelerator.log(values, step=step)
-        bar.set_postfix(loss=f"{values['loss']:.3f}", tokens_s=f"{values['tokens_per_s']:.0f}")
+    def _whole_model(self) -> GatitoForCausalLM:
+        """The model, or a copy where each process holds a shard of it."""
+        sharded = is_sharded(self.accelerator)
+        return whole_model(self.plain, self.plain.config) if sharded else self.plain
 
-    def _save(self, step: int) -> Path:
+    def _evaluate(self, step: int) -> None:
+        model = self._whole_model().to(self.accelerator.device)
+        evaluate_while_training(self.accelerator, model, self.processor, self.tasks, self.config, step, self.out)
+
+    def _save(self, step: int, elapsed: float) -> Path:
+        model = self._whole_model()
         state = TrainingState(
             step=step,
             settings=self.settings,
             optimizer=optimizer_tensors(self.plain, getattr(self.optimizer, "optimizer", self.optimizer)),
+            elapsed_s=elapsed,
         )
         path = self.out / "checkpoints" / f"step-{step:08d}"
         if self.accelerator.is_main_process:
-            path = save_checkpoint(
-                self.out,
-                self.plain,
-                self.processor,
-                state,
-                model_card(self.recipe, self.store, step),
-                self.config.keep,
-            )
+            card = model_card(self.recipe, self.store, step)
+            keep = {"keep": self.config.keep, "keep_every": self.config.keep_every}
+            path = save_checkpoint(self.out, model, self.processor, state, card, **keep)
         self.accelerator.wait_for_everyone()
         return path
 
 
 def _step_seed(seed: int, step: int, process: int) -> int:
     return int(np.random.default_rng([seed, 2, step, process]).integers(1 << 62))
-
-
-def _forget_steps(metrics: Path, step: int) -> None:
-    """Remove the lines after `step`, which an interrupted run wrote and its continuation writes again."""
-    if metrics.is_file():
-        lines = metrics.read_text().splitlines(keepends=True)
-        metrics.write_text(
-            "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-        )
-
-
-def _num_targets(batch: Batch) -> torch.Tensor:
-    count = predicting(batch.loss_mask, batch.segments).sum()
-    return count if batch.action_targets is None else count + batch.action_targets.sum()
-
-
-def _synchronised(accelerator: Accelerator, model: torch.nn.Module, last: bool) -> Any:
-    """Gradients are exchanged between processes with the last micro-batch only."""
-    return contextlib.nullcontext() if last else accelerator.no_sync(model)
 
 
 def _mention_spare_latents(sampler: Sampler) -> None:
@@ -359,15 +248,32 @@ def _mention_spare_latents(sampler: Sampler) -> None:
 
 
 def _check_tracker(config: TrainConfig) -> None:
-    if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
+    """Raise `UserError` for a tracker that is not installed; one that would ask for a login writes to this disk."""
+    if config.tracker == "none":
+        return
+    if importlib.util.find_spec(config.tracker) is None:
         raise UserError(f"--train.tracker {config.tracker} needs its package: pip install {config.tracker}")
+    if config.tracker == "wandb" and "WANDB_MODE" not in os.environ and not _knows_wandb():
+        os.environ["WANDB_MODE"] = "offline"
+        print("wandb: nobody is logged in, so the run is kept on this disk; wandb sync uploads it later")
 
 
-def _newest(config: TrainConfig, out: Path) -> tuple[Path, TrainingState] | None:
+def _knows_wandb() -> bool:
+    """Whether an API key of Weights & Biases is at hand."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _checkpoint(config: TrainConfig, out: Path) -> tuple[Path, TrainingState] | None:
+    """Where to continue from; None is a fresh start, which never happens where there is a run."""
     if config.resume == "never":
-        if list_checkpoints(out) or (out / "metrics.jsonl").exists():
+        if list_checkpoints(out) or (out / METRICS).exists():
             raise UserError(
                 f"{out} holds a run already; continue it with --train.resume auto, or choose another --out"
             )
         return None
-    return load_newest(out)
+    return load_newest(out) if config.resume == "auto" else load_step(out, int(config.resume))
