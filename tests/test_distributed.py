@@ -112,9 +112,9 @@ def test_a_sharded_run_continues_in_one_process_and_the_other_way_round(tmp_path
     last = list_checkpoints(tmp_path / "sharded")[-1]
     assert last.name == "step-00000020"
     # Continued from step 10: in one process what was sharded, sharded what was one.
-    train(tiny_recipe(**half, resume="10"), store, tmp_path / "sharded")
+    train(tiny_recipe(**half, resume_step=10), store, tmp_path / "sharded")
     assert_close_runs(tmp_path / "sharded", tmp_path / "one")
-    run(2, store, tmp_path / "one", "sharded", **half, resume="10")
+    run(2, store, tmp_path / "one", "sharded", **half, resume_step=10)
     assert_close_runs(tmp_path / "one", tmp_path / "sharded")
 
 
@@ -174,7 +174,7 @@ def test_a_run_continues_on_more_processes_and_workers_with_the_same_samples(tmp
     run(2, store, tmp_path / "two", **settings, workers=1)
     for file in tmp_path.glob("two.rows-*"):
         file.unlink()
-    run(4, store, tmp_path / "two", **{**settings, "accumulation": 1}, resume="10", workers=2)
+    run(4, store, tmp_path / "two", **{**settings, "accumulation": 1}, resume_step=10, workers=2)
     drawn = sorted(row for rows in rows_of(tmp_path / "two") for row in rows)
     assert drawn == list(range(80, 160))
     assert_close_runs(tmp_path / "two", tmp_path / "one")
@@ -241,6 +241,7 @@ def test_sigterm_to_the_processes_saves_once_and_the_run_continues_to_the_bit(tm
 def test_sharding_that_accelerate_would_not_do_is_refused(
     tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")  # Accelerate sets it for good where it is given a plan
     message = r"sharding \(FSDP\) needs several GPUs .*, here are 1 on cpu.*; use --train.sharding none"
     with pytest.raises(UserError, match=message):
         train(tiny_recipe(sharding="fsdp"), store, tmp_path)

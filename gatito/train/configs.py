@@ -135,9 +135,10 @@ class TrainConfig:
     """Newest checkpoints that are kept."""
     keep_every: int = 0
     """Checkpoints at multiples of so many steps are kept for good; 0 keeps none."""
-    resume: str = "never"
-    """`auto` continues from the newest complete checkpoint in --out, or starts where there is none; a number
-    continues from the checkpoint of that step."""
+    resume: Literal["never", "auto"] = "never"
+    """`auto` continues from the newest complete checkpoint in --out, or starts where there is none."""
+    resume_step: int | None = None
+    """Continues from the checkpoint of this step instead of the newest one."""
     accept_changes: bool = False
     """Whether a run may be continued with another seed, batch or data than it had."""
     evaluate_every: int = 0
@@ -169,8 +170,6 @@ class TrainConfig:
             raise UserError(f"--train.batch {self.batch} does not divide by --train.accumulation {self.accumulation}")
         if not 0 <= self.prompt_share <= 1:
             raise UserError(f"--train.prompt_share is {self.prompt_share}, allowed 0 to 1")
-        if self.resume not in ("never", "auto") and not self.resume.isdecimal():
-            raise UserError(f"--train.resume is {self.resume!r}, allowed never, auto or the step of a checkpoint")
         if self.minutes is not None and not self.minutes > 0:
             raise UserError(f"--train.minutes is {self.minutes}, allowed > 0")
         for name in (

@@ -10,7 +10,7 @@ from gatito.train.configs import Recipe
 
 FREE = (
     "minutes", "workers", "accumulation", "sharding", "activation_checkpointing", "compile", "log_every",
-    "save_every", "keep", "keep_every", "resume", "accept_changes", "tracker",
+    "save_every", "keep", "keep_every", "resume", "resume_step", "accept_changes", "tracker",
     "evaluate_every", "evaluate_tasks", "evaluate_episodes", "evaluate_prompt",
 )  # fmt: skip
 """Settings of `TrainConfig` that may change: none of them decides what is learned."""

@@ -270,10 +270,12 @@ def _knows_wandb() -> bool:
 
 def _checkpoint(config: TrainConfig, out: Path) -> tuple[Path, TrainingState] | None:
     """Where to continue from; None is a fresh start, which never happens where there is a run."""
+    if config.resume_step is not None:
+        return load_step(out, config.resume_step)
     if config.resume == "never":
         if list_checkpoints(out) or (out / METRICS).exists():
             raise UserError(
                 f"{out} holds a run already; continue it with --train.resume auto, or choose another --out"
             )
         return None
-    return load_newest(out) if config.resume == "auto" else load_step(out, int(config.resume))
+    return load_newest(out)
