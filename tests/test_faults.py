@@ -1,0 +1,171 @@
+"""Real faults: processes killed while they save or train, told to end, and disks that are full."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runs import assert_same_run
+from toy import tiny_model, tiny_recipe, write_mixed_store
+
+from gatito.data.store import open_store
+from gatito.model import GatitoForCausalLM
+from gatito.tokenizers import TextTokenizer, Vocabulary
+from gatito.train.card import processor_of
+from gatito.train.checkpoint import TrainingState, find_problem, list_checkpoints, load_newest, save_checkpoint
+from gatito.train.trainer import train
+
+TRIALS = 200
+"""Kills while saving."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary, text: TextTokenizer) -> Path:
+    return write_mixed_store(tmp_path_factory.mktemp("stores") / "store", vocabulary, text)
+
+
+@pytest.fixture
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def command(store: Path, out: Path, *settings: str) -> list[str]:
+    """`gatito train` of the tiny recipe, one line of metrics per step."""
+    fixed = ["--train.context", "64", "--train.log_every", "1", "--train.batch", "4"]
+    train = [sys.executable, "-m", "gatito", "train", "--config", "tiny", "--data", str(store), "--out", str(out)]
+    return [*train, *fixed, *settings]
+
+
+def steps_in(out: Path) -> int:
+    """Steps that a running training has logged so far."""
+    metrics = out / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.is_file() else 0
+
+
+def wait_for(out: Path, steps: int, process: subprocess.Popen[bytes]) -> None:
+    """Return once so many steps are done."""
+    began = time.monotonic()
+    while steps_in(out) < steps:
+        assert process.poll() is None
+        assert time.monotonic() - began < 60
+        time.sleep(0.01)
+
+
+def started(arguments: list[str]) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def save_for_ever(
+    model: GatitoForCausalLM, processor: object, settings: dict[str, str], out: Path, first: int, pipe: int
+) -> None:
+    """Save one step after the other, each followed by a line in the pipe; never returns."""
+    step = first
+    while True:
+        optimizer = {"exp_avg/model.norm.weight": torch.full((32,), float(step))}
+        state = TrainingState(step=step, settings=settings, optimizer=optimizer)
+        save_checkpoint(out, model, processor, state, f"step {step}", keep=2)
+        os.write(pipe, f"{step}\n".encode())
+        step += 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_two_hundred_kills_while_saving_lose_no_checkpoint_that_was_finished(
+    tmp_path: Path, vocabulary: Vocabulary, store: Path
+) -> None:
+    """Each kill hits a process forked from this one, at a random instant of its saving."""
+    model = tiny_model(vocabulary)
+    processor = processor_of(open_store(store), model.config.trunk)
+    rng, hit_a_write, newest = random.Random(0), 0, 0
+    for _ in range(TRIALS):
+        reads, writes = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                save_for_ever(model, processor, {}, tmp_path, newest + 1, writes)
+            finally:
+                os._exit(1)
+        os.close(writes)
+        time.sleep(rng.uniform(0.0, 0.12))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with os.fdopen(reads) as pipe:
+            said = [int(line) for line in pipe.read().splitlines()]
+        hit_a_write += any(path.name.startswith(".step-") for path in (tmp_path / "checkpoints").glob(".*"))
+        finished = max([newest, *said])
+        found = load_newest(tmp_path)
+        assert found is None if finished == 0 and not list_checkpoints(tmp_path) else found is not None
+        if found is None:
+            continue
+        path, state = found
+        # The kill may have come after the rename and before the line in the pipe.
+        assert state.step in (finished, finished + 1)
+        assert find_problem(path) is None
+        assert state.optimizer["exp_avg/model.norm.weight"].tolist() == [float(state.step)] * 32
+        newest = state.step
+    assert newest > TRIALS / 4, "the kills came before anything was saved"
+    assert hit_a_write > TRIALS / 4, "the kills missed the writing"
+    out = tmp_path / "checkpoints"
+    save_checkpoint(tmp_path, model, processor, TrainingState(step=newest + 1, settings={}, optimizer={}), "", keep=2)
+    assert sorted(path.name for path in out.iterdir()) == [f"step-{newest:08d}", f"step-{newest + 1:08d}"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_killed_three_times_ends_with_the_losses_and_weights_of_one_that_was_not(
+    tmp_path: Path, store: Path
+) -> None:
+    settings = ["--train.steps", "60", "--train.save_every", "7"]
+    subprocess.run(command(store, tmp_path / "whole", *settings), check=True, capture_output=True)
+    for steps in (11, 29, 50):
+        process = started(command(store, tmp_path / "killed", *settings, "--train.resume", "auto"))
+        wait_for(tmp_path / "killed", steps, process)
+        process.kill()
+        process.communicate()
+    subprocess.run(
+        command(store, tmp_path / "killed", *settings, "--train.resume", "auto"), check=True, capture_output=True
+    )
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.usefixtures("one_thread")
+def test_sigterm_saves_ends_with_143_and_the_same_command_continues(
+    workers: str, tmp_path: Path, store: Path
+) -> None:
+    settings = ["--train.steps", "300", "--train.save_every", "1000", "--train.workers", workers]
+    subprocess.run(command(store, tmp_path / "whole", *settings), check=True, capture_output=True)
+    again = command(store, tmp_path / "stopped", *settings, "--train.resume", "auto")
+    process = started(again)
+    wait_for(tmp_path / "stopped", 12, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors[-3000:]
+    (checkpoint,) = list_checkpoints(tmp_path / "stopped")
+    step = int(checkpoint.name[-8:])
+    assert 12 <= step < 300
+    assert f"told to end after step {step}; saved {checkpoint}, --train.resume auto continues" in errors.decode()
+    subprocess.run(again, check=True, capture_output=True)
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_minutes_go_on_where_an_interrupted_run_left_them(tmp_path: Path, store: Path) -> None:
+    recipe = tiny_recipe(steps=10, save_every=5, keep=9, minutes=60)
+    train(recipe, store, tmp_path)
+    state = list_checkpoints(tmp_path)[0] / "training/state.json"
+    elapsed = [json.loads((path / "training/state.json").read_text())["elapsed_s"] for path in
+               list_checkpoints(tmp_path)]  # fmt: skip
+    assert 0 < elapsed[0] < elapsed[1] < 60
+    assert json.loads(state.read_text())["step"] == 5
+    recipe = tiny_recipe(steps=10, save_every=5, keep=9, minutes=elapsed[0] / 60, resume_step=5)
+    path = train(recipe, store, tmp_path)
+    assert path.name == "step-00000006"  # the time was over: one step, so that a run always gets on
