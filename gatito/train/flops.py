@@ -1,9 +1,10 @@
 """Floating-point operations of the network: how much a batch asks of it, and what that costs.
 
-Matrix products and convolutions are counted, two operations for a multiplication and its addition. Norms, softmax, GELU,
-gated sums and the lookup of embeddings are not: they are little, and bound by memory. The convention is that of Chowdhery
-et al. 2022 (PaLM), appendix B: backward costs twice the forward pass, and what is computed a second time (activation
-checkpointing) or to be masked (padding, other segments, the future) is no useful work.
+Matrix products and convolutions are counted, two operations for a multiplication and its addition. Norms, softmax,
+GELU, gated sums and the lookup of embeddings are not: they are little, and bound by memory. The convention is that of
+Chowdhery et al. 2022 (PaLM), appendix B: backward costs twice the forward pass, and what is computed a second time
+(activation checkpointing) is no useful work. Unlike there, neither is what is masked: padding, other sequences of a
+row and the future.
 """
 
 from collections.abc import Mapping

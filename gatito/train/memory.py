@@ -1,11 +1,11 @@
 """Memory of training on each GPU: what is kept between steps, and what the backward pass finds kept.
 
-Activations are what PyTorch's autograd saves in eager mode. A position of a block keeps, in numbers of its own precision
-(bf16 under --train.precision bf16, else float32) where nothing else is said:
+Activations are what PyTorch's autograd saves in eager mode. A position of a block keeps, in float32 or under
+--train.precision bf16 in bf16:
 
-    norm, qkv                 2 D float32 (its input, of both norms), and the normed inputs of the three products
-    attention                 queries, keys, values, output; the mask, as large as the scores of one head
-    gate, value, their GELU and product      4 times the hidden width
+    both norms       their inputs, in float32 always, and their outputs; in bf16 gate and value have a copy each
+    attention        queries, keys, values and output; the mask, as large as the scores of one head
+    feed-forward     gate, value, GELU of the gate, product: four times the hidden width
 
 `torch.compile` keeps less. Not counted: the CUDA context, the workspace of libraries and fragments between tensors.
 """
@@ -36,13 +36,13 @@ class Memory:
     """Gradients; with several GPUs and no sharding twice, for the buckets in which DDP sends them."""
     moments: int
     """Both moments of AdamW."""
-    copies: int
+    weight_copies: int
     """Weights as they are used: bf16 copies of them, under fsdp what is gathered of the other GPUs' shares."""
     activations: int
     """What a micro-batch keeps for its backward pass; and what the block at which that is needs beyond
     the logits, which are gone by then."""
     logits: int
-    """Logits of the targets, their softmax and its gradient; and the head's, which waits for that of the embedding."""
+    """Logits of the targets, their softmax and its gradient; the head's gradient, which waits for the embedding's."""
 
     @property
     def total(self) -> int:
@@ -51,7 +51,7 @@ class Memory:
 
     def by_part(self) -> dict[str, int]:
         """Bytes by name of the part, as they add up."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {field.name.replace("_", " "): getattr(self, field.name) for field in fields(self)}
 
 
 def training_memory(
@@ -73,7 +73,7 @@ def training_memory(
         weights=share,
         gradients=share * (2 if buckets else 1),
         moments=2 * share,
-        copies=_copies(config, parameters, size, shares > 1),
+        weight_copies=_copies(config, parameters, size, shares > 1),
         activations=round(saved + max(0.0, working - logits)),
         logits=round(logits) + (0 if shares > 1 else FLOAT * parameters.token_table),
     )
@@ -94,13 +94,14 @@ def rows_per_gpu(train: TrainConfig, gpus: int) -> int:
         raise UserError(f"--gpus is {gpus}, allowed 1 and more")
     if train.batch % (train.accumulation * gpus):
         raise UserError(
-            f"--train.batch {train.batch} does not divide by --gpus {gpus} x --train.accumulation {train.accumulation}"
+            f"--train.batch {train.batch} does not divide by --gpus {gpus} "
+            f"x --train.accumulation {train.accumulation}"
         )
     return train.batch // (train.accumulation * gpus)
 
 
 def saved_bytes(config: GatitoConfig, counts: Counts, size: int, checkpointing: bool) -> float:
-    """Bytes that the forward pass leaves for the backward pass, logits aside; `size` is that of a number, in bytes."""
+    """Bytes that the forward pass keeps for the backward pass, logits aside; `size` is that of a number in them."""
     D, layers, m = config.hidden_size, config.num_hidden_layers, config.latents
     block = _block(config, counts, size)
     # A block that is computed again keeps its input alone, and they share one mask.
@@ -121,7 +122,7 @@ def saved_bytes(config: GatitoConfig, counts: Counts, size: int, checkpointing: 
 
 
 def _working(config: GatitoConfig, counts: Counts, size: int, checkpointing: bool) -> float:
-    """Bytes that the backward pass adds in a block: gradients on both sides of the GEGLU, and what is computed again."""
+    """Bytes that the backward pass adds in a block: gradients around the GEGLU, and what is computed again."""
     gradients = counts.positions * size * 2 * config.intermediate_size
     return gradients + (_block(config, counts, size) if checkpointing else 0)
 
@@ -167,9 +168,12 @@ def available_bytes(device: torch.device, processes: int = 1) -> int | None:
     return None
 
 
-def check_fits(need: Memory, available: int, train: TrainConfig, gpus: int) -> None:
-    """Raise `UserError` that says what would help where a process has fewer than `need` bytes `available`."""
-    if need.total <= available:
+def check_fits(need: Memory, available: int | None, train: TrainConfig, gpus: int) -> None:
+    """Raise `UserError` that says what would help where a process has fewer bytes `available` than it is to `need`.
+
+    Nothing is checked where `available` is None.
+    """
+    if available is None or need.total <= available:
         return
     raise UserError(
         f"training takes about {in_bytes(need.total)} on each of {gpus} devices, and {in_bytes(available)} are free; "

@@ -6,8 +6,8 @@ from gatito.train.memory import Memory, in_bytes, rows_per_gpu
 from gatito.train.parameters import Parameters
 
 ASSUMED = (
-    f"assumed, as there is no store: timesteps of {ASSUMED_VALUES} numbers, the separator and {ASSUMED_ACTION} action "
-    "tokens, no images (--data STORE measures)"
+    f"assumed, as there is no store: timesteps of {ASSUMED_VALUES} numbers, a separator and {ASSUMED_ACTION} "
+    "action tokens"
 )
 UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "Z": 1e21, "Y": 1e24}
 
