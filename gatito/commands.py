@@ -215,7 +215,7 @@ def show_info(source: str, recipe: Recipe | None, data: str | None, gpus: int) -
     cost = cost_of(rows, config)
     print_flops(cost, train if recipe else None)
     measured = f"measured on {len(rows)} rows of {data}" if store else ASSUMED
-    print(f"  {measured};\n  {cost.targets / cost.tokens:.1%} of the tokens are targets")
+    print(f"  {measured}; {cost.targets / cost.tokens:.1%} of the tokens are targets")
     if recipe:
         print_memory(training_memory(config, train, parameters, cost.dense, gpus), train, gpus)
 

@@ -9,6 +9,8 @@ ASSUMED = (
     f"assumed, as there is no store: timesteps of {ASSUMED_VALUES} numbers, a separator and {ASSUMED_ACTION} "
     "action tokens"
 )
+SHOWN = 0.0005
+"""Smallest share that is printed: it would read 0.0%."""
 UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "Z": 1e21, "Y": 1e24}
 
 
@@ -35,7 +37,7 @@ def print_flops(cost: Cost, train: TrainConfig | None) -> None:
     for name, (forward, training) in lines.items():
         print(f"  {name:18} {scaled(forward):>9} {scaled(training):>9}")
     forward = cost.flops.forward
-    shares = [f"{part} {flops / forward:.1%}" for part, flops in cost.flops.by_part().items() if flops]
+    shares = [f"{part} {n / forward:.1%}" for part, n in cost.flops.by_part().items() if n >= SHOWN * forward]
     print(f"  of which {', '.join(shares)}")
 
 
