@@ -29,7 +29,7 @@ from gatito.train.configs import Recipe, TrainConfig
 from gatito.train.info import assumed_row, cost_of, reach_of_data, reach_of_layouts, sampled_rows
 from gatito.train.memory import rows_per_gpu, training_memory
 from gatito.train.parameters import count_parameters
-from gatito.train.tables import ASSUMED, print_flops, print_memory, print_parameters
+from gatito.train.tables import ASSUMED, print_flops, print_memory, print_parameters, print_reach
 
 
 def list_tasks(names: list[str], as_json: bool) -> None:
@@ -198,21 +198,18 @@ def show_info(source: str, recipe: Recipe | None, data: str | None, gpus: int) -
             raise UserError(f"--data {data} has other ids than checkpoint {source}; give the store it was trained on")
     else:
         raise UserError(nearest(source, recipe_names(), "recipe or checkpoint"))
+    train = recipe.train if recipe else TrainConfig()
+    reach = reach_of_data(list(store), config) if store else reach_of_layouts(layouts, config)
+    rows = sampled_rows(store, config, train) if store else [assumed_row(config, train)]
+    cost, parameters = cost_of(rows, config), count_parameters(config)
     print(
         f"{source}: width {config.hidden_size}, {config.num_hidden_layers} layers, context {config.context} positions"
     )
-    parameters = count_parameters(config)
     print_parameters(parameters)
-    reach = reach_of_data(list(store), config) if store else reach_of_layouts(layouts, config)
     if reach:
-        print(f"\n{'task':44} {'tokens':>7} {'positions':>9}   a context holds")
-    for row in reach:
-        print(f"{row.name:44} {row.tokens:>7.1f} {row.positions:>9.1f}   {row.held} {row.unit}")
+        print_reach(reach)
     if reach and store is None:
         print("of tasks alone, the texts inside observations counted as empty; --data STORE measures what it holds")
-    train = recipe.train if recipe else TrainConfig()
-    rows = sampled_rows(store, config, train) if store else [assumed_row(config)]
-    cost = cost_of(rows, config)
     print_flops(cost, train if recipe else None)
     measured = f"measured on {len(rows)} rows of {data}" if store else ASSUMED
     print(f"  {measured}; {cost.targets / cost.tokens:.1%} of the tokens are targets")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,13 +21,23 @@ from toy import CONTEXT, TRUNKS, ToyEnv, layout_of, tiny_model, toy_sequence
 from gatito.data.packing import Batch, pack
 from gatito.errors import UserError
 from gatito.model import GatitoConfig, GatitoForCausalLM
-from gatito.recipes import load_recipe
+from gatito.recipes import load_recipe, recipe_names
 from gatito.tokenizers import TextTokenizer, Vocabulary, text_tokens
 from gatito.train.configs import Recipe, TrainConfig
 from gatito.train.flops import Counts, batch_counts, batch_flops, forward_flops, num_compared
 from gatito.train.info import assumed_row, cost_of
-from gatito.train.memory import FLOAT, HALF, Memory, available_bytes, check_fits, saved_bytes, training_memory
+from gatito.train.memory import (
+    FLOAT,
+    HALF,
+    Memory,
+    available_bytes,
+    check_fits,
+    in_bytes,
+    saved_bytes,
+    training_memory,
+)
 from gatito.train.parameters import count_parameters
+from gatito.train.tables import scaled
 from gatito.train.trainer import build_optimizer
 
 PAPER = {
@@ -136,7 +147,7 @@ def test_recipes_of_the_paper_have_its_shapes_and_schedule(name: str) -> None:
     assert (train.beta1, train.beta2, train.precision) == (0.9, 0.95, "bf16")
     # It says which hardware it is for: 8 GPUs of 80 GB.
     config = config_of(recipe)
-    cost = cost_of([assumed_row(config)], config)
+    cost = cost_of([assumed_row(config, train)], config)
     assert training_memory(config, train, count_parameters(config), cost.dense, 8).total < 72e9
 
 
@@ -146,6 +157,17 @@ def test_rungs_of_the_ladder_have_the_size_of_their_names(name: str) -> None:
     assert count_parameters(config_of(recipe)).non_embedding == pytest.approx(LADDER[name], rel=0.1)
     assert 14 <= recipe.model.width / recipe.model.layers + 0.5 <= 20.5
     assert (recipe.model.latents, recipe.model.action_layers) == (1, 1)
+
+
+def test_a_row_that_is_assumed_has_the_targets_of_the_recipe() -> None:
+    config = config_of(load_recipe("paper"))
+    shares = []
+    for predict_observations in (False, True):
+        train = TrainConfig(context=config.context, predict_observations=predict_observations)
+        cost = cost_of([assumed_row(config, train)], config)
+        shares.append(cost.targets / cost.tokens)
+    # Of 44 tokens the 4 of the action, or all but the separator.
+    assert shares == pytest.approx([4 / 44, 43 / 44], abs=0.02)
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
@@ -278,7 +300,7 @@ def large(gpus: int = 8, **changes: Any) -> Memory:
     """Memory of the recipe 1.2b on so many GPUs, on rows without a store."""
     recipe = load_recipe("1.2b")
     config = config_of(recipe)
-    row = cost_of([assumed_row(config)], config).dense
+    row = cost_of([assumed_row(config, recipe.train)], config).dense
     return training_memory(config, replace(recipe.train, **changes), count_parameters(config), row, gpus)
 
 
@@ -340,3 +362,26 @@ def test_processes_on_cpus_share_the_memory_of_the_machine(monkeypatch: pytest.M
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8_000))
     assert available_bytes(torch.device("cpu")) == 8_000
     assert available_bytes(torch.device("cpu"), processes=4) == 2_000
+
+
+def test_the_table_of_sizes_is_what_the_recipes_have() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "sizes.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    assert [name.strip("`") for name, *_ in sorted(rows)] == recipe_names()
+    for name, *cells in rows:
+        recipe = load_recipe(name.strip("`"))
+        config, train = config_of(recipe), recipe.train
+        parameters, cost = count_parameters(config), cost_of([assumed_row(config, train)], config)
+        micro = train.batch // train.accumulation // 8
+        alone = replace(train, accumulation=train.batch // micro) if name.strip("`") in PAPER else train
+        assert cells == [
+            str(recipe.model.layers),
+            str(recipe.model.width),
+            f"{parameters.total:,}",
+            f"{parameters.non_embedding:,}",
+            scaled(cost.flops.forward / cost.tokens),
+            scaled(cost.flops.training / cost.tokens),
+            scaled(cost.flops.training * train.batch * train.steps),
+            in_bytes(training_memory(config, alone, parameters, cost.dense, 1).total),
+            in_bytes(training_memory(config, train, parameters, cost.dense, 8).total),
+        ]

@@ -8,9 +8,11 @@ import numpy as np
 from gatito.data.packing import pack
 from gatito.data.sampler import Sampler, timestep_chunks, timestep_positions
 from gatito.data.store import Store, TokenDataset
+from gatito.errors import UserError
 from gatito.model import GatitoConfig
 from gatito.tokenizers import Layout, TokenSequence
 from gatito.tokenizers.patches import PATCH
+from gatito.tokenizers.sequence import observations_predicted
 from gatito.tokenizers.vocabulary import ACTION_POSITION
 from gatito.train.configs import TrainConfig
 from gatito.train.flops import Counts, Flops, batch_counts, forward_flops
@@ -121,8 +123,8 @@ def sampled_rows(store: Store, config: GatitoConfig, train: TrainConfig) -> list
     return rows
 
 
-def assumed_row(config: GatitoConfig) -> Row:
-    """A row of timesteps as Meta-World has them, without images, prompts and padding."""
+def assumed_row(config: GatitoConfig, train: TrainConfig) -> Row:
+    """A row of timesteps as Meta-World has them, without images and prompts; raises `UserError` where none fits."""
     vocabulary, length = config.vocabulary, ASSUMED_VALUES + 1 + ASSUMED_ACTION
     ids = np.full(length, vocabulary.continuous_start, np.int32)
     ids[ASSUMED_VALUES] = vocabulary.separator
@@ -138,6 +140,12 @@ def assumed_row(config: GatitoConfig) -> Row:
         timestep_starts=np.arange(T + 1) * length,
     )
     sequence = config.trunk.head(timesteps, config.context)
+    if not len(sequence):
+        raise UserError(
+            f"--train.context is {config.context}, and an observation takes {config.latents} positions; raise it"
+        )
+    if train.predict_observations:
+        sequence = observations_predicted(sequence, vocabulary)
     return Row(sequences=[sequence], timesteps=len(sequence) / length)
 
 

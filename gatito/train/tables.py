@@ -1,7 +1,7 @@
 """The tables of `gatito info`."""
 
 from gatito.train.configs import TrainConfig
-from gatito.train.info import ASSUMED_ACTION, ASSUMED_VALUES, Cost
+from gatito.train.info import ASSUMED_ACTION, ASSUMED_VALUES, Cost, Reach
 from gatito.train.memory import Memory, in_bytes, rows_per_gpu
 from gatito.train.parameters import Parameters
 
@@ -22,6 +22,13 @@ def print_parameters(parameters: Parameters) -> None:
             print(f"  {part:18} {count:>15,}")
     print(f"  {'total':18} {parameters.total:>15,}")
     print(f"  {'non-embedding':18} {parameters.non_embedding:>15,}   without the lookup tables")
+
+
+def print_reach(reach: list[Reach]) -> None:
+    """By task or dataset."""
+    print(f"\n{'task':44} {'tokens':>7} {'positions':>9}   a context holds")
+    for row in reach:
+        print(f"{row.name:44} {row.tokens:>7.1f} {row.positions:>9.1f}   {row.held} {row.unit}")
 
 
 def print_flops(cost: Cost, train: TrainConfig | None) -> None:
