@@ -333,12 +333,13 @@ NEED = Memory(
 @pytest.mark.parametrize(
     ("available", "gpus", "changes", "said"),
     [
-        (50_000_000_000, 1, {}, "takes about 80.0 GB on each of 1 devices, and 50.0 GB are free; use "
+        (50_000_000_000, 1, {}, "training takes about 80.0 GB, and 50.0 GB are free; use "
          "--train.accumulation 4, which takes 40.0 GB"),
         (25_000_000_000, 1, {}, "use --train.accumulation 8, which takes 20.0 GB"),
         (9_000, 1, {}, "try --train.activation_checkpointing, --train.sharding fsdp on several GPUs, "
          "--train.accumulation 16, or a smaller recipe"),
-        (7_000, 4, {"activation_checkpointing": True}, "try --train.sharding fsdp, --train.accumulation 4, or"),
+        (7_000, 4, {"activation_checkpointing": True}, "for each of 4 processes, and 7.0 kB are free; "
+         "try --train.sharding fsdp on several GPUs, --train.accumulation 4, or"),
         (7_000, 8, {"activation_checkpointing": True, "sharding": "fsdp"}, "try a shorter --train.context, or a sm"),
     ],
 )  # fmt: skip

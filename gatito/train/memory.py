@@ -7,7 +7,8 @@ Activations are what PyTorch's autograd saves in eager mode. A position of a blo
     attention        queries, keys, values and output; the mask, as large as the scores of one head
     feed-forward     gate, value, GELU of the gate, product: four times the hidden width
 
-`torch.compile` keeps less. Not counted: the CUDA context, the workspace of libraries and fragments between tensors.
+`torch.compile` keeps less, and attention by blocks keeps no mask. Not counted: the CUDA context, the workspace of
+libraries and fragments between tensors.
 """
 
 from dataclasses import dataclass, fields
@@ -175,8 +176,9 @@ def check_fits(need: Memory, available: int | None, train: TrainConfig, gpus: in
     """
     if available is None or need.total <= available:
         return
+    where = f" for each of {gpus} processes" if gpus > 1 else ""
     raise UserError(
-        f"training takes about {in_bytes(need.total)} on each of {gpus} devices, and {in_bytes(available)} are free; "
+        f"training takes about {in_bytes(need.total)}{where}, and {in_bytes(available)} are free; "
         f"{_advice(need, available, train, gpus)}"
     )
 
@@ -194,7 +196,7 @@ def _advice(need: Memory, available: int, train: TrainConfig, gpus: int) -> str:
     if not train.activation_checkpointing:
         helps.append("--train.activation_checkpointing")
     if train.sharding == "none":
-        helps.append("--train.sharding fsdp on several GPUs" if gpus == 1 else "--train.sharding fsdp")
+        helps.append("--train.sharding fsdp on several GPUs")
     if rows > 1:
         helps.append(f"--train.accumulation {train.accumulation * rows}")
     else:
