@@ -200,12 +200,15 @@ def build_parser() -> Parser:
     verbs.add_subcommand("tasks", verb(tasks))
     verbs.add_subcommand("tokens", verb(tokens, "source"))
     info = Parser(
-        description="Show what a recipe or checkpoint is made of, and how many timesteps its context holds."
+        description="Show what a recipe or checkpoint is made of and costs, and how many timesteps its context holds."
     )
     info.add_argument("source", type=str, help="recipe, YAML file, checkpoint, run, or `hf:owner/name` on the hub")
     info.add_argument("--config", action="config", help="what `source` names, where that is a recipe")
     info.add_class_arguments(Recipe, None)
-    info.add_argument("--data", type=str, help="store to count in; by default the one that the recipe names")
+    info.add_argument(
+        "--data", type=str, help="store to count in; by default the one that the recipe names, if built"
+    )
+    info.add_argument("--gpus", type=int, default=1, help="GPUs that a recipe would train on")
     verbs.add_subcommand("info", info)
 
     data = Parser(description="Collect, check and describe datasets, and build tokenized stores of them.")
@@ -246,9 +249,13 @@ def run(arguments: Sequence[str]) -> None:
         _run_data(parser, chosen)
     elif values.verb == "info":
         from gatito.commands import show_info
+        from gatito.data.store import is_store
         from gatito.recipes import is_recipe
 
-        show_info(chosen.source, _recipe(parser, values) if is_recipe(chosen.source) else None, chosen.data)
+        typed = any(argument.partition("=")[0] == "--data" for argument in arguments)
+        # A recipe may be looked at before the store that it names is built.
+        data = chosen.data if typed or (chosen.data and is_store(chosen.data)) else None
+        show_info(chosen.source, _recipe(parser, values) if is_recipe(chosen.source) else None, data, chosen.gpus)
     elif values.verb == "train":
         from gatito.train.stop import Terminated
         from gatito.train.trainer import train

@@ -25,8 +25,11 @@ from gatito.policies import any_environment
 from gatito.recipes import recipe_names
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
 from gatito.train.card import processor_of
-from gatito.train.configs import Recipe
-from gatito.train.info import parameters_by_part, reach_of_data, reach_of_layouts
+from gatito.train.configs import Recipe, TrainConfig
+from gatito.train.info import assumed_row, cost_of, reach_of_data, reach_of_layouts, sampled_rows
+from gatito.train.memory import rows_per_gpu, training_memory
+from gatito.train.parameters import count_parameters
+from gatito.train.tables import ASSUMED, print_flops, print_memory, print_parameters, print_reach
 
 
 def list_tasks(names: list[str], as_json: bool) -> None:
@@ -175,31 +178,43 @@ def show_tokens(source: str, episode: int, timesteps: int, as_json: bool) -> Non
         print(f"{token!s:>6}  {row['modality']:11} {row['local_position']:>4}  {target:6}  {row['meaning']}")
 
 
-def show_info(source: str, recipe: Recipe | None, data: str | None) -> None:
-    """Print what a recipe or checkpoint is made of, and how many timesteps its context holds."""
+def show_info(source: str, recipe: Recipe | None, data: str | None, gpus: int) -> None:
+    """Print what a recipe or checkpoint is made of, what it costs, and how many timesteps its context holds."""
     store = open_store(Path(data), verify=False) if data else None
+    layouts: dict[str, Layout] = {}
     if recipe is not None:
-        if store is None:
-            raise UserError(f"recipe {source} names no data; give a store with --data")
-        config = recipe.model.build(store.vocabulary, recipe.train.context, store.text.end)
-        layouts = processor_of(store, config.trunk).layouts  # refuses what this recipe could not train on
+        rows_per_gpu(recipe.train, gpus)  # refuses what does not divide
+        text = store.text if store else TextTokenizer.load()
+        vocabulary = store.vocabulary if store else Vocabulary(text_size=text.size)
+        config = recipe.model.build(vocabulary, recipe.train.context, text.end)
+        if store:
+            processor_of(store, config.trunk)  # refuses what this recipe could not train on
     elif source.startswith("hf:") or Path(source).is_dir():
+        if gpus != 1:
+            raise UserError(f"--gpus {gpus} is for recipes: checkpoint {source} has no batch to divide")
         model, processor = load_checkpoint(source)
         config, layouts = model.config, processor.layouts
         if store and store.vocabulary != config.vocabulary:
             raise UserError(f"--data {data} has other ids than checkpoint {source}; give the store it was trained on")
     else:
         raise UserError(nearest(source, recipe_names(), "recipe or checkpoint"))
+    train = recipe.train if recipe else TrainConfig()
+    reach = reach_of_data(list(store), config) if store else reach_of_layouts(layouts, config)
+    rows = sampled_rows(store, config, train) if store else [assumed_row(config, train)]
+    cost, parameters = cost_of(rows, config), count_parameters(config)
     print(
         f"{source}: width {config.hidden_size}, {config.num_hidden_layers} layers, context {config.context} positions"
     )
-    for part, count in parameters_by_part(config).items():
-        print(f"  {part:18} {count:>12,} parameters")
-    print(f"{'task':44} {'tokens':>7} {'positions':>9}   a context holds")
-    for row in reach_of_data(list(store), config) if store else reach_of_layouts(layouts, config):
-        print(f"{row.name:44} {row.tokens:>7.1f} {row.positions:>9.1f}   {row.held} {row.unit}")
-    if store is None:
+    print_parameters(parameters)
+    if reach:
+        print_reach(reach)
+    if reach and store is None:
         print("of tasks alone, the texts inside observations counted as empty; --data STORE measures what it holds")
+    print_flops(cost, train if recipe else None)
+    measured = f"measured on {len(rows)} rows of {data}" if store else ASSUMED
+    print(f"  {measured}; {cost.targets / cost.tokens:.1%} of the tokens are targets")
+    if recipe:
+        print_memory(training_memory(config, train, parameters, cost.dense, gpus), train, gpus)
 
 
 def evaluate_checkpoint(

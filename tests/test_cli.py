@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -133,10 +134,15 @@ BAD = {
     "train --config tiny --data s --out o --model.latents 0 --model.resampler-depth 2": "resampler_depth needs",
     "train --config tiny --data s --out o --train.predict-observations": "--train.predict_observations needs",
     "info demmo": "unknown recipe or checkpoint 'demmo'; did you mean 'demo'?",
-    "info demo": "no tokenized store at demo/store",
     "info demo --data s": "no tokenized store at s",
     "info key.yaml --data s": "unknown key 'train.stepz'; did you mean 'train.steps'?",
-    "info no-data.yaml": "recipe no-data.yaml names no data; give a store with --data",
+    "info demo --data=s": "no tokenized store at s",
+    "info 364m --gpus 0": "--gpus is 0, allowed 1 and more",
+    "info 364m --gpus some": "gpus is some, expected a whole number",
+    "info 364m --gpus 3": "--train.batch 512 does not divide by --gpus 3 x --train.accumulation 2",
+    "info demo --model.latents 8 --train.context 4": "--train.context is 4, and an observation takes 8 positions",
+    "info 364n": "unknown recipe or checkpoint '364n'; did you mean '364m'?",
+    "info nowhere --gpus 2": "unknown recipe or checkpoint 'nowhere'",
     "train --config no-model.yaml --data s --out o": "model: holds nothing, expected keys and values",
     "data build --config mixture-weight.yaml --out b": "weight of 'captions:digits' is -2.0, allowed > 0",
     "data collect --tasks classic/cartpole --episodes 0 --out d": "episodes is 0, allowed 1 and more",
@@ -387,6 +393,56 @@ def test_info_says_what_a_context_holds_for_each_task(run: Run, checkpoint: Path
     assert "action decoder" in printed
 
 
+def quantities(printed: str) -> dict[str, list[float]]:
+    """The numbers of `gatito info` by the name of their line, letters and units of powers of 1000 read."""
+    powers = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "Z": 1e21}
+    found = {}
+    for line in printed.splitlines():
+        parts = re.findall(r"([0-9][0-9.,]*) ?([kMGTPEZ]?)B?(?=\s|$)", line[20:])
+        if line.startswith("  ") and parts:
+            found[line[:20].strip()] = [float(n.replace(",", "")) * powers.get(unit, 1.0) for n, unit in parts]
+    return found
+
+
+def test_info_of_a_large_recipe_needs_no_data_and_says_what_it_costs(run: Run) -> None:
+    code, printed, _ = run("info", "364m")
+    assert code == 0
+    found = quantities(printed)
+    assert found["total"]
+    assert "  non-embedding          340,623,584   without the lookup tables" in printed
+    forward, training = found["per token"]
+    assert training == pytest.approx(3 * forward, rel=1e-2)
+    assert forward == pytest.approx(2 * 340_623_584, rel=0.1)  # and attention
+    assert found["per timestep"][1] == pytest.approx(44 * training, rel=1e-2)
+    assert found["per step"][1] == pytest.approx(512 * 1024 * training, rel=1e-2)
+    assert found["1,000,000 steps"][1] == pytest.approx(1e6 * found["per step"][1], rel=1e-2)
+    assert "assumed, as there is no store: timesteps of 39 numbers, a separator and 4 action tokens" in printed
+    assert "memory on one GPU: 256 rows at a time" in printed
+    assert found["weights"][0] == pytest.approx(4 * 394_202_336, rel=0.02)
+    assert found["moments"][0] == pytest.approx(2 * found["weights"][0], rel=0.02)
+
+
+def test_info_of_shards_says_that_each_gpu_needs_less(run: Run) -> None:
+    whole, sharded = (
+        quantities(run("info", "364m", "--gpus", "8", "--train.sharding", sharding)[1])
+        for sharding in ("none", "fsdp")
+    )
+    for name in ("weights", "gradients", "moments", "total"):
+        assert sharded[name][0] < whole[name][0]
+    assert sharded["activations"] == whole["activations"]
+
+
+def test_info_measures_costs_on_the_rows_of_a_store(run: Run, checkpoint: Path) -> None:
+    store = str(checkpoint / "store")
+    code, printed, _ = run("info", "paper", "--data", store, "--train.prompt-share", "0")
+    assert code == 0
+    assert f"measured on 64 rows of {store};" in printed
+    (share,) = re.findall(r"; ([0-9.]+)% of the tokens are targets", printed)
+    assert float(share) == pytest.approx(100 / 3, abs=0.5)  # of three tokens one is an action; the last may be cut
+    found = quantities(printed)
+    assert found["per timestep"][1] == pytest.approx(3 * found["per token"][1], rel=1e-2)
+
+
 def test_info_of_a_checkpoint_needs_no_data(run: Run, checkpoint: Path) -> None:
     code, printed, _ = run("info", str(checkpoint / "run"))
     assert code == 0
@@ -394,8 +450,13 @@ def test_info_of_a_checkpoint_needs_no_data(run: Run, checkpoint: Path) -> None:
     assert row == ["toy/line", "3.0", "3.0", "21", "timesteps"]  # of 64
     assert "the texts inside observations counted as empty" in printed
     model = GatitoForCausalLM.from_pretrained(resolve_checkpoint(checkpoint / "run"))
-    counted = [int(line.split()[-2].replace(",", "")) for line in printed.splitlines() if "parameters" in line]
-    assert sum(counted) == sum(p.numel() for p in model.parameters())
+    counts = [line.rsplit(maxsplit=1) for line in printed.split("\n\n")[1].splitlines()[1:-1]]
+    counted = {name.strip(): int(count.replace(",", "")) for name, count in counts}
+    assert counted.pop("total") == sum(counted.values()) == sum(p.numel() for p in model.parameters())
+    assert "per timestep" in printed
+    assert "memory" not in printed  # a checkpoint has no batch
+    code, _, err = run("info", str(checkpoint / "run"), "--gpus", "2")
+    assert (code, "--gpus 2 is for recipes" in err) == (2, True)
     code, _, err = run("info", str(checkpoint / "run"), "--data", "nowhere")
     assert (code, "no tokenized store at nowhere" in err) == (2, True)
 

@@ -3,21 +3,24 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
-from gatito.data.sampler import timestep_chunks, timestep_positions
+from gatito.data.packing import pack
+from gatito.data.sampler import Sampler, timestep_chunks, timestep_positions
 from gatito.data.store import Store, TokenDataset
-from gatito.model import GatitoConfig, GatitoForCausalLM
-from gatito.tokenizers import Layout
+from gatito.errors import UserError
+from gatito.model import GatitoConfig
+from gatito.tokenizers import Layout, TokenSequence
+from gatito.tokenizers.patches import PATCH
+from gatito.tokenizers.sequence import observations_predicted
+from gatito.tokenizers.vocabulary import ACTION_POSITION
+from gatito.train.configs import TrainConfig
+from gatito.train.flops import Counts, Flops, batch_counts, forward_flops
 
-PARTS = {
-    "token table": "model.embedding.tokens.",
-    "other embeddings": "model.embedding.",
-    "resampler": "model.resampler.",
-    "trunk": "model.blocks.",
-    "action decoder": "model.action_decoder.",
-}
-"""Name of a part to the prefix of its parameters; the first that fits counts."""
+SAMPLED_ROWS = 64
+"""Rows of the stream that costs are measured on."""
+ASSUMED_VALUES, ASSUMED_ACTION = 39, 4
+"""Numbers of an observation and of an action of Meta-World, assumed where there is no store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +44,30 @@ class Reach:
         return int(self.context / self.positions)
 
 
-def parameters_by_part(config: GatitoConfig) -> dict[str, int]:
-    """Numbers of parameters, counted on a model without storage."""
-    with torch.device("meta"):
-        model = GatitoForCausalLM(config)
-    counts = dict.fromkeys(PARTS, 0)
-    counts["norms"] = 0
-    for name, parameter in model.named_parameters():
-        part = next((part for part, prefix in PARTS.items() if name.startswith(prefix)), "norms")
-        counts[part] += parameter.numel()
-    return {part: count for part, count in counts.items() if count}
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of training, or of what stands for it."""
+
+    sequences: list[TokenSequence]
+    """What it holds."""
+    timesteps: float
+    """Timesteps of control in it, the cut one in part; 0 of texts and pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What rows of training cost; means per row."""
+
+    tokens: float
+    """Tokens, with or without a position of their own."""
+    targets: float
+    """Tokens that are predicted."""
+    flops: Flops
+    """Useful work of a forward pass."""
+    dense: Counts
+    """What is computed, masked or not."""
+    timestep: Flops | None
+    """Useful work of a forward pass by timestep of control; None where there is none."""
 
 
 def reach_of_data(datasets: list[TokenDataset], config: GatitoConfig) -> list[Reach]:
@@ -85,3 +102,66 @@ def reach_of_layouts(layouts: Mapping[str, Layout], config: GatitoConfig) -> lis
         positions = float(config.trunk.costs(ids, local).sum())
         rows.append(Reach(name=task, tokens=len(ids), positions=positions, context=config.context, unit="timesteps"))
     return rows
+
+
+def sampled_rows(store: Store, config: GatitoConfig, train: TrainConfig) -> list[Row]:
+    """The first rows that training would see."""
+    sampler = Sampler(
+        store=store,
+        context=config.context,
+        trunk=config.trunk,
+        seed=train.seed,
+        prompt_share=train.prompt_share,
+        predict_observations=train.predict_observations,
+    )
+    rows = []
+    for index in range(SAMPLED_ROWS):
+        sequences, dataset = sampler.row(index), sampler.dataset(index)
+        tokens = sum(len(sequence) for sequence in sequences)
+        timesteps = tokens * dataset.num_timesteps / dataset.metadata["tokens"] if dataset.kind == "control" else 0.0
+        rows.append(Row(sequences=sequences, timesteps=timesteps))
+    return rows
+
+
+def assumed_row(config: GatitoConfig, train: TrainConfig) -> Row:
+    """A row of timesteps as Meta-World has them, without images and prompts; raises `UserError` where none fits."""
+    vocabulary, length = config.vocabulary, ASSUMED_VALUES + 1 + ASSUMED_ACTION
+    ids = np.full(length, vocabulary.continuous_start, np.int32)
+    ids[ASSUMED_VALUES] = vocabulary.separator
+    local = np.full(length, ACTION_POSITION, np.int32)
+    local[: ASSUMED_VALUES + 1] = np.arange(ASSUMED_VALUES + 1)
+    T = -(-config.context // int(config.trunk.costs(ids, local).sum()))
+    timesteps = TokenSequence(
+        ids=np.tile(ids, T),
+        loss_mask=np.tile(local == ACTION_POSITION, T),
+        local_positions=np.tile(local, T),
+        patches=np.zeros((0, PATCH, PATCH, 3), np.uint8),
+        patch_intervals=np.zeros((0, 4), np.uint8),
+        timestep_starts=np.arange(T + 1) * length,
+    )
+    sequence = config.trunk.head(timesteps, config.context)
+    if not len(sequence):
+        raise UserError(
+            f"--train.context is {config.context}, and an observation takes {config.latents} positions; raise it"
+        )
+    if train.predict_observations:
+        sequence = observations_predicted(sequence, vocabulary)
+    return Row(sequences=[sequence], timesteps=len(sequence) / length)
+
+
+def cost_of(rows: list[Row], config: GatitoConfig) -> Cost:
+    """What rows cost, packed to one batch; images that rows share are embedded once."""
+    batch = pack([row.sequences for row in rows], config.trunk, length=config.context)
+    useful = batch_counts(config, batch)
+    control = [row for row in rows if row.timesteps]
+    timestep = None
+    if control:
+        counts = batch_counts(config, pack([row.sequences for row in control], config.trunk, length=config.context))
+        timestep = forward_flops(config, counts.scaled(1 / sum(row.timesteps for row in control)))
+    return Cost(
+        tokens=batch.num_tokens / len(rows),
+        targets=sum(useful.targets.values()) / len(rows),
+        flops=forward_flops(config, useful.scaled(1 / len(rows))),
+        dense=batch_counts(config, batch, dense=True).scaled(1 / len(rows)),
+        timestep=timestep,
+    )
