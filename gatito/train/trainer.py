@@ -1,5 +1,6 @@
 """The training loop, on Accelerate."""
 
+import dataclasses
 import importlib.util
 import netrc
 import os
@@ -20,13 +21,16 @@ from gatito.data.publish import check_writable
 from gatito.data.sampler import Sampler, smallest_observation
 from gatito.data.store import Store, open_store
 from gatito.errors import UserError
-from gatito.model import GatitoForCausalLM
+from gatito.model import GatitoConfig, GatitoForCausalLM
 from gatito.train.card import model_card, processor_of
 from gatito.train.checkpoint import TrainingState, list_checkpoints, load_newest, load_step, save_checkpoint
 from gatito.train.configs import Recipe, TrainConfig
 from gatito.train.evaluation import evaluate_while_training, tasks_to_evaluate
+from gatito.train.flops import batch_counts, batch_flops
 from gatito.train.info import expected_epochs
+from gatito.train.memory import available_bytes, check_fits, rows_per_gpu, training_memory
 from gatito.train.optimizer import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
+from gatito.train.parameters import count_parameters
 from gatito.train.settings import check_same_settings, run_settings
 from gatito.train.sharding import begin_accelerator, is_sharded, whole_model
 from gatito.train.step import StepResult, optimizer_step
@@ -63,6 +67,7 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     if found and not config.accept_changes:
         check_same_settings(found[1].settings, settings, found[0])
     accelerator = begin_accelerator(config, out)
+    _check_memory(shape, config, sampler, accelerator)
     set_seed(config.seed)
     plain = GatitoForCausalLM(shape)
     if found:
@@ -78,6 +83,16 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     state = found[1] if found else None
     with lost_workers_named(), noticing_sigterm() as stop:
         return loop.run(state.step if state else 0, state.elapsed_s if state else 0.0, stop)
+
+
+def _check_memory(shape: GatitoConfig, config: TrainConfig, sampler: Sampler, accelerator: Accelerator) -> None:
+    """Raise `UserError` for a recipe that does not fit, before anything is built; by the first rows of the stream."""
+    num_rows, processes = rows_per_gpu(config, accelerator.num_processes), accelerator.num_processes
+    row = batch_counts(shape, sampler.batch(0, num_rows), dense=True).scaled(1 / num_rows)
+    if accelerator.device.type == "cuda":
+        row = dataclasses.replace(row, pairs=0)  # attention by blocks keeps no mask
+    need = training_memory(shape, config, count_parameters(shape), row, processes)
+    check_fits(need, available_bytes(accelerator.device, processes), config, processes)
 
 
 def _configure(model: GatitoForCausalLM, config: TrainConfig, device: torch.device) -> None:
@@ -188,6 +203,7 @@ class _Loop:
         began = time.monotonic()
         loaded = [next(batches) for _ in range(self.config.accumulation)]
         watch.seconds_loading += time.monotonic() - began
+        watch.flops += sum(batch_flops(self.plain.config, batch) for batch in loaded)
         return optimizer_step(
             self.accelerator,
             self.model,

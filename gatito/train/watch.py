@@ -15,6 +15,7 @@ from tqdm import tqdm
 from gatito.data.sampler import Sampler
 from gatito.data.tasks import domain_of
 from gatito.train.configs import TrainConfig
+from gatito.train.peak import peak_flops
 from gatito.train.step import StepResult
 
 METRICS, SPIKES, EVALUATIONS = "metrics.jsonl", "spikes.jsonl", "evaluations.jsonl"
@@ -52,7 +53,9 @@ class Watch:
         self.window: list[StepResult] = []
         self.recent: deque[float] = deque(maxlen=REMEMBERED)
         self.began, self.first_step = time.monotonic(), first_step
-        self.window_began, self.seconds_loading, self.flops = self.began, 0.0, 0.0
+        self.window_began = self.began
+        self.seconds_loading = self.flops = 0.0
+        """Since the last line: seconds spent waiting for data, and useful FLOPs of this process."""
         self.bar = tqdm(
             total=config.steps, initial=first_step, desc="train", unit="step", disable=not accelerator.is_main_process
         )
@@ -87,14 +90,16 @@ class Watch:
             **self._by_domain(step, window),
             "tokens_per_s": sum(result.tokens for result in window) / seconds,
             "timesteps_per_s": sum(result.timesteps for result in window) / seconds,
+            "mfu": self.flops / seconds / peak_flops(self.accelerator.device, self.config.precision),
             "loading_share": self.seconds_loading / seconds,
             "eta_s": self._eta(step, elapsed),
         }
-        self.seconds_loading = 0.0
+        self.seconds_loading = self.flops = 0.0
         append_line(self.out / METRICS, values)
         if self.config.tracker != "none":
             self.accelerator.log(values, step=step)
-        self.bar.set_postfix(loss=f"{values['loss']:.3f}", tokens_s=f"{values['tokens_per_s']:.0f}")
+        shown = {"loss": f"{values['loss']:.3f}", "tokens_s": f"{values['tokens_per_s']:.0f}"}
+        self.bar.set_postfix(shown | {"mfu": f"{values['mfu']:.0%}"})
 
     def _by_group(self, window: list[StepResult]) -> dict[str, float]:
         """Loss and accuracy by id group; the accuracy of actions is that of all groups but text."""
