@@ -1,7 +1,8 @@
 """A run that is killed with -9 at random instants and continued, beside the same run left alone.
 
-Both are `gatito train` on one thread, side by side. At the end every logged loss, norm and rate and every byte of weights
-and optimizer state are compared; the program says what was lost to each kill, and fails where anything differs.
+Both are `gatito train` on one thread, side by side. At the end every logged loss, norm and rate and every byte of
+weights and optimizer state are compared; the program says where each continuation began, and fails where anything
+differs.
 
     python benchmarks/kills.py --store hundred-store --steps 4500 --kills 5 --out runs/kills
 """
