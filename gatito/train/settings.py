@@ -31,9 +31,16 @@ def run_settings(recipe: Recipe, store: Store) -> dict[str, Any]:
     return {"data": store.sha256, **train} | {f"model.{k}": v for k, v in asdict(recipe.model).items()}
 
 
-def check_same_settings(saved: dict[str, Any], asked: dict[str, Any], checkpoint: Path) -> None:
-    """Raise `UserError` with both values where a run is to be continued with another setting."""
+def check_same_settings(
+    saved: dict[str, Any], asked: dict[str, Any], checkpoint: Path, *, accept_changes: bool = False
+) -> None:
+    """Raise `UserError` with both values where a run is to be continued with another setting.
+
+    `accept_changes` lets all through but those of the network, whose weights would not fit.
+    """
     for name, value in asked.items():
+        if accept_changes and not name.startswith("model."):
+            continue
         was = saved.get(name, BEFORE.get(name))
         if was != value:
             can = not name.startswith("model.")

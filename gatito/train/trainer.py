@@ -64,8 +64,8 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     )
     found = _checkpoint(config, out)
     settings = run_settings(recipe, store)
-    if found and not config.accept_changes:
-        check_same_settings(found[1].settings, settings, found[0])
+    if found:
+        check_same_settings(found[1].settings, settings, found[0], accept_changes=config.accept_changes)
     accelerator = begin_accelerator(config, out)
     _check_memory(shape, config, sampler, accelerator)
     set_seed(config.seed)
@@ -100,7 +100,9 @@ def _configure(model: GatitoForCausalLM, config: TrainConfig, device: torch.devi
     if device.type == "cuda":
         model.set_attn_implementation("flex_attention")
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # The name of today's transformers, and that of earlier ones.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     if config.compile:
         for block in model.model.blocks:  # all rows have the same length
             block.compile(dynamic=False)
