@@ -166,6 +166,19 @@ def evaluate(
     evaluate_checkpoint(checkpoint, Path(out), chosen, episodes, prompt, temperature)
 
 
+def push(checkpoint: str, to: str, private: bool = False) -> None:
+    """Upload a checkpoint with its model card to the Hugging Face hub.
+
+    Args:
+        checkpoint: Checkpoint folder, or folder of a run, whose newest checkpoint it is.
+        to: Repository, `owner/name`.
+        private: Whether only its owner sees the repository, where it is new.
+    """
+    from gatito.train.hub import push_to_hub
+
+    print(push_to_hub(checkpoint, to, private=private))
+
+
 def demo(out: str = "demo", small: bool = False) -> None:
     """Collect, build, train and evaluate five domains with one set of weights, then write a report.
 
@@ -233,6 +246,7 @@ def build_parser() -> Parser:
     verbs.add_subcommand("train", train)
 
     verbs.add_subcommand("eval", verb(evaluate, "checkpoint"))
+    verbs.add_subcommand("push", verb(push, "checkpoint"))
     return main
 
 
@@ -268,7 +282,7 @@ def run(arguments: Sequence[str]) -> None:
         print(f"{path}\nnext: gatito eval {chosen.out} --out {chosen.out}/eval")
     else:
         functions: dict[str, Callable[..., None]] = {
-            "demo": demo, "tasks": tasks, "tokens": tokens, "eval": evaluate
+            "demo": demo, "tasks": tasks, "tokens": tokens, "eval": evaluate, "push": push
         }  # fmt: skip
         functions[values.verb](**chosen.as_dict())
 
