@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from runs import assert_close_weights, assert_same_run, metrics_of, weights_of
-from toy import TRUNKS, tiny_model, tiny_recipe, write_mixed_store
+from toy import TRUNKS, tiny_model, tiny_recipe, write_mixed_store, write_task_store
 
 from gatito.errors import UserError
 from gatito.model import GatitoForCausalLM
@@ -223,17 +223,37 @@ def test_the_third_broken_step_in_a_row_ends_all_processes(tmp_path: Path, store
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_processes_saves_once_and_the_run_continues_to_the_bit(tmp_path: Path, store: Path) -> None:
-    settings = {"steps": 400, "batch": 8, "accumulation": 1, "save_every": 1000, "log_every": 1}
+@pytest.mark.parametrize("fault", ["none", "sharded"])
+@pytest.mark.usefixtures("one_thread")
+def test_processes_share_the_tasks_of_an_evaluation_and_score_them_as_one_does(
+    fault: str, tmp_path: Path, vocabulary: Vocabulary, text: TextTokenizer
+) -> None:
+    """At a learning rate of nearly nothing, so that all have the same weights to the bit."""
+    tasks = ["classic/acrobot", "classic/cartpole", "classic/mountain-car"]
+    data = write_task_store(tmp_path / "store", tasks, vocabulary, text)
+    settings = {"steps": 2, "lr": 1e-30, "warmup": 0, "evaluate_every": 2, "evaluate_episodes": 2}
+    train(tiny_recipe(**SETTINGS | settings, trunk="1 latent, decoded"), data, tmp_path / "one")
+    run(2, data, tmp_path / "two", fault, **settings, trunk="1 latent, decoded")
+    one, two = (json.loads((tmp_path / name / "evaluations.jsonl").read_text()) for name in ("one", "two"))
+    assert sorted(name for name in one if name.startswith("score/")) == [f"score/{task}" for task in tasks]
+    assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in two.items() if k != "seconds"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", ["a worker", "the launcher"])
+def test_sigterm_to_the_processes_saves_once_and_the_run_continues_to_the_bit(
+    told: str, tmp_path: Path, store: Path
+) -> None:
+    settings = {"steps": 150, "batch": 8, "accumulation": 1, "save_every": 1000, "log_every": 1}
     run(2, store, tmp_path / "whole", **settings)
     process = start(2, store, tmp_path / "stopped", **settings)
     while not (tmp_path / "stopped/metrics.jsonl").exists():
         time.sleep(0.05)
     children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", SCRIPT.name], capture_output=True, text=True)
-    os.kill(int(children.stdout.split()[0]), signal.SIGTERM)  # one of them is told, all of them save
+    os.kill(int(children.stdout.split()[0]) if told == "a worker" else process.pid, signal.SIGTERM)
     ended(process, code=1)
     (checkpoint,) = list_checkpoints(tmp_path / "stopped")
-    assert 0 < int(checkpoint.name[-8:]) < 400
+    assert 0 < int(checkpoint.name[-8:]) < 150
     run(2, store, tmp_path / "stopped", **settings, resume="auto")
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 

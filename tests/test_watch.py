@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from runs import assert_same_run, metrics_of, weights_of
-from toy import TRUNKS, ToyEnv, layout_of, tiny_model, tiny_recipe, toy_sequence, write_mixed_store, write_store
+from toy import TRUNKS, tiny_model, tiny_recipe, write_mixed_store, write_task_store
 
 import gatito.model.loss
 from gatito.data.packing import pack
@@ -35,13 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary, text
 
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary, text: TextTokenizer) -> Path:
-    """A store of a registered task, of random play in its spaces."""
-    env = get_task("classic/cartpole").make()
-    toy = ToyEnv(env.observation_space, env.action_space)
-    layout = layout_of(toy, vocabulary, text)
-    episodes = [toy_sequence(toy, layout, i) for i in range(3)]
-    folder = tmp_path_factory.mktemp("stores") / "cartpole"
-    return write_store(folder, text, vocabulary, {"classic/cartpole": (layout, episodes)})
+    return write_task_store(tmp_path_factory.mktemp("stores") / "cartpole", ["classic/cartpole"], vocabulary, text)
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from gatito.data.episode import Episode, stack
 from gatito.data.packing import Batch, pack
 from gatito.data.store import StoreWriter, write_mixture
+from gatito.data.tasks import get_task
 from gatito.model import GatitoConfig, GatitoForCausalLM
 from gatito.model.modeling import EMBEDDED
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, text_tokens
@@ -180,6 +181,17 @@ def write_mixed_store(folder: Path, vocabulary: Vocabulary, text: TextTokenizer)
         },
         [text_tokens("the value of an object is the class of a statement " * 4, text) for _ in range(2)],
     )
+
+
+def write_task_store(folder: Path, tasks: Sequence[str], vocabulary: Vocabulary, text: TextTokenizer) -> Path:
+    """Registered tasks, of random values in their spaces."""
+    control = {}
+    for task in tasks:
+        env = get_task(task).make()
+        toy = ToyEnv(env.observation_space, env.action_space)
+        layout = layout_of(toy, vocabulary, text)
+        control[task] = (layout, [toy_sequence(toy, layout, i) for i in range(3)])
+    return write_store(folder, text, vocabulary, control)
 
 
 def hidden_of(model: GatitoForCausalLM, sequences: Sequence[TokenSequence]) -> torch.Tensor:
