@@ -33,6 +33,8 @@ def shard_on_cpu() -> None:
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = sharding.shard_plan()
+        if accelerator.mixed_precision != "no":
+            accelerator.state.fsdp_plugin.set_mixed_precision(accelerator.mixed_precision)
         return accelerator
 
     trainer.begin_accelerator = sharded

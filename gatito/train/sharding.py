@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from gatito.errors import UserError
@@ -64,6 +65,9 @@ def shard_plan() -> FullyShardedDataParallelPlugin:
         transformer_cls_names_to_wrap=list(GatitoForCausalLM._no_split_modules),
         reshard_after_forward=True,
         cpu_ram_efficient_loading=False,
+        # Weights stay float32 and autocast casts them, as without sharding. Otherwise Accelerate would cast them, and
+        # add up gradients, in bfloat16.
+        mixed_precision_policy=MixedPrecisionPolicy(),
     )
 
 

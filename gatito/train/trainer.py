@@ -221,13 +221,14 @@ class _Loop:
             rows = [f"{(step - MAX_SKIPPED) * self.config.batch} to {step * self.config.batch - 1}"]
         return f"the loss is not finite at step {step} (stream rows {', '.join(rows)}); lower --train.lr"
 
-    def _whole_model(self) -> GatitoForCausalLM:
+    def _whole_model(self, *, copied: bool = False) -> GatitoForCausalLM:
         """The model, or a copy where each process holds a shard of it."""
-        sharded = is_sharded(self.accelerator)
-        return whole_model(self.plain, self.plain.config) if sharded else self.plain
+        copied = copied or is_sharded(self.accelerator)
+        return whole_model(self.plain, self.plain.config) if copied else self.plain
 
     def _evaluate(self, step: int) -> None:
-        model = self._whole_model().to(self.accelerator.device)
+        # What is compiled for the shape of training would be compiled anew for every shape of acting.
+        model = self._whole_model(copied=self.config.compile).to(self.accelerator.device)
         evaluate_while_training(self.accelerator, model, self.processor, self.tasks, self.config, step, self.out)
 
     def _save(self, step: int, elapsed: float) -> Path:
