@@ -139,7 +139,7 @@ BAD = {
     "info demo --data=s": "no tokenized store at s",
     "info 364m --gpus 0": "--gpus is 0, allowed 1 and more",
     "info 364m --gpus some": "gpus is some, expected a whole number",
-    "info 364m --gpus 3": "--train.batch 512 does not divide by --gpus 3 x --train.accumulation 2",
+    "info 364m --gpus 3": "--train.batch 512 does not divide by 3 GPUs or processes x --train.accumulation 2",
     "info demo --model.latents 8 --train.context 4": "--train.context is 4, and an observation takes 8 positions",
     "info 364n": "unknown recipe or checkpoint '364n'; did you mean '364m'?",
     "info nowhere --gpus 2": "unknown recipe or checkpoint 'nowhere'",

@@ -321,7 +321,9 @@ def test_micro_batches_and_checkpointing_take_less_for_activations() -> None:
     # An input per block, and one of the 24 blocks: below a fifth.
     assert large(activation_checkpointing=True).activations < kept.activations / 5
     assert large(activation_checkpointing=True).logits == kept.logits
-    with pytest.raises(UserError, match=r"--train\.batch 512 does not divide by --gpus 3 x --train\.accumulation 4"):
+    with pytest.raises(
+        UserError, match=r"--train\.batch 512 does not divide by 3 GPUs or processes x --train\.accumulation 4"
+    ):
         large(gpus=3)
 
 

@@ -95,7 +95,7 @@ def rows_per_gpu(train: TrainConfig, gpus: int) -> int:
         raise UserError(f"--gpus is {gpus}, allowed 1 and more")
     if train.batch % (train.accumulation * gpus):
         raise UserError(
-            f"--train.batch {train.batch} does not divide by --gpus {gpus} "
+            f"--train.batch {train.batch} does not divide by {gpus} GPUs or processes "
             f"x --train.accumulation {train.accumulation}"
         )
     return train.batch // (train.accumulation * gpus)

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from gatito.errors import UserError
 from gatito.model import GatitoConfig, GatitoForCausalLM
 from gatito.train.configs import TrainConfig
+from gatito.train.memory import rows_per_gpu
 
 PATIENCE = datetime.timedelta(hours=2)
 """How long a process waits for the others, of which one may still evaluate or save."""
@@ -44,11 +45,7 @@ def begin_accelerator(config: TrainConfig, out: Path) -> Accelerator:
             f"{accelerator.device.type}, which Accelerate would give a whole model each without a word; "
             "use --train.sharding none"
         )
-    if config.batch % (config.accumulation * accelerator.num_processes):
-        raise UserError(
-            f"--train.batch {config.batch} does not divide by {accelerator.num_processes} processes "
-            f"x {config.accumulation} accumulation steps"
-        )
+    rows_per_gpu(config, accelerator.num_processes)  # refuses what does not divide
     return accelerator
 
 
