@@ -63,13 +63,14 @@ def target_loss(
     """
     loss_sum, num_targets, num_correct = {}, {}, {}
     row_loss = torch.zeros(num_rows, device=states.device)
+    head = head.to(states.dtype)  # once, in mixed precision
     # One split, whose gradient is one concatenation; a slice per group would each fill a (V, D) gradient.
     sizes = [stop - start for start, stop in vocabulary.groups.values()]
     pieces = head.split([*sizes, len(head) - sum(sizes)])
     for piece, (name, (start, stop)) in zip(pieces, vocabulary.groups.items(), strict=False):
         inside = (targets >= start) & (targets < stop)
         compared, first = (piece, start) if over == "group" else (head, 0)
-        logits = states[inside] @ compared.to(states.dtype).T  # (n, ids compared)
+        logits = states[inside] @ compared.T  # (n, ids compared)
         wanted = targets[inside] - first
         losses = F.cross_entropy(logits.float(), wanted, reduction="none")  # (n,)
         loss_sum[name] = losses.sum()

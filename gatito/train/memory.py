@@ -84,9 +84,7 @@ def _copies(config: GatitoConfig, parameters: Parameters, size: int, sharded: bo
     if sharded:
         # What is outside of blocks stays gathered; of blocks, this and the next. Then the gradients of as much.
         return 2 * size * (parameters.total - parameters.trunk + 2 * parameters.trunk // config.num_hidden_layers)
-    # The softmax over the whole vocabulary converts the head once for each group of targets.
-    heads = len(config.vocabulary.groups) if config.loss_over == "full" else 1
-    return size * (parameters.non_embedding + heads * parameters.token_table) if size == HALF else 0
+    return size * (parameters.non_embedding + parameters.token_table) if size == HALF else 0
 
 
 def rows_per_gpu(train: TrainConfig, gpus: int) -> int:
