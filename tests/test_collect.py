@@ -20,6 +20,7 @@ from conftest import SPACES
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
+from toy import ToyEnv
 from toy_data import Shape, Walk, walk_expert, write_minari
 
 from gatito.data import collection as collecting
@@ -427,6 +428,7 @@ def test_chunks_that_a_mended_expert_does_not_need_stay_out_of_the_dataset(
 HOLDER = """
 import sys, time
 from pathlib import Path
+from toy import ToyEnv
 from toy_data import Walk
 from gatito.data.collection import CollectConfig, Collection
 from gatito.data.tasks import TaskSpec
@@ -484,6 +486,7 @@ def test_a_finished_dataset_is_kept_by_the_same_call_and_refused_by_another(tmp_
 PLAYER = """
 import sys, time
 from pathlib import Path
+from toy import ToyEnv
 from toy_data import Walk, walk_expert
 from gatito.data.collect import collect
 from gatito.data.collection import CollectConfig
@@ -576,6 +579,58 @@ def test_a_simulator_that_leaves_its_space_is_refused(message: str, tmp_path: Pa
     with pytest.raises(UserError, match=r"task 'toy/walk', seed 0, " + message):
         collect_here(blind, tmp_path, episodes=4)
     assert files_in(tmp_path) == []
+
+
+WIDE = spaces.Box(0, 9, (2, 2), np.int64)
+IMPOSSIBLE = [
+    (spaces.Discrete(3), 7, r"observation, timestep 2: value 7, allowed \[0, 2\]; repair the environment, or widen"),
+    (spaces.Discrete(3, start=1), 0, r"observation, timestep 2: value 0, allowed \[1, 3\]"),
+    (spaces.MultiDiscrete([3, 5]), [2, 5], r"observation\[1\], timestep 2: value 5, allowed \[0, 4\]"),
+    (spaces.MultiBinary(2), [0, 2], r"observation\[1\], timestep 2: value 2, allowed \[0, 1\]"),
+    (WIDE, [[0, 9], [10, 0]], r"observation\[1, 0\], timestep 2: value 10, allowed \[0, 9\]"),
+    (
+        spaces.Dict(a=spaces.Tuple([spaces.Text(4, charset="abc"), WIDE])),
+        {"a": ("abcab", np.zeros((2, 2), np.int64))},
+        r"observation a 0, timestep 2: 'abcab' has 5 characters, allowed 1 to 4 of 'abc'; repair the environment",
+    ),
+    (spaces.Text(4, charset="abc"), "a:b", r"observation, timestep 2: 'a:b' has ':', allowed 1 to 4 of 'abc'"),
+]
+
+
+@pytest.mark.parametrize(("space", "value", "message"), IMPOSSIBLE)
+def test_a_value_that_is_impossible_in_its_space_is_refused(
+    space: spaces.Space, value: Any, message: str, tmp_path: Path
+) -> None:
+    class Once(ToyEnv):
+        def _observation(self) -> Any:
+            return value if len(self.actions) == 2 else super()._observation()
+
+    make = partial(Once, space, spaces.Discrete(2), 4)
+    spec = TaskSpec(id="toy/once", make=make, expert=lambda env: lambda _: np.int64(1))
+    with pytest.raises(UserError, match="task 'toy/once', seed 0, " + message):
+        collect_here(spec, tmp_path, episodes=2)
+    assert files_in(tmp_path) == []
+
+
+def test_an_action_that_is_impossible_in_its_space_is_refused(tmp_path: Path) -> None:
+    class Lenient(ToyEnv):
+        def step(self, action: Any) -> Any:
+            return super().step(np.int64(1))
+
+    make = partial(Lenient, spaces.Discrete(2), spaces.Discrete(2), 4)
+    spec = TaskSpec(id="toy/lenient", make=make, expert=lambda env: lambda _: np.int64(5))
+    message = r"task 'toy/lenient', seed 0, action, timestep 0: value 5, allowed \[0, 1\]; mend the policy, or widen"
+    with pytest.raises(UserError, match=message):
+        collect_here(spec, tmp_path, episodes=2)
+
+
+def test_floats_outside_their_bounds_are_collected(tmp_path: Path) -> None:
+    class Far(Walk):
+        def _observe(self) -> dict[str, Any]:
+            return super()._observe() | {"place": np.array([3.0, 0.0], np.float32)}
+
+    blind = dataclasses.replace(WALK, make=Far, expert=lambda env: lambda _: np.zeros(2, np.float32))
+    assert open_minari(collect_here(blind, tmp_path, episodes=1)).episode(0).observations["place"].max() == 3.0
 
 
 def test_a_simulator_that_fails_is_named_with_its_timestep(tmp_path: Path) -> None:

@@ -106,6 +106,17 @@ def test_observations_outside_their_bounds_are_a_warning(surveyed: Any) -> None:
     )
 
 
+def test_text_outside_its_space_is_a_warning(surveyed: Any) -> None:
+    actions = [[1.0, 0.0], [-1.0, 0.1], [0.5, 0.5]]
+    episodes = [(["abc", text, "ab", "c"], actions, [1.0, 0.0, 1.0]) for text in ("b", "abcab", "a b")]
+    seen = surveyed(episodes, spaces.Text(4, charset="abc"))
+    found = [finding.text for finding in seen.findings if finding.kind == "bounds"]
+    assert len(found) == 2
+    assert "episode 1, observation, timestep 1: 'abcab' has 5 characters, allowed 1 to 4 of 'abc'" in found[0]
+    assert "episode 2, observation, timestep 1: 'a b' has ' ', allowed" in found[1]
+    assert seen.num_errors == 0
+
+
 def test_expert_episodes_that_score_low_are_a_warning(
     tmp_path: Path, text: TextTokenizer, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -138,5 +138,5 @@ class ChunkWriter:
         self._add(Entry(seed=seed, failed=why))
 
     def _add(self, entry: Entry) -> None:
-        self._index.write(json.dumps(asdict(entry)).encode() + b"\n")
+        self._index.write(json.dumps(vars(entry)).encode() + b"\n")
         self._index.flush()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatito.data.checks import Clipped, checked_tokens
-from gatito.data.episode import Episode
+from gatito.data.episode import Episode, check_values
 from gatito.data.minari_episodes import MinariSource
 from gatito.data.tasks import EVALUATION_SEEDS, Reference, references
 from gatito.errors import UserError
@@ -163,6 +163,11 @@ def survey(
         except UserError as error:
             findings.add("error", "values", str(error))
             continue
+        try:
+            space = source.dataset.observation_space
+            check_values(space, episode.observations, f"{where}, observation", "mend it, or widen the space")
+        except UserError as error:
+            findings.add("warning", "bounds", str(error))
         _take(seen, episode, sequence, clipped)
         _check_identity(findings, episode, sequence, where, hashes, seeds)
         tick()
