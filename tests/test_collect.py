@@ -755,7 +755,12 @@ def test_a_damaged_episode_is_named(tmp_path: Path) -> None:
     (file,) = (source.path / "data/1").glob("*.arrow")
     file.write_bytes(file.read_bytes()[:100])
     source.episode(0)
-    with pytest.raises(UserError, match=r"episode 1: cannot be read .*; collect it again"):
+    with pytest.raises(UserError, match=rf"episode 1: cannot be read .*; remove {source.path} and collect it again"):
+        source.episode(1)
+    file.unlink()
+    with pytest.raises(
+        UserError, match=rf"episode 1: cannot be read \({file} is missing\); remove {source.path} and"
+    ):
         source.episode(1)
 
 
@@ -785,6 +790,18 @@ def hdf5_dataset(tmp_path: Path) -> Path:
 def test_minari_s_own_hdf5_datasets_are_read(hdf5_dataset: Path) -> None:
     episode = open_minari(hdf5_dataset).episode(0)
     assert (episode.observations.tolist(), episode.actions.tolist(), episode.seed) == ([0, 1], [0, 1], 4)
+
+
+def test_a_damaged_dataset_of_another_is_not_to_be_collected_again(hdf5_dataset: Path) -> None:
+    metadata = hdf5_dataset / "data/metadata.json"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"total_episodes": 2}))
+    with pytest.raises(UserError, match=r"episode 1: cannot be read .*; repair or drop it"):
+        open_minari(hdf5_dataset).episode(1)
+    metadata.unlink()
+    with pytest.raises(
+        UserError, match=r"metadata.json is missing though there are episodes beside it; repair or drop"
+    ):
+        open_minari(hdf5_dataset)
 
 
 def link_out(file: Any) -> None:

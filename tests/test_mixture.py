@@ -73,6 +73,14 @@ def test_a_pattern_names_every_dataset_below_it(tmp_path: Path) -> None:
     ]
 
 
+def test_a_pattern_does_not_pass_over_a_dataset_without_metadata(tmp_path: Path) -> None:
+    for task in ("a/one", "a/two"):
+        dataset(tmp_path, task)
+    (tmp_path / "a/two/data/metadata.json").unlink()
+    with pytest.raises(UserError, match=r"a/two/data/metadata\.json is missing though there are episodes beside it"):
+        parts_of(MixtureConfig(datasets=[entry(tmp_path / "a/*")]))
+
+
 def test_a_pattern_that_finds_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'minari:.*/x/\*': the pattern finds no Minari dataset; it runs from"):
         parts_of(MixtureConfig(datasets=[entry(tmp_path / "x/*")]))
