@@ -17,7 +17,7 @@ from toy import Line, layout_of, tiny_recipe, write_store
 
 import gatito.data.tasks as tasks_module
 from gatito import cli
-from gatito.data.tasks import registry
+from gatito.data.tasks import Reference, registry
 from gatito.model import GatitoForCausalLM
 from gatito.tokenizers import TextTokenizer, Vocabulary
 from gatito.train.checkpoint import resolve_checkpoint
@@ -455,6 +455,7 @@ def test_references_are_measured_into_a_file_that_keeps_those_of_other_tasks(run
     assert (
         measured["classic/mountain-car-continuous"]["random"] < measured["classic/mountain-car-continuous"]["expert"]
     )
+    assert Reference(**measured["classic/mountain-car-continuous"]).episodes == 2
     assert run(*line.replace("mountain-car-continuous", "cartpole").split())[0] == 0
     both = json.loads((folder / "m.json").read_text())["tasks"]
     assert {task: both[task] for task in measured} == measured
