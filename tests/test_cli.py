@@ -112,7 +112,7 @@ BAD = {
     "eval ./nothing --out e": "no checkpoint at ./nothing",
     "eval ./nothing": "missing: --out",
     "tokens minari:nothing": "no Minari dataset at nothing",
-    "tokens text:nothing.txt": "cannot read nothing.txt",
+    "tokens text:nothing.txt": "cannot read nothing.txt as UTF-8 text (nothing.txt is missing)",
     "tokens captions:digits --episode 99999": "has no episode 99999; it has 1437, 0 to 1436",
     "data build --config mixture-minari.yaml --out b": "no Minari dataset at nothing",
     "data build --config mixture-empty.yaml --out b": "the mixture has no datasets",
@@ -539,6 +539,13 @@ def test_data_verbs_look_at_every_dataset_though_one_is_broken(run: Run, folder:
     assert "d/classic/cartpole/noisy-v0: 2 episodes" in out
     code, out, err = run("data", "info", "d/*/*/*")
     assert (code, "not JSON" in err) == (2, True)
+    (folder / "d/classic/acrobot/noisy-v0/data/metadata.json").unlink()
+    code, out, _ = run("data", "check", "d/*/*/*")
+    path = "d/classic/acrobot/noisy-v0"
+    assert (
+        f"{path}/data/metadata.json is missing though there are episodes beside it; remove {path} and collect" in out
+    )
+    code, out, _ = run("data", "info", "d/*/*/*")
     assert "1 datasets, 2 episodes" in out
     assert run("data", "card", "d/classic/cartpole/noisy-v0", "--out", "card.md")[0] == 0
     assert run("data", "card", "d/classic/cartpole/noisy-v0", "--out", "card.md")[0] == 2

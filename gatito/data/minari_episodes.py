@@ -27,7 +27,7 @@ from gatito.data.minari_arrow import (
     read_metadata,
     write_episode,
 )
-from gatito.errors import UserError
+from gatito.errors import UserError, reason_of
 from gatito.tokenizers.fields import fields_of
 
 HDF5 = "main_data.hdf5"
@@ -178,17 +178,6 @@ def remedy(path: Path) -> str:
         with contextlib.suppress(OSError, ValueError):
             ours |= any(mark in file.read_text() for mark in ('"gatito_collection"', '"sha256"'))
     return f"remove {path} and collect it again" if ours else "repair or drop it"
-
-
-def reason_of(error: Exception) -> str:
-    """Why something cannot be read, in words where the exception's own would be those of Python."""
-    if isinstance(error, FileNotFoundError):
-        return f"{error.filename or 'a file'} is missing"
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.strerror else str(error)
-    if isinstance(error, KeyError):
-        return f"{error} is missing"
-    return str(error) or type(error).__name__
 
 
 def open_minari(location: str | Path) -> MinariSource:
