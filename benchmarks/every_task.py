@@ -50,11 +50,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("every-task"))
     parser.add_argument("--episodes", type=int, default=6)
+    parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     here = [task for task, spec in registry().items() if spec.missing_extra() is None]
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
     print(f"{len(here)} of {len(registry())} tasks are installed")
-    config = CollectConfig(episodes=arguments.episodes, agents={"expert": 1, "noisy": 1, "random": 1})
+    config = CollectConfig(
+        episodes=arguments.episodes, agents={"expert": 1, "noisy": 1, "random": 1}, processes=arguments.processes
+    )
     began = time.monotonic()
     paths = collect(here, arguments.out / "datasets", config)
     collected, text = time.monotonic(), TextTokenizer.load()

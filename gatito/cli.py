@@ -70,7 +70,7 @@ def collect(
     Args:
         out: Folder for the datasets, one below it per task; the same command continues a run that was killed.
         tasks: Task ids, groups and patterns such as `babyai/*`, separated by commas.
-        env: Id of any other Gymnasium environment.
+        env: Id of any other Gymnasium environment, or `module:id` for one that a module of yours registers.
         policy: Who acts instead of the expert: `random`, `module:function` (environment to policy) or a checkpoint.
         episodes: Episodes per task.
         agents: Source agents: `expert`, `noisy` (random actions executed), `random`, or shares `expert=3,noisy=1`.

@@ -88,7 +88,7 @@ def measure_tasks(names: list[str], episodes: int, processes: int, out: str | No
     elif path and not path.absolute().parent.is_dir():
         raise UserError(f"--out {out}: its folder does not exist; choose another file")
     for task, means in measure_references(chosen, episodes, processes):
-        known[task] = means
+        known[task] = means | {"episodes": episodes}
         text = json.dumps({"episodes": episodes, "tasks": dict(sorted(known.items()))}, indent=1) + "\n"
         if path:  # after each: hours may lie between the first and the last
             path.write_text(text)

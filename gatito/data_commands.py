@@ -19,21 +19,20 @@ from gatito.data.store import Store, is_store, open_store
 from gatito.data.survey import Survey, survey
 from gatito.data.tasks import TaskSpec, get_task, matching, references, registry
 from gatito.errors import UserError
-from gatito.policies import any_environment, import_policy, played_by
+from gatito.policies import any_environment, modules_of, played_by
 from gatito.tokenizers import TextTokenizer, Vocabulary
 
 
 def collect_datasets(tasks: list[str], env: str | None, policy: str | None, out: Path, config: CollectConfig) -> None:
     """Collect tasks, or a Gymnasium environment that is none, into Minari datasets."""
     specs: list[str | TaskSpec] = list(matching(tasks))
-    if policy is not None:
-        import_policy(policy)  # its module may register the environment
-    if env is not None:
-        if env not in registry() and policy is None:
+    modules, name = modules_of(env, policy)
+    if name is not None:
+        if name not in registry() and policy is None:
             raise UserError(
                 f"--env {env} has no scripted expert; name who acts: --policy random|module:function|CHECKPOINT"
             )
-        specs.append(any_environment(env, policy))
+        specs.append(any_environment(name, modules))
     if not specs:
         raise UserError("missing: --tasks or --env; name what to collect")
     if policy is not None:
@@ -141,7 +140,8 @@ def describe_store(store: Store) -> None:
     if store.held_out:
         print("held out:")
         print(store_table(store, {d.name: [d] for d in store.held_out}, {}))
-    for dataset in (*store.datasets, *store.held_out):
+    # What is held out of a dataset has the counts of the whole.
+    for dataset in {d.name: d for d in (*store.held_out, *store.datasets)}.values():
         m = dataset.metadata
         if m.get("filtered_episodes") or m.get("clipped_observations") or m.get("clipped_actions"):
             print(

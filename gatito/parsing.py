@@ -90,12 +90,16 @@ def _all_parsers(parser: ArgumentParser) -> list[ArgumentParser]:
 
 
 def _keys(parser: ArgumentParser) -> list[str]:
-    from gatito.data.mixture import DatasetConfig
-
     names = [o for action in parser._actions for o in action.option_strings if o.startswith("--") and o[-1] != "+"]
     verbs = [name for action in parser._actions for name in (getattr(action, "_name_parser_map", None) or {})]
-    inner = [f.name for f in fields(DatasetConfig)] if "--datasets" in names else []
-    return [*names, *verbs, *inner]
+    return [*names, *verbs, *(_entry_keys() if "--datasets" in names else [])]
+
+
+def _entry_keys() -> list[str]:
+    """Keys of an entry of a mixture's `datasets`."""
+    from gatito.data.mixture import DatasetConfig
+
+    return [f.name for f in fields(DatasetConfig)]
 
 
 def _one_line(message: str, valid: list[str]) -> str:
@@ -105,6 +109,8 @@ def _one_line(message: str, valid: list[str]) -> str:
     if match:
         return nearest(match.group(1).partition("=")[0], valid, "option")
     match = re.search(r"does not accept option '([^']+)'", text) or re.search(r"'([^']+)' is not accepted", text)
+    if match and match.group(1) in _entry_keys():
+        return f"key {match.group(1)!r} belongs in an entry of 'datasets:', beside its source"
     if match:
         return nearest(match.group(1), [v.removeprefix("--") for v in valid], "key")
     match = re.search(r'key "([^"]+)": Expected a typing.Literal\[(.*)\]. Got value: (.*)', text)

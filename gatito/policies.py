@@ -10,7 +10,9 @@ import os
 import random
 import re
 import sys
+from collections.abc import Sequence
 from functools import cache, partial
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -24,10 +26,11 @@ MAX_STEPS = 1000
 """Timesteps after which an episode is cut of an environment that has no limit of its own."""
 
 
-def any_environment(name: str, policy: str | None = None) -> TaskSpec:
+def any_environment(name: str, modules: Sequence[str] = ()) -> TaskSpec:
     """Return a known task, or that of a Gymnasium id; never one that names a module.
 
-    The id is registered by an installed package, or by the module of a `policy` on the user's command line.
+    The id is registered by an installed package, or by one of `modules`, which every process that builds the
+    environment imports: `modules_of` finds them on the user's command line.
     """
     if name in registry():
         return get_task(name)
@@ -38,15 +41,30 @@ def any_environment(name: str, policy: str | None = None) -> TaskSpec:
     if name not in gym.registry:
         raise UserError(nearest(name, [*registry(), *gym.registry], "task, environment id or folder"))
     steps = gym.spec(name).max_episode_steps or MAX_STEPS
-    make = partial(_make, name, steps, policy)
+    make = partial(_make, name, steps, tuple(modules))
     with simulation(lambda: f"environment {name!r}"):
         make().close()
     return TaskSpec(id=name, make=make, expert=_no_expert, license="")
 
 
-def _make(name: str, steps: int, policy: str | None, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    if policy is not None:
-        import_policy(policy)
+def modules_of(env: str | None, policy: str | None) -> tuple[list[str], str | None]:
+    """Import the modules that `--env [module:]id` and `--policy module:function` name, as typed by the user.
+
+    Returns them with the id alone. Neither is ever to come from a file.
+    """
+    modules = []
+    if policy is not None and import_policy(policy):  # its module may register the environment
+        modules.append(policy.partition(":")[0])
+    if env is not None and ":" in env:
+        module, _, name = env.partition(":")
+        _module(module, f"--env {env}")
+        return [*modules, module], name
+    return modules, env
+
+
+def _make(name: str, steps: int, modules: Sequence[str], render_mode: str | None = None) -> gym.Env[Any, Any]:
+    for module in modules:
+        _module(module, f"environment {name!r}")
     return gym.make(name, max_episode_steps=steps, render_mode=render_mode)
 
 
@@ -87,13 +105,21 @@ def import_policy(policy: str) -> bool:
 def _function(policy: str) -> Any:
     """The function `module:function`, of the working directory or an installed package."""
     module, _, function = policy.partition(":")
+    found = _module(module, f"--policy {policy}")
+    if not hasattr(found, function):
+        raise UserError(f"--policy {policy}: module {module!r} has no {function!r}")
+    return getattr(found, function)
+
+
+def _module(name: str, where: str) -> ModuleType:
+    """Import a module of the working directory or an installed package."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module), function)
+        return importlib.import_module(name)
     except Exception as error:  # whatever a module of the user's raises as it is imported
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"--policy {policy}: {reason}") from error
+        raise UserError(f"{where}: {reason}") from error
 
 
 def _by_function(policy: str, env: gym.Env[Any, Any]) -> Policy:

@@ -18,7 +18,7 @@ from toy import Line, layout_of, tiny_recipe, write_store
 
 import gatito.data.tasks as tasks_module
 from gatito import cli
-from gatito.data.tasks import registry
+from gatito.data.tasks import Reference, registry
 from gatito.model import GatitoForCausalLM
 from gatito.tokenizers import TextTokenizer, Vocabulary
 from gatito.train.checkpoint import resolve_checkpoint
@@ -47,6 +47,13 @@ FILES = {
     "garbage-model.yaml": "datasets:\n- source: captions:digits\ntext_model: mixture-key.yaml\n",
     "list.yaml": "- source: captions:digits\n",
     "binary.yaml": "\x00\x01",
+    "mixture-filter.yaml": "expert_filter: null\ndatasets:\n- source: captions:digits\n",
+    "code-task.yaml": "datasets:\n- source: task:my_code:CartPole-v1\n",
+    "code-minari.yaml": "datasets:\n- source: minari:my_code:CartPole-v1\n",
+    "code-env.yaml": "datasets:\n- source: task:classic/cartpole\ncollect:\n  env: my_code:CartPole-v1\n",
+    "code-policy.yaml": "datasets:\n- source: task:classic/cartpole\ncollect:\n  policy: my_code:act\n",
+    "code-agent.yaml": "datasets:\n- source: task:classic/cartpole\ncollect:\n  agents: {'my_code:act': 1}\n",
+    "my_code.py": "raise SystemExit('a file named code and it ran')\n",
 }
 BAD = {
     # unknown names: the nearest valid one
@@ -63,9 +70,11 @@ BAD = {
     "data collect --tasks classic/cartpole --agent noisy --out d": "unknown option '--agent'; did you mean",
     "data collect --tasks clasic/* --out d": "unknown task 'clasic/*'",
     "data collect --env CartPol-v1 --policy random --out d": "did you mean 'CartPole-v1'?",
-    "data collect --env os:CartPole-v1 --policy random --out d": "environment id 'os:CartPole-v1' names a module",
+    "data collect --env nowhere:Nest-v0 --policy random --out d": "--env nowhere:Nest-v0: ModuleNotFoundError: No",
+    "data collect --env os:CartPol-v1 --policy random --out d": "did you mean 'CartPole-v1'?",
+    "tokens os:CartPole-v1": "environment id 'os:CartPole-v1' names a module",
     "data collect --env CartPole-v1 --policy nowhere:act --out d": "--policy nowhere:act: ModuleNotFoundError: No",
-    "data collect --env CartPole-v1 --policy os:nothing --out d": "--policy os:nothing: AttributeError: module 'os'",
+    "data collect --env CartPole-v1 --policy os:nothing --out d": "--policy os:nothing: module 'os' has no 'nothing'",
     "data collect --env CartPole-v1 --policy ./nothing --out d": "no checkpoint at ./nothing",
     "tasks --names ml45-tran": "unknown task 'ml45-tran'; did you mean 'ml45-train'?",
     "tasks --measure babyai/go-to-obj": "its references are those of babyai/go-to-obj-symbolic",
@@ -82,6 +91,12 @@ BAD = {
     "train --config tiny --data s --out o --train.stepz 3": "'--train.stepz'; did you mean '--train.steps'?",
     "train --config tiny --data s --out o --model.loss-over grup": "'grup'; did you mean 'group'?",
     "data build --config mixture-key.yaml --out b": "unknown key 'wieght'; did you mean 'weight'?",
+    "data build --config mixture-filter.yaml --out b": "key 'expert_filter' belongs in an entry of 'datasets:'",
+    "data build --config code-task.yaml --out b": "unknown task 'my_code:CartPole-v1'",
+    "data build --config code-minari.yaml --out b": "no Minari dataset at my_code:CartPole-v1",
+    "data build --config code-env.yaml --out b": "unknown key 'collect.env'",
+    "data build --config code-policy.yaml --out b": "unknown key 'collect.policy'",
+    "data build --config code-agent.yaml --out b": "unknown agent 'my_code:act'",
     "data build --config mixture-section.yaml --out b": "unknown key 'dataset'; did you mean 'datasets'?",
     "data build --config mixture-source.yaml --out b": "unknown kind of source 'caption'; did you mean 'captions'?",
     "data build --config mixture-captions.yaml --out b": "unknown caption dataset 'digit'; did you mean 'digits'?",
@@ -98,7 +113,7 @@ BAD = {
     "eval ./nothing --out e": "no checkpoint at ./nothing",
     "eval ./nothing": "missing: --out",
     "tokens minari:nothing": "no Minari dataset at nothing",
-    "tokens text:nothing.txt": "cannot read nothing.txt",
+    "tokens text:nothing.txt": "cannot read nothing.txt as UTF-8 text (nothing.txt is missing)",
     "tokens captions:digits --episode 99999": "has no episode 99999; it has 1437, 0 to 1436",
     "data build --config mixture-minari.yaml --out b": "no Minari dataset at nothing",
     "data build --config mixture-empty.yaml --out b": "the mixture has no datasets",
@@ -501,6 +516,7 @@ def test_references_are_measured_into_a_file_that_keeps_those_of_other_tasks(run
     assert (
         measured["classic/mountain-car-continuous"]["random"] < measured["classic/mountain-car-continuous"]["expert"]
     )
+    assert Reference(**measured["classic/mountain-car-continuous"]).episodes == 2
     assert run(*line.replace("mountain-car-continuous", "cartpole").split())[0] == 0
     both = json.loads((folder / "m.json").read_text())["tasks"]
     assert {task: both[task] for task in measured} == measured
@@ -584,6 +600,13 @@ def test_data_verbs_look_at_every_dataset_though_one_is_broken(run: Run, folder:
     assert "d/classic/cartpole/noisy-v0: 2 episodes" in out
     code, out, err = run("data", "info", "d/*/*/*")
     assert (code, "not JSON" in err) == (2, True)
+    (folder / "d/classic/acrobot/noisy-v0/data/metadata.json").unlink()
+    code, out, _ = run("data", "check", "d/*/*/*")
+    path = "d/classic/acrobot/noisy-v0"
+    assert (
+        f"{path}/data/metadata.json is missing though there are episodes beside it; remove {path} and collect" in out
+    )
+    code, out, _ = run("data", "info", "d/*/*/*")
     assert "1 datasets, 2 episodes" in out
     assert run("data", "card", "d/classic/cartpole/noisy-v0", "--out", "card.md")[0] == 0
     assert run("data", "card", "d/classic/cartpole/noisy-v0", "--out", "card.md")[0] == 2

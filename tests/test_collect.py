@@ -20,6 +20,7 @@ from conftest import SPACES
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
+from toy import ToyEnv
 from toy_data import Shape, Walk, walk_expert, write_minari
 
 from gatito.data import collection as collecting
@@ -53,6 +54,17 @@ def give_up(env: gym.Env, first: int = 0) -> Policy:
 def always_give_up(env: gym.Env) -> Policy:
     def act(observation: dict[str, Any]) -> np.ndarray:
         raise ExpertFailed("it is lost")
+
+    return act
+
+
+def mostly_fails(env: gym.Env) -> Policy:
+    """An expert that succeeds on the seeds 3, 7, 11 and so on alone."""
+
+    def act(observation: dict[str, Any]) -> np.ndarray:
+        if env.unwrapped.limit < 8:  # type: ignore[attr-defined]
+            raise ExpertFailed("it is lost")
+        return walk_expert(observation)
 
     return act
 
@@ -359,7 +371,7 @@ def test_a_collection_that_was_interrupted_continues_with_the_episodes_it_has(
         collect_here(WALK, tmp_path / "parts", episodes=7)
     assert not (tmp_path / "parts/toy/walk/noisy-v0").exists()
     parts = open_minari(collect_here(WALK, tmp_path / "parts", episodes=7))
-    assert played == [0, 1, 2, 3, 4, 5, 4, 5, 6]  # the chunk of 4 and 5 was lost, those before it were kept
+    assert played == [0, 1, 2, 3, 4, 5, 5, 6]  # all that were finished were kept
     assert [path.name for path in (tmp_path / "parts/toy/walk").iterdir()] == ["noisy-v0"]
     assert [episode.seed for episode in parts.episodes()] == list(range(7))
     for a, b in zip(whole.episodes(), parts.episodes(), strict=True):
@@ -367,28 +379,85 @@ def test_a_collection_that_was_interrupted_continues_with_the_episodes_it_has(
         assert_same(a.actions, b.actions)
 
 
-def test_a_chunk_that_was_cut_off_is_collected_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_chunk_is_collected_anew_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = collect_here(WALK, tmp_path / "whole", episodes=4)
     monkeypatch.setattr(collecting, "CHUNK", 2)
-    monkeypatch.setattr(collecting.Collection, "assemble", lambda self: None)
-    collect_here(WALK, tmp_path, episodes=4)
-    chunks = tmp_path / "toy/walk/.noisy-v0.chunks"
-    (chunks / "0000000000-2/chunk.json").write_text("")
-    monkeypatch.undo()
-    monkeypatch.setattr(collecting, "CHUNK", 2)
-    source = open_minari(collect_here(WALK, tmp_path, episodes=4))
-    assert [episode.seed for episode in source.episodes()] == [0, 1, 2, 3]
-    assert not chunks.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(collecting.Collection, "_assemble", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            collect_here(WALK, tmp_path, episodes=4)
+    file = tmp_path / "toy/walk/.noisy-v0.chunks/0000000002-2/episodes.bin"
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    path = collect_here(WALK, tmp_path, episodes=4)
+    said = [line for line in capsys.readouterr().err.splitlines() if "SHA-256" in line]
+    assert len(said) == 1
+    assert "the episode of seed 3 does not match its SHA-256: its 2 seeds are collected anew" in said[0]
+    assert_same_files(whole, path)
+    assert [found.name for found in (tmp_path / "toy/walk").iterdir()] == ["noisy-v0"]
 
 
-def test_what_another_process_is_collecting_is_left_alone(tmp_path: Path) -> None:
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    chunks = tmp_path / "toy/walk/.noisy-v0.chunks"
-    chunks.mkdir(parents=True)
-    (chunks / "lock").write_text(json.dumps([socket.gethostname(), other.pid]))
-    with pytest.raises(UserError, match=rf"is being collected by process {other.pid}; wait for it"):
-        collect_here(WALK, tmp_path, episodes=2)
-    other.kill()
-    other.wait()
+def interrupt(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def assert_same_files(a: Path, b: Path) -> None:
+    """The same files to the byte, all but the metadata of the dataset: it has the time of collecting."""
+    names = sorted(file.relative_to(a) for file in a.rglob("*") if file.is_file())
+    assert names == sorted(file.relative_to(b) for file in b.rglob("*") if file.is_file())
+    assert len(names) > 2
+    for name in names:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+def test_chunks_that_a_mended_expert_does_not_need_stay_out_of_the_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collecting, "CHUNK", 1)
+    with pytest.raises(UserError, match="the expert failed 15 times"):
+        collect_here(dataclasses.replace(WALK, expert=mostly_fails), tmp_path, episodes=8)
+    kept = sorted(path.name for path in tmp_path.glob("toy/walk/.noisy-v0.chunks/0*"))
+    assert kept == ["0000000003-1", "0000000007-1", "0000000011-1", "0000000015-1"]
+    source = open_minari(collect_here(WALK, tmp_path, episodes=8))
+    assert [episode.seed for episode in source.episodes()] == list(range(8))
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from toy import ToyEnv
+from toy_data import Walk
+from gatito.data.collection import CollectConfig, Collection
+from gatito.data.tasks import TaskSpec
+spec = TaskSpec(id="toy/walk", make=Walk, expert=None, noise=0.5)
+with Collection(spec=spec, root=Path(sys.argv[1]), config=CollectConfig(episodes=2, processes=1)).held():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_another_process_is_collecting_is_left_alone_until_it_ends(tmp_path: Path) -> None:
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"is being collected by process {other.pid}; wait for it, or choose"):
+            collect_here(WALK, tmp_path, episodes=2)
+        other.kill()
+    assert (tmp_path / "toy/walk/.noisy-v0.chunks/lock").read_text() == str(other.pid)
+    assert len(open_minari(collect_here(WALK, tmp_path, episodes=2))) == 2
+
+
+@pytest.mark.parametrize("left", ["", "[", str(os.getppid()), json.dumps([socket.gethostname(), 1])])
+def test_a_lock_that_nobody_holds_locks_nobody_out(tmp_path: Path, left: str) -> None:
+    (tmp_path / "toy/walk/.noisy-v0.chunks").mkdir(parents=True)
+    (tmp_path / "toy/walk/.noisy-v0.chunks/lock").write_text(left)
     assert len(open_minari(collect_here(WALK, tmp_path, episodes=2))) == 2
 
 
@@ -414,29 +483,70 @@ def test_a_finished_dataset_is_kept_by_the_same_call_and_refused_by_another(tmp_
     assert {file: file.read_bytes() for file in files_in(tmp_path)} == before
 
 
+PLAYER = """
+import sys, time
+from pathlib import Path
+from toy import ToyEnv
+from toy_data import Walk, walk_expert
+from gatito.data.collect import collect
+from gatito.data.collection import CollectConfig
+from gatito.data.tasks import TaskSpec
+
+def expert(env):
+    with open(sys.argv[2], "a") as played:
+        played.write(f"{env.unwrapped.limit}\\n")
+    def act(observation):
+        if len(Path(sys.argv[2]).read_text().splitlines()) == int(sys.argv[3]) and env.unwrapped.steps == 2:
+            print("in the middle of an episode", flush=True)
+            time.sleep(60)
+        return walk_expert(observation)
+    return act
+
+spec = TaskSpec(id="toy/walk", make=Walk, expert=expert, noise=0.5)
+collect([spec], Path(sys.argv[1]), CollectConfig(episodes=30, processes=1))
+"""
+
+
+def test_a_process_killed_in_the_middle_of_a_chunk_has_its_finished_seeds_kept(tmp_path: Path) -> None:
+    played, root = tmp_path / "played", tmp_path / "killed"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", PLAYER, str(root), str(played)]
+    with subprocess.Popen(
+        [*command, "9"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"in the middle of an episode\n"
+        first.kill()
+    chunk = root / "toy/walk/.noisy-v0.chunks/0000000000-25"
+    assert len((chunk / "episodes.jsonl").read_text().splitlines()) == 8
+    subprocess.run([*command, "0"], env=environment, check=True, stderr=subprocess.DEVNULL)
+    seeds = [*range(9), *range(8, 30)]  # the ninth, of seed 8, was cut off and played again; no other
+    assert played.read_text().split() == [str(5 + seed % 4) for seed in seeds]
+    assert_same_files(collect_here(WALK, tmp_path / "whole", episodes=30), root / "toy/walk/noisy-v0")
+
+
 @pytest.mark.slow
-def test_a_run_killed_at_any_instant_is_continued_to_the_same_dataset(tmp_path: Path) -> None:
+def test_a_command_killed_with_its_workers_is_continued_to_the_same_dataset(tmp_path: Path) -> None:
     """The real thing: the command is killed with its workers, then typed again."""
     line = "data collect --tasks classic/acrobot --episodes 60 --processes 2 --out"
     command = [sys.executable, "-m", "gatito", *line.split()]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     killed = subprocess.Popen([*command, str(tmp_path / "killed")], env=environment, stderr=subprocess.DEVNULL)
     chunks = tmp_path / "killed/classic/acrobot/.noisy-v0.chunks"
+
+    def kept() -> list[str]:
+        return [line for file in sorted(chunks.glob("*/episodes.jsonl")) for line in file.read_text().splitlines()]
+
     deadline = time.monotonic() + 60
-    while not list(chunks.glob("0*-25")) and time.monotonic() < deadline:
+    while len(kept()) < 9 and time.monotonic() < deadline:
         time.sleep(0.05)
     killed.kill()
     killed.wait()
-    kept = {path: path.stat().st_mtime_ns for path in chunks.glob("0*-25/*/part-0.arrow")}
-    assert kept
-    subprocess.run([*command, str(tmp_path / "killed")], env=environment, check=True, capture_output=True)
-    path = tmp_path / "killed/classic/acrobot/noisy-v0"
-    times = {file.stat().st_mtime_ns for file in path.glob("data/*/part-0.arrow")}
-    assert set(kept.values()) <= times  # not collected again
+    assert 9 <= len(kept()) < 60
+    done = subprocess.run([*command, str(tmp_path / "killed")], env=environment, check=True, capture_output=True)
+    assert b"SHA-256" not in done.stderr
     again = collect_here("classic/acrobot", tmp_path / "whole", episodes=60)
-    files = sorted(file.relative_to(path) for file in path.rglob("*") if file.name != "metadata.json")
-    assert files == sorted(f.relative_to(again) for f in again.rglob("*") if f.name != "metadata.json")
-    assert all((path / f).read_bytes() == (again / f).read_bytes() for f in files if f.suffix == ".arrow")
+    assert_same_files(again, tmp_path / "killed/classic/acrobot/noisy-v0")
 
 
 def test_a_nan_reward_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
@@ -469,6 +579,58 @@ def test_a_simulator_that_leaves_its_space_is_refused(message: str, tmp_path: Pa
     with pytest.raises(UserError, match=r"task 'toy/walk', seed 0, " + message):
         collect_here(blind, tmp_path, episodes=4)
     assert files_in(tmp_path) == []
+
+
+WIDE = spaces.Box(0, 9, (2, 2), np.int64)
+IMPOSSIBLE = [
+    (spaces.Discrete(3), 7, r"observation, timestep 2: value 7, allowed \[0, 2\]; repair the environment, or widen"),
+    (spaces.Discrete(3, start=1), 0, r"observation, timestep 2: value 0, allowed \[1, 3\]"),
+    (spaces.MultiDiscrete([3, 5]), [2, 5], r"observation\[1\], timestep 2: value 5, allowed \[0, 4\]"),
+    (spaces.MultiBinary(2), [0, 2], r"observation\[1\], timestep 2: value 2, allowed \[0, 1\]"),
+    (WIDE, [[0, 9], [10, 0]], r"observation\[1, 0\], timestep 2: value 10, allowed \[0, 9\]"),
+    (
+        spaces.Dict(a=spaces.Tuple([spaces.Text(4, charset="abc"), WIDE])),
+        {"a": ("abcab", np.zeros((2, 2), np.int64))},
+        r"observation a 0, timestep 2: 'abcab' has 5 characters, allowed 1 to 4 of 'abc'; repair the environment",
+    ),
+    (spaces.Text(4, charset="abc"), "a:b", r"observation, timestep 2: 'a:b' has ':', allowed 1 to 4 of 'abc'"),
+]
+
+
+@pytest.mark.parametrize(("space", "value", "message"), IMPOSSIBLE)
+def test_a_value_that_is_impossible_in_its_space_is_refused(
+    space: spaces.Space, value: Any, message: str, tmp_path: Path
+) -> None:
+    class Once(ToyEnv):
+        def _observation(self) -> Any:
+            return value if len(self.actions) == 2 else super()._observation()
+
+    make = partial(Once, space, spaces.Discrete(2), 4)
+    spec = TaskSpec(id="toy/once", make=make, expert=lambda env: lambda _: np.int64(1))
+    with pytest.raises(UserError, match="task 'toy/once', seed 0, " + message):
+        collect_here(spec, tmp_path, episodes=2)
+    assert files_in(tmp_path) == []
+
+
+def test_an_action_that_is_impossible_in_its_space_is_refused(tmp_path: Path) -> None:
+    class Lenient(ToyEnv):
+        def step(self, action: Any) -> Any:
+            return super().step(np.int64(1))
+
+    make = partial(Lenient, spaces.Discrete(2), spaces.Discrete(2), 4)
+    spec = TaskSpec(id="toy/lenient", make=make, expert=lambda env: lambda _: np.int64(5))
+    message = r"task 'toy/lenient', seed 0, action, timestep 0: value 5, allowed \[0, 1\]; mend the policy, or widen"
+    with pytest.raises(UserError, match=message):
+        collect_here(spec, tmp_path, episodes=2)
+
+
+def test_floats_outside_their_bounds_are_collected(tmp_path: Path) -> None:
+    class Far(Walk):
+        def _observe(self) -> dict[str, Any]:
+            return super()._observe() | {"place": np.array([3.0, 0.0], np.float32)}
+
+    blind = dataclasses.replace(WALK, make=Far, expert=lambda env: lambda _: np.zeros(2, np.float32))
+    assert open_minari(collect_here(blind, tmp_path, episodes=1)).episode(0).observations["place"].max() == 3.0
 
 
 def test_a_simulator_that_fails_is_named_with_its_timestep(tmp_path: Path) -> None:
@@ -593,7 +755,12 @@ def test_a_damaged_episode_is_named(tmp_path: Path) -> None:
     (file,) = (source.path / "data/1").glob("*.arrow")
     file.write_bytes(file.read_bytes()[:100])
     source.episode(0)
-    with pytest.raises(UserError, match=r"episode 1: cannot be read .*; collect it again"):
+    with pytest.raises(UserError, match=rf"episode 1: cannot be read .*; remove {source.path} and collect it again"):
+        source.episode(1)
+    file.unlink()
+    with pytest.raises(
+        UserError, match=rf"episode 1: cannot be read \({file} is missing\); remove {source.path} and"
+    ):
         source.episode(1)
 
 
@@ -623,6 +790,18 @@ def hdf5_dataset(tmp_path: Path) -> Path:
 def test_minari_s_own_hdf5_datasets_are_read(hdf5_dataset: Path) -> None:
     episode = open_minari(hdf5_dataset).episode(0)
     assert (episode.observations.tolist(), episode.actions.tolist(), episode.seed) == ([0, 1], [0, 1], 4)
+
+
+def test_a_damaged_dataset_of_another_is_not_to_be_collected_again(hdf5_dataset: Path) -> None:
+    metadata = hdf5_dataset / "data/metadata.json"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"total_episodes": 2}))
+    with pytest.raises(UserError, match=r"episode 1: cannot be read .*; repair or drop it"):
+        open_minari(hdf5_dataset).episode(1)
+    metadata.unlink()
+    with pytest.raises(
+        UserError, match=r"metadata.json is missing though there are episodes beside it; repair or drop"
+    ):
+        open_minari(hdf5_dataset)
 
 
 def link_out(file: Any) -> None:

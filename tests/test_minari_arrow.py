@@ -1,5 +1,6 @@
 """Minari's Arrow layout: what we write Minari reads, what it writes we read, to the bit."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,16 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
-from gatito.data.chunk import read_chunk, written_chunk
+from gatito.data.chunk import Chunk, DamagedChunk, Finished
 from gatito.data.episode import stack
-from gatito.data.minari_arrow import encode_episode, is_one_file, read_episode, read_metadata, write_episode
+from gatito.data.minari_arrow import (
+    EncodedEpisode,
+    encode_episode,
+    is_one_file,
+    read_episode,
+    read_metadata,
+    write_episode,
+)
 
 ACTIONS = spaces.Tuple([spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(3), spaces.Text(8)])
 
@@ -80,29 +88,63 @@ def test_an_episode_without_infos_and_seed_reads_back(tmp_path: Path) -> None:
     assert metadata == {"id": 3, "total_steps": 2}
 
 
+CHUNK_SPACE = spaces.Box(-1, 1, (3,), np.float64)
+
+
+def write_chunk(path: Path) -> tuple[Chunk, list[EncodedEpisode]]:
+    """A finished chunk of three episodes and a seed on which the expert gave up, and its episodes."""
+    chunk = Chunk(path=path, seeds=range(6, 10))
+    made = [
+        encode_episode(buffer(CHUNK_SPACE, 2 + seed, seed), CHUNK_SPACE, ACTIONS, {"agent": "random"})
+        for seed in (6, 7, 9)
+    ]
+    with chunk.continued() as writer:
+        assert writer.seeds == range(6, 10)
+        for episode in made[:2]:
+            writer.append(episode)
+        writer.give_up(8, "stuck")
+        writer.append(made[2])
+    return chunk, made
+
+
 def test_the_episodes_of_a_chunk_come_back_to_the_byte(tmp_path: Path) -> None:
-    space = spaces.Box(-1, 1, (3,), np.float64)
-    episodes = [encode_episode(buffer(space, T), space, ACTIONS, {"agent": "random"}) for T in (2, 5, 3)]
-    with written_chunk(tmp_path / "chunk") as chunk:
-        for episode in episodes:
-            chunk.append(episode)
-        chunk.failed["9"] = "stuck"
-    read = read_chunk(tmp_path / "chunk")
-    assert read is not None
-    assert list(read.episodes()) == episodes
-    assert (len(read), read.failed) == (3, {"9": "stuck"})
+    chunk, made = write_chunk(tmp_path / "chunk")
+    assert list(chunk.episodes()) == made
+    assert chunk.finished() == Finished(episodes=3, failed=["stuck"], whole=True)
 
 
-def test_a_chunk_that_was_cut_off_is_not_there(tmp_path: Path) -> None:
-    space = spaces.Discrete(3)
-    with written_chunk(tmp_path / "chunk") as chunk:
-        chunk.append(encode_episode(buffer(space), space, ACTIONS, {}))
-    for file in (tmp_path / "chunk").iterdir():
-        whole = file.read_bytes()
-        file.write_bytes(whole[:-1])
-        assert read_chunk(tmp_path / "chunk") is None
-        file.write_bytes(whole)
-    assert read_chunk(tmp_path / "chunk") is not None
+def test_a_chunk_cut_off_anywhere_goes_on_after_its_last_whole_episode(tmp_path: Path) -> None:
+    chunk, made = write_chunk(tmp_path / "chunk")
+    whole = {file: file.read_bytes() for file in chunk.path.iterdir()}
+    ends = list(itertools.accumulate(len(episode.content) for episode in made))
+    lefts = set()
+    for file, content in whole.items():
+        for size in range(0, len(content), 41):
+            for other, bytes_ in whole.items():
+                other.write_bytes(bytes_[:size] if other == file else bytes_)
+            assert not chunk.finished().whole
+            with chunk.continued() as writer:
+                lefts.add(len(writer.seeds))
+                assert (chunk.path / "episodes.bin").stat().st_size in (0, *ends)
+                for seed in writer.seeds:
+                    if seed == 8:
+                        writer.give_up(8, "stuck")
+                    else:
+                        writer.append(made[(6, 7, 9).index(seed)])
+            assert {file: file.read_bytes() for file in chunk.path.iterdir()} == whole
+    assert lefts == {1, 2, 3, 4}
+
+
+def test_a_chunk_with_a_flipped_byte_is_refused_and_goes_on_before_it(tmp_path: Path) -> None:
+    chunk, made = write_chunk(tmp_path / "chunk")
+    file = chunk.path / "episodes.bin"
+    broken = bytearray(file.read_bytes())
+    broken[len(made[0].content) + 100] ^= 1
+    file.write_bytes(broken)
+    with pytest.raises(DamagedChunk, match="chunk: the episode of seed 7 does not match its SHA-256"):
+        list(chunk.episodes())
+    with chunk.continued() as writer:
+        assert writer.seeds == range(7, 10)
 
 
 def test_a_flipped_byte_is_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from gatito.data.mixture import DatasetConfig, HeldOutConfig, MixtureConfig, Par
 from gatito.data.sampler import Sampler
 from gatito.data.store import Store
 from gatito.data.tasks import EVALUATION_SEEDS, matching
+from gatito.data_commands import describe_store
 from gatito.errors import UserError
 from gatito.recipes import mixture_path
 from gatito.tokenizers import TextTokenizer
@@ -71,6 +72,14 @@ def test_a_pattern_names_every_dataset_below_it(tmp_path: Path) -> None:
         (0, "a/two", "a"),
         (1, "b/one", "b"),
     ]
+
+
+def test_a_pattern_does_not_pass_over_a_dataset_without_metadata(tmp_path: Path) -> None:
+    for task in ("a/one", "a/two"):
+        dataset(tmp_path, task)
+    (tmp_path / "a/two/data/metadata.json").unlink()
+    with pytest.raises(UserError, match=r"a/two/data/metadata\.json is missing though there are episodes beside it"):
+        parts_of(MixtureConfig(datasets=[entry(tmp_path / "a/*")]))
 
 
 def test_a_pattern_that_finds_nothing_is_refused(tmp_path: Path) -> None:
@@ -239,6 +248,16 @@ def test_held_out_episodes_and_seeds_are_in_the_store_and_never_sampled(tmp_path
     only_held = set(held.ids.tolist()) - set(kept.ids.tolist())
     assert len(only_held) > 10
     assert not only_held & ids_trained_on(store)
+
+
+def test_what_a_filter_left_out_is_said_once_though_episodes_are_held_out(
+    tmp_path: Path, text_model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(building, "_kept_episodes", lambda source, config: range(5))
+    path = dataset(tmp_path, "a/one", range(8))
+    config = MixtureConfig(datasets=[entry(path)], held_out=HeldOutConfig(seeds=[[0, 3]]), text_model=text_model)
+    describe_store(build(config, tmp_path / "store"))
+    assert capsys.readouterr().out.count("filtered 3 episodes") == 1
 
 
 def test_more_episodes_move_none_across_the_split(tmp_path: Path, text_model: str) -> None:

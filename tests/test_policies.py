@@ -130,6 +130,14 @@ def test_an_environment_that_the_policy_s_module_registers_is_collected(folder: 
     assert episode.actions["a"].tolist() == [0, 1, 0, 0, 1]
 
 
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_environment_is_typed_with_the_module_that_registers_it(folder: Path, processes: int) -> None:
+    (folder / "my_nest.py").write_text(PILOT.replace("Mine-v0", "Nest-v0"))
+    collect(f"--env my_nest:Nest-v0 --policy random --episodes 2 --processes {processes} --out d")
+    source = open_minari(folder / "d/Nest-v0/random-v0")
+    assert (source.task, len(source)) == ("Nest-v0", 2)
+
+
 def test_an_environment_id_that_names_a_module_is_refused() -> None:
     with pytest.raises(UserError, match=r"environment id 'evil:CartPole-v1' names a module"):
         any_environment("evil:CartPole-v1")

@@ -1,6 +1,7 @@
 """What a pass over a dataset says, and what it finds wrong."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,17 @@ def test_observations_outside_their_bounds_are_a_warning(surveyed: Any) -> None:
     )
 
 
+def test_text_outside_its_space_is_a_warning(surveyed: Any) -> None:
+    actions = [[1.0, 0.0], [-1.0, 0.1], [0.5, 0.5]]
+    episodes = [(["abc", text, "ab", "c"], actions, [1.0, 0.0, 1.0]) for text in ("b", "abcab", "a b")]
+    seen = surveyed(episodes, spaces.Text(4, charset="abc"))
+    found = [finding.text for finding in seen.findings if finding.kind == "bounds"]
+    assert len(found) == 2
+    assert "episode 1, observation, timestep 1: 'abcab' has 5 characters, allowed 1 to 4 of 'abc'" in found[0]
+    assert "episode 2, observation, timestep 1: 'a b' has ' ', allowed" in found[1]
+    assert seen.num_errors == 0
+
+
 def test_expert_episodes_that_score_low_are_a_warning(
     tmp_path: Path, text: TextTokenizer, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +172,61 @@ def test_metadata_that_miscounts_is_an_error(surveyed: Any, text: TextTokenizer,
     seen = survey(open_minari(source.path), open_layout(source, vocabulary, text))
     assert "metadata.json states 9 timesteps, its episodes 8" in seen.findings[0].text
     assert kinds(seen, "error") == ["schema"]
+
+
+def test_an_episode_that_states_other_timesteps_than_it_has_is_an_error(
+    surveyed: Any, text: TextTokenizer, vocabulary: Vocabulary
+) -> None:
+    source = surveyed().source
+    file = source.path / "data/2/metadata.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"total_steps": 3}))
+    seen = survey(source, open_layout(source, vocabulary, text))
+    assert kinds(seen, "error") == ["values"]
+    assert "episode 2: its metadata states 3 timesteps, its file has 2; remove" in seen.findings[0].text
+
+
+@pytest.mark.parametrize("left", [1, 3])
+def test_episodes_beyond_those_that_metadata_counts_are_an_error(
+    surveyed: Any, text: TextTokenizer, vocabulary: Vocabulary, left: int
+) -> None:
+    source = surveyed().source
+    source.dataset.storage.update_metadata({"total_episodes": left, "total_steps": 2 * left})
+    seen = survey(open_minari(source.path), open_layout(source, vocabulary, text))
+    names = ", ".join(map(str, range(left, 4)))
+    assert f"metadata.json states {left} episodes, data/ has {names} too" in seen.findings[0].text
+    assert kinds(seen, "error") == ["schema"]
+
+
+def test_fewer_episodes_than_metadata_counts_are_an_error(
+    surveyed: Any, text: TextTokenizer, vocabulary: Vocabulary
+) -> None:
+    source = surveyed().source
+    source.dataset.storage.update_metadata({"total_episodes": 5})
+    seen = survey(open_minari(source.path), open_layout(source, vocabulary, text))
+    assert kinds(seen, "error") == ["values"]
+    assert "data/4/part-0.arrow is missing" in seen.findings[0].text
+
+
+@pytest.mark.parametrize(
+    ("agents", "said"),
+    [
+        (["noisy"], "1 the scripted expert. Recorded actions are those of the expert, also where a random one was"),
+        (["random"], "1 the scripted expert. Recorded actions are the executed ones."),
+        (["expert"], "1 the scripted expert. Recorded actions are the executed ones."),
+    ],
+)
+def test_the_card_says_which_actions_were_recorded(surveyed: Any, agents: list[str], said: str) -> None:
+    seen = surveyed()
+    seen.source = dataclasses.replace(seen.source, executed=False)
+    seen.agents, seen.reference = agents * 4, Reference(random=0.0, expert=1.0)
+    assert said in " ".join(dataset_card(seen).split())
+
+
+def test_the_card_of_a_policy_without_references_speaks_of_no_expert(surveyed: Any) -> None:
+    seen = surveyed()
+    seen.source = dataclasses.replace(seen.source, executed=False)
+    assert "expert" not in dataset_card(seen)
+    assert "Recorded actions are the executed ones." in dataset_card(seen)
 
 
 def test_the_card_is_valid_front_matter_and_names_licence_fields_and_agents(

@@ -1,5 +1,6 @@
 """Toy environments and datasets, written by the tests themselves."""
 
+import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class Walk(gym.Env):
         self.observation_space = spaces.Dict(
             place=spaces.Box(-1.0, 1.0, (2,), np.float32),
             image=spaces.Box(0, 255, (16, 20, 3), np.uint8),
-            mission=spaces.Text(32),
+            mission=spaces.Text(32, charset=string.ascii_lowercase + string.digits + " "),
         )
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.nan_reward = nan_reward

@@ -54,8 +54,7 @@ A [Minari](https://minari.farama.org) dataset in the Arrow format. As tokens of 
 |---|---|---|---|---|---|
 {agents}
 
-A score of 0 is the random policy, 1 the scripted expert. Recorded actions are the
-{"executed ones" if source.executed else "expert's, also where another one was executed"}.
+{_what_is_recorded(seen)}
 
 ## Fields
 
@@ -67,6 +66,14 @@ A score of 0 is the random policy, 1 the scripted expert. Recorded actions are t
 
 {findings}
 """
+
+
+def _what_is_recorded(seen: Survey) -> str:
+    """What scores mean, where there are any, and which actions were recorded."""
+    noisy = "noisy" in seen.agents and not seen.source.executed
+    actions = "those of the expert, also where a random one was executed" if noisy else "the executed ones"
+    scores = "A score of 0 is the random policy, 1 the scripted expert. " if seen.reference is not None else ""
+    return f"{scores}Recorded actions are {actions}."
 
 
 def _field_row(f: FieldSurvey) -> str:

@@ -1,12 +1,15 @@
-"""A chunk of a collection: the episodes of some seeds end to end in one file.
+"""A chunk of a collection: the episodes of some seeds end to end in one file, kept as they are finished.
 
 CHUNK/episodes.bin     the Arrow files of the episodes, one after the other
-CHUNK/chunk.json       metadata and size of each, and the seeds on which the expert gave up
+CHUNK/episodes.jsonl   a line per finished seed: size and metadata of its episode, or why the expert gave up
 
 So an episode has no files of its own before its dataset is put together: making a folder with two files takes as long
-as a quarter of the shortest level of BabyAI.
+as a quarter of the shortest level of BabyAI. A killed process leaves its finished seeds behind, and perhaps half an
+episode or half a line, which the next one cuts off.
 """
 
+import fcntl
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,71 +18,125 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gatito.data.minari_arrow import EncodedEpisode
-from gatito.data.publish import published
 
-EPISODES, CONTENTS = "episodes.bin", "chunk.json"
+EPISODES, INDEX = "episodes.bin", "episodes.jsonl"
+
+
+class DamagedChunk(ValueError):
+    """An episode of a chunk is not the one that was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What the index says of a finished seed."""
+
+    seed: int
+    """The seed."""
+    size: int = 0
+    """Bytes of its episode."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """What is said of its episode beside the arrays, the SHA-256 of its bytes too; empty where there is none."""
+    failed: str = ""
+    """Why the expert gave up; empty where it did not."""
+
+    def matches(self, content: bytes) -> bool:
+        """Whether these bytes are what was written of the seed."""
+        return bool(self.failed) or hashlib.sha256(content).hexdigest() == self.metadata.get("sha256")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What there is of a chunk."""
+
+    episodes: int
+    """How many are there."""
+    failed: list[str]
+    """Why the expert gave up on the other seeds."""
+    whole: bool
+    """Whether no seed is left to play."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """A finished chunk; its episodes are read one at a time."""
+    """A chunk, finished or not; its episodes are read one at a time."""
 
     path: Path
-    """Its folder."""
-    sizes: list[int]
-    """Bytes of each episode."""
-    metadata: list[dict[str, Any]]
-    """What is said of each episode beside its arrays."""
-    failed: dict[str, str]
-    """Why the expert gave up, by seed."""
+    """Its folder, which need not be there."""
+    seeds: range
+    """The seeds that it is of."""
 
-    def __len__(self) -> int:
-        return len(self.sizes)
+    def entries(self) -> Iterator[Entry]:
+        """Yield what is said of the finished seeds, in order."""
+        return (entry for entry, _ in self._lines())
+
+    def finished(self) -> Finished:
+        """Count what is there; the episodes themselves are compared with their hashes as they are read."""
+        found = list(self.entries())
+        failed = [entry.failed for entry in found if entry.failed]
+        size = (self.path / EPISODES).stat().st_size if found else 0
+        whole = len(found) == len(self.seeds) and size == sum(entry.size for entry in found)
+        return Finished(episodes=len(found) - len(failed), failed=failed, whole=whole)
 
     def episodes(self) -> Iterator[EncodedEpisode]:
-        """Yield every episode, in order."""
+        """Yield every episode, in order; raises `DamagedChunk` at one that does not match its SHA-256."""
         with (self.path / EPISODES).open("rb") as file:
-            for size, metadata in zip(self.sizes, self.metadata, strict=True):
-                yield EncodedEpisode(content=file.read(size), metadata=metadata)
+            for entry in self.entries():
+                content = file.read(entry.size)
+                if not entry.matches(content):
+                    raise DamagedChunk(f"{self.path}: the episode of seed {entry.seed} does not match its SHA-256")
+                if not entry.failed:
+                    yield EncodedEpisode(content=content, metadata=entry.metadata)
+
+    @contextmanager
+    def continued(self) -> Iterator["ChunkWriter"]:
+        """Yield a writer that goes on after the seeds that are there, each compared with its hash."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / EPISODES).open("a+b") as file, (self.path / INDEX).open("a+b") as index:
+            fcntl.flock(index, fcntl.LOCK_EX)  # a worker may outlive its killed parent by an instant
+            file.seek(0)
+            size = index_size = kept = 0
+            for entry, line_size in self._lines():
+                if not entry.matches(file.read(entry.size)):
+                    break
+                size, index_size, kept = size + entry.size, index_size + line_size, kept + 1
+            index.truncate(index_size)  # first, so that it never names what is not there
+            file.truncate(size)
+            yield ChunkWriter(file, index, self.seeds[kept:])
+
+    def _lines(self) -> Iterator[tuple[Entry, int]]:
+        """Yield entries with the bytes of their lines, up to the first that is not whole or of another seed."""
+        if not (self.path / INDEX).is_file():
+            return
+        with (self.path / INDEX).open("rb") as file:
+            for seed, line in zip(self.seeds, file, strict=False):
+                try:
+                    entry = Entry(**json.loads(line))
+                except (ValueError, TypeError):
+                    return
+                if entry.seed != seed or not line.endswith(b"\n"):
+                    return
+                yield entry, len(line)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ChunkWriter:
-    """A chunk that is being collected."""
+    """Adds seeds to a chunk, in order; what was added outlives this process."""
 
-    file: BinaryIO
-    """Of its episodes."""
-    sizes: list[int] = field(default_factory=list)
-    """See `Chunk`."""
-    metadata: list[dict[str, Any]] = field(default_factory=list)
-    """See `Chunk`."""
-    failed: dict[str, str] = field(default_factory=dict)
-    """See `Chunk`."""
+    def __init__(self, file: BinaryIO, index: BinaryIO, seeds: range) -> None:
+        """Write after what both files hold; `seeds` are left to play."""
+        self.seeds = seeds
+        self._file, self._index = file, index
 
     def append(self, episode: EncodedEpisode) -> None:
-        """Add an episode."""
-        self.file.write(episode.content)
-        self.sizes.append(len(episode.content))
-        self.metadata.append(episode.metadata)
+        """Add the episode of the next seed."""
+        self._file.write(episode.content)
+        self._file.flush()
+        seed = episode.metadata["seed"]
+        self._add(Entry(seed=seed, size=len(episode.content), metadata=episode.metadata))
 
+    def give_up(self, seed: int, why: str) -> None:
+        """Say that the next seed has no episode."""
+        self._add(Entry(seed=seed, failed=why))
 
-@contextmanager
-def written_chunk(path: Path) -> Iterator[ChunkWriter]:
-    """Yield a writer of a chunk, which appears as a whole at the end; a failure leaves nothing behind."""
-    with published(path, replace=True, durable=False) as folder:
-        with (folder / EPISODES).open("wb") as file:
-            writer = ChunkWriter(file=file)
-            yield writer
-        said = {"sizes": writer.sizes, "metadata": writer.metadata, "failed": writer.failed}
-        (folder / CONTENTS).write_text(json.dumps(said))
-
-
-def read_chunk(path: Path) -> Chunk | None:
-    """Open a chunk; None where it is not there as a whole."""
-    try:
-        said = json.loads((path / CONTENTS).read_text())
-        chunk = Chunk(path=path, **said)
-        whole = (path / EPISODES).stat().st_size == sum(chunk.sizes) and len(chunk.metadata) == len(chunk)
-    except (OSError, ValueError, TypeError):
-        return None
-    return chunk if whole else None
+    def _add(self, entry: Entry) -> None:
+        self._index.write(json.dumps(vars(entry)).encode() + b"\n")
+        self._index.flush()

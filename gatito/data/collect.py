@@ -30,7 +30,7 @@ def collect(
 ) -> list[Path]:
     """Collect several tasks with one progress bar over all episodes; with one process, in this one.
 
-    `counts` overrides the number of episodes of some tasks. Finished datasets and chunks of the same settings are
+    `counts` overrides the number of episodes of some tasks. Finished datasets and episodes of the same settings are
     kept, so that the same call continues a run that was killed. Same seeds, same episodes, whatever the processes.
     """
     specs = [task if isinstance(task, TaskSpec) else get_task(task) for task in tasks]
@@ -42,9 +42,12 @@ def collect(
         collections.append(Collection(spec=spec, root=root, config=own))
     check_writable(root)
     left = [collection for collection in collections if not collection.is_finished()]
-    try:
+    with contextlib.ExitStack() as stack:
         for collection in left:
-            collection.begin()
+            stack.enter_context(collection.held())
+        left = [
+            collection for collection in left if not collection.is_finished()
+        ]  # the last holder may have put it together
         with tqdm(total=sum(c.config.episodes for c in left), desc="collect", unit="episode") as bar:
             bar.update(sum(c.num_found() for c in left))
             if config.processes == 1:
@@ -52,9 +55,6 @@ def collect(
             elif left:
                 named = {spec.id: task for spec, task in zip(specs, tasks, strict=True)}
                 _in_processes(left, named, config.processes, bar)
-    finally:
-        for collection in left:
-            collection.end()
     return [collection.target for collection in collections]
 
 
@@ -68,12 +68,9 @@ def _in_processes(
 
         def submit(collection: Collection) -> None:
             """Start what is left of a collection, or put it together."""
-            todo = collection.todo()
-            for seeds in todo:
+            for seeds in collection.advance():
                 job = (named[collection.spec.id], collection.root, collection.config, seeds)
                 running[pool.submit(_collect_in_worker, *job)] = collection
-            if not todo:
-                collection.assemble()
 
         failed: dict[str, UserError] = {}
         try:
@@ -91,7 +88,7 @@ def _in_processes(
                 bar.update(ticks.get())
         except BrokenProcessPool:
             raise UserError(
-                "a collecting process died; finished chunks are kept, the same command continues"
+                "a collecting process died; finished episodes are kept, the same command continues"
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -100,10 +97,9 @@ def _in_processes(
 
 def _here(collections: Sequence[Collection], bar: Any) -> None:
     def all_of_it(collection: Collection) -> None:
-        while todo := collection.todo():
-            for seeds in todo:
+        while left := collection.advance():
+            for seeds in left:
                 collect_chunk(collection.spec, collection.root, collection.config, seeds, bar.update)
-        collection.assemble()
 
     failed: dict[str, UserError] = {}
     for collection in collections:

@@ -1,25 +1,27 @@
 """One dataset that is being collected: which seeds, in which chunks, and what is there of them.
 
-Seeds are collected in chunks, each published by rename into `OUT/TASK/.AGENTS-v0.chunks`; the dataset is put together
-of the finished chunks. Which episodes it holds depends on the seeds alone, not on the processes.
+Seeds are collected in chunks below `OUT/TASK/.AGENTS-v0.chunks`, which keep every finished episode; the dataset is
+put together of the finished chunks. Which episodes it holds depends on the seeds alone, not on the processes.
 """
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import gymnasium as gym
 import numpy as np
-import psutil
+from tqdm import tqdm
 
-from gatito.data.chunk import Chunk, read_chunk, written_chunk
+from gatito.data.chunk import Chunk, DamagedChunk
 from gatito.data.minari_arrow import encode_episode
 from gatito.data.minari_episodes import MinariWriter, check_spaces, open_minari
 from gatito.data.publish import published
@@ -32,10 +34,10 @@ AGENTS = ("expert", "noisy", "random")
 """The scripted expert; the same with executed noise and the expert's actions as labels; the random policy."""
 
 LOCK = "lock"
-"""File with the host and process that collects into a folder of chunks."""
+"""File that the process that collects into a folder of chunks holds locked; it says which one that is."""
 
 CHUNK = 25
-"""Seeds that are published together, and lost together where a run is killed."""
+"""Seeds that a process plays without asking for more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,31 +133,55 @@ class Collection:
         self._check(metadata.get("gatito_collection"), self.target)
         return True
 
-    def begin(self) -> None:
-        """Make the folder of the chunks.
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes off the folder of the chunks, and at the end remove it where no seed is finished.
 
-        Raises `UserError` where it holds some of other settings, or another process is at it.
+        Raises `UserError` where another process is at it, or it holds chunks of other settings.
         """
-        self.chunks.mkdir(parents=True, exist_ok=True)
-        owner = self._owner()
-        if owner not in (None, os.getpid()) and psutil.pid_exists(owner):
-            raise UserError(
-                f"{self.chunks} is being collected by process {owner}; wait for it, or choose another --out"
-            )
-        (self.chunks / LOCK).write_text(json.dumps([socket.gethostname(), os.getpid()]))
-        said = self.chunks / "settings.json"
-        found = _read_json(said)
-        if found is not None:
-            self._check(found, self.chunks)
-        else:
-            temporary = said.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps(self.settings))
-            temporary.rename(said)
+        with self._lock() as lock:
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            said = self.chunks / "settings.json"
+            found = _read_json(said)
+            if found is not None:
+                self._check(found, self.chunks)
+            else:
+                temporary = said.with_suffix(f".{os.getpid()}")
+                temporary.write_text(json.dumps(self.settings))
+                temporary.rename(said)
+            try:
+                yield
+            finally:
+                self._remove_if_empty()
 
-    def _owner(self) -> int | None:
-        """The process of this machine that collects into the folder of the chunks."""
-        said = _read_json(self.chunks / LOCK)
-        return int(said[1]) if isinstance(said, list) and said[0] == socket.gethostname() else None
+    def _lock(self) -> TextIO:
+        """Open and lock the lock file; the system unlocks it when this process closes it, or ends."""
+        while True:
+            self.chunks.mkdir(parents=True, exist_ok=True)
+            lock = (self.chunks / LOCK).open("a+")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                with lock:
+                    lock.seek(0)
+                    owner = lock.read()
+                raise UserError(
+                    f"{self.chunks} is being collected by process {owner or 'unknown'}; wait for it, or choose "
+                    "another --out"
+                ) from None
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(lock.fileno()), (self.chunks / LOCK).stat()):
+                    return lock
+            lock.close()  # its last owner removed it in the meantime
+
+    def _remove_if_empty(self) -> None:
+        if self.chunks.is_dir() and not any(list(chunk.entries()) for chunk in self._there()):
+            _remove(self.chunks)
+            with contextlib.suppress(OSError):  # a folder that holds something else stays
+                self.target.parent.rmdir()
+                self.target.parent.parent.rmdir()
 
     def _check(self, found: Any, where: Path) -> None:
         if found == self.settings:
@@ -168,69 +194,76 @@ class Collection:
             "leave the task out"
         )
 
-    def todo(self) -> list[range]:
-        """Seeds of the chunks that can be collected now; empty where all are there.
+    def advance(self) -> list[range]:
+        """Seeds of the chunks that can be collected now; where all are there, the dataset is put together of them.
 
-        Seeds on which the expert gives up are passed over: as many more follow. Raises `UserError` where it gives
-        up too often.
+        Raises `UserError` where the expert gives up too often.
+        """
+        while True:
+            chunks, left = self._planned()
+            if left or self._assemble(chunks):
+                return left
+
+    def _planned(self) -> tuple[list[range], list[range]]:
+        """Seeds of all chunks, as far as they are known, and of those among them that are not finished.
+
+        Seeds on which the expert gives up are passed over: as many more follow.
         """
         N, first = self.config.episodes, self.config.first_seed
         stop = first + N
-        planned = [range(seed, min(seed + CHUNK, stop)) for seed in range(first, stop, CHUNK)]
+        more = [range(seed, min(seed + CHUNK, stop)) for seed in range(first, stop, CHUNK)]
+        chunks: list[range] = []
+        episodes = failures = 0
+        last = ""
         while True:
-            missing = [seeds for seeds in planned if read_chunk(self.chunk(seeds)) is None]
-            if missing:
-                return missing
-            episodes, reasons = self.found(planned)
-            if len(reasons) > 10 + N // 2:
-                self._drop_failures(planned)
-                raise UserError(f"task {self.spec.id!r}: the expert failed {len(reasons)} times, last: {reasons[-1]}")
+            chunks += more
+            left = []
+            for seeds in more:
+                finished = self.chunk(seeds).finished()
+                episodes, failures = episodes + finished.episodes, failures + len(finished.failed)
+                last = finished.failed[-1] if finished.failed else last
+                if not finished.whole:
+                    left.append(seeds)
+            if left:
+                return chunks, left
+            if failures > 10 + N // 2:
+                self._drop_failures(chunks)
+                raise UserError(f"task {self.spec.id!r}: the expert failed {failures} times, last: {last}")
             if episodes == N:
-                return []
-            first = planned[-1].stop
-            planned.append(range(first, first + min(CHUNK, N - episodes)))
-            if planned[-1].stop > EVALUATION_SEEDS:
+                return chunks, []
+            first = chunks[-1].stop
+            more = [range(first, first + min(CHUNK, N - episodes))]
+            if more[0].stop > EVALUATION_SEEDS:
                 raise UserError(
                     f"task {self.spec.id!r}: seed {EVALUATION_SEEDS} is kept for evaluation; lower --first-seed"
                 )
 
-    def chunk(self, seeds: range) -> Path:
-        """Where the chunk of these seeds is."""
-        return self.chunks / f"{seeds.start:010d}-{len(seeds)}"
-
-    def found(self, chunks: Sequence[range]) -> tuple[int, list[str]]:
-        """Episodes in these chunks, and why the expert gave up on the other seeds."""
-        there = [chunk for seeds in chunks if (chunk := read_chunk(self.chunk(seeds))) is not None]
-        return sum(map(len, there)), [why for chunk in there for why in chunk.failed.values()]
+    def chunk(self, seeds: range) -> Chunk:
+        """The chunk of these seeds."""
+        return Chunk(path=self.chunks / f"{seeds.start:010d}-{len(seeds)}", seeds=seeds)
 
     def _drop_failures(self, chunks: Sequence[range]) -> None:
         """Remove the chunks with failures, so that a mended expert tries their seeds again."""
-        for seeds in chunks:
-            if self.found([seeds])[1]:
-                _remove(self.chunk(seeds))
-
-    def end(self) -> None:
-        """Release the folder of the chunks, and remove it where it holds none."""
-        if not self.chunks.is_dir() or self._owner() not in (None, os.getpid()):
-            return
-        (self.chunks / LOCK).unlink(missing_ok=True)
-        if not self._there():
-            _remove(self.chunks)
-            with contextlib.suppress(OSError):  # a folder that holds something else stays
-                self.target.parent.rmdir()
-                self.target.parent.parent.rmdir()
+        for chunk in map(self.chunk, chunks):
+            if chunk.finished().failed:
+                _remove(chunk.path)
 
     def num_found(self) -> int:
-        """Episodes in finished chunks."""
-        return sum(map(len, self._there()))
+        """Finished episodes."""
+        return sum(chunk.finished().episodes for chunk in self._there())
 
-    def _there(self) -> list[Chunk]:
-        """Finished chunks in the order of their seeds."""
-        read = [read_chunk(path) for path in sorted(self.chunks.glob("[0-9]*"))]
-        return [chunk for chunk in read if chunk is not None]
+    def _there(self) -> Iterator[Chunk]:
+        """Chunks that were begun."""
+        for path in sorted(self.chunks.glob("[0-9]*-[0-9]*")):
+            first, count = map(int, path.name.split("-"))
+            yield self.chunk(range(first, first + count))
 
-    def assemble(self) -> Path:
-        """Put the dataset together of its chunks, and remove these."""
+    def _assemble(self, chunks: Sequence[range]) -> bool:
+        """Put the dataset together of these chunks, and remove these; returns False where one is damaged.
+
+        A damaged chunk is removed. Chunks and dataset lie on the disk side by side until the dataset is published:
+        what is put together of it does not outlive this process.
+        """
         names = sorted(self.config.agents)
         noise = f"; noisy: {self.spec.noise:.0%} random actions executed" if "noisy" in names else ""
         metadata = {
@@ -242,15 +275,21 @@ class Collection:
             "description": f"episodes of {self.spec.id} by {', '.join(names)}{noise}",
         }
         failed: dict[str, str] = {}
-        with published(self.target) as folder:
-            writer = MinariWriter(folder, f"{self.spec.id}/{self.config.name}", _environment(self.spec), metadata)
-            for chunk in self._there():
-                failed |= chunk.failed
-                for episode in chunk.episodes():
-                    writer.append(episode)
-            writer.close(gatito_failed=failed)
+        chunk = self.chunk(chunks[0])
+        try:
+            with published(self.target) as folder:
+                writer = MinariWriter(folder, f"{self.spec.id}/{self.config.name}", _environment(self.spec), metadata)
+                for chunk in map(self.chunk, chunks):
+                    failed |= {str(entry.seed): entry.failed for entry in chunk.entries() if entry.failed}
+                    for episode in chunk.episodes():
+                        writer.append(episode)
+                writer.close(gatito_failed=failed)
+        except DamagedChunk as error:
+            tqdm.write(f"{error}: its {len(chunk.seeds)} seeds are collected anew", file=sys.stderr)
+            _remove(chunk.path)
+            return False
         _remove(self.chunks)
-        return self.target
+        return True
 
 
 def _read_json(path: Path) -> Any:
@@ -263,8 +302,8 @@ def _read_json(path: Path) -> Any:
 
 def _remove(folder: Path) -> None:
     """Remove a folder, out of sight before it is in pieces."""
-    if folder.exists():
-        hidden = folder.with_name(f".{folder.name}.{socket.gethostname()}-{os.getpid()}")
+    hidden = folder.with_name(f".{folder.name}.{socket.gethostname()}-{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
         folder.rename(hidden)
         shutil.rmtree(hidden)
 
@@ -272,18 +311,18 @@ def _remove(folder: Path) -> None:
 def collect_chunk(
     spec: TaskSpec, root: Path, config: CollectConfig, seeds: range, tick: Callable[[], object] = lambda: None
 ) -> None:
-    """Play the episodes of some seeds and publish them as a chunk; one episode at a time is in memory."""
+    """Play what is left of the seeds of a chunk; one episode at a time is in memory, and each is kept at once."""
     env = _environment(spec)
     check_spaces(env, f"{spec.id}/{config.name}")
-    with written_chunk(Collection(spec=spec, root=root, config=config).chunk(seeds)) as chunk:
-        for seed in seeds:
+    with Collection(spec=spec, root=root, config=config).chunk(seeds).continued() as chunk:
+        for seed in chunk.seeds:
             agent = config.agent(seed)
             noise = spec.noise if agent == "noisy" else 0.0
             plays: Literal["expert", "random"] = "random" if agent == "random" else "expert"
             try:
                 buffer = collect_episode(spec, env, seed, agent=plays, noise=noise, labels=config.labels)
             except ExpertFailed as error:
-                chunk.failed[str(seed)] = f"seed {seed}: {error}"
+                chunk.give_up(seed, f"seed {seed}: {error}")
                 continue
             chunk.append(encode_episode(buffer, env.observation_space, env.action_space, {"agent": agent}))
             tick()

@@ -49,7 +49,7 @@ def stack(space: spaces.Space[Any], values: Sequence[Any], where: str = "value")
     """Turn T values of a space into one value nested like the space with a leading T axis; `row` undoes it.
 
     Raises `UserError`, naming `where` and the timestep, for a value that is not of the space's structure, shape or
-    kind of dtype, and for NaN or Inf. Values outside declared bounds are not looked for.
+    kind of dtype, and for NaN or Inf. Values outside their space are left to `check_values`.
     """
     if isinstance(space, spaces.Dict):
         return {k: stack(inner, _at(k, values, where), f"{where} {k}") for k, inner in space.spaces.items()}
@@ -60,15 +60,76 @@ def stack(space: spaces.Space[Any], values: Sequence[Any], where: str = "value")
             if not isinstance(value, str):
                 raise UserError(f"{where}, timestep {t}: {type(value).__name__}, expected text")
         return [str(value) for value in values]
-    leaves = values if _exact(space, values) else [_leaf(space, v, t, where) for t, v in enumerate(values)]
-    return np.array(leaves, space.dtype).reshape(len(leaves), *(space.shape or ()))
+    array = _alike(space, values)
+    if array is None:
+        array = np.array([_leaf(space, v, t, where) for t, v in enumerate(values)], space.dtype)
+    return array.reshape(len(array), *(space.shape or ()))
 
 
-def _exact(space: spaces.Space[Any], values: Sequence[Any]) -> bool:
-    """Whether all are finite values of the space's shape and dtype, which need no look at each."""
+def _alike(space: spaces.Space[Any], values: Sequence[Any]) -> NDArray[Any] | None:
+    """The values as one array where all are finite and of the space's shape and dtype; None sends you to look at
+    each."""
     kinds = (np.ndarray, np.generic)
-    alike = all(isinstance(v, kinds) and v.dtype == space.dtype and v.shape == space.shape for v in values)
-    return alike and (np.dtype(space.dtype).kind != "f" or bool(np.isfinite(values).all()))
+    if not all(isinstance(v, kinds) and v.dtype == space.dtype and v.shape == space.shape for v in values):
+        return None
+    array = np.array(values, space.dtype)
+    return array if array.dtype.kind != "f" or np.isfinite(array).all() else None
+
+
+def check_values(space: spaces.Space[Any], values: Any, where: str, advice: str) -> None:
+    """Raise `UserError` for discrete, binary, integer and text values that are impossible in their space.
+
+    `values` are nested like the space with a leading T axis. Numbers of float Boxes are left alone: simulators leave
+    their bounds.
+    """
+    if isinstance(space, spaces.Dict):
+        for key, inner in space.spaces.items():
+            check_values(inner, values[key], f"{where} {key}", advice)
+    elif isinstance(space, spaces.Tuple):
+        for index, inner in enumerate(space.spaces):
+            check_values(inner, values[index], f"{where} {index}", advice)
+    elif isinstance(space, spaces.Text):
+        _check_texts(space, values, where, advice)
+    else:
+        _check_integers(space, values, where, advice)
+
+
+def _check_texts(space: spaces.Text, values: Sequence[str], where: str, advice: str) -> None:
+    for text in dict.fromkeys(values):
+        foreign = sorted(set(text) - space.character_set)
+        if space.min_length <= len(text) <= space.max_length and not foreign:
+            continue
+        has = f"has {''.join(foreign[:8])!r}" if foreign else f"has {len(text)} characters"
+        allowed = f"{space.min_length} to {space.max_length} of {''.join(sorted(space.character_set))[:80]!r}"
+        t = list(values).index(text)
+        raise UserError(f"{where}, timestep {t}: {text[:80]!r} {has}, allowed {allowed}; {advice}")
+
+
+def _check_integers(space: spaces.Space[Any], values: NDArray[Any], where: str, advice: str) -> None:
+    limits = _limits(space)
+    if limits is None or not len(values) or (values.min() >= limits[0].max() and values.max() <= limits[1].min()):
+        return
+    bad = np.argwhere((values < limits[0]) | (values > limits[1]))
+    if not len(bad):
+        return
+    t, *place = bad[0].tolist()
+    low, high = (np.broadcast_to(limit, space.shape or ())[tuple(place)] for limit in limits)
+    element = f"[{', '.join(map(str, place))}]" if place else ""
+    value = values[(t, *place)]
+    raise UserError(f"{where}{element}, timestep {t}: value {value}, allowed [{low}, {high}]; {advice}")
+
+
+def _limits(space: spaces.Space[Any]) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Smallest and largest value of each element of a space of whole numbers; None of others."""
+    if isinstance(space, spaces.Discrete):
+        return np.asarray(space.start), np.asarray(space.start + space.n - 1)
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec - 1
+    if isinstance(space, spaces.MultiBinary):
+        return np.asarray(0), np.asarray(1)
+    if isinstance(space, spaces.Box) and space.dtype.kind in "iu":
+        return space.low, space.high
+    return None
 
 
 def _at(key: str | int, values: Sequence[Any], where: str) -> list[Any]:

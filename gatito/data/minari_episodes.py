@@ -1,5 +1,8 @@
 """Minari datasets to episodes and back. The last, action-less observation is dropped here and nowhere else."""
 
+import contextlib
+import errno
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -15,6 +18,8 @@ from minari.dataset.minari_storage import MinariStorage
 
 from gatito.data.episode import Episode, rows
 from gatito.data.minari_arrow import (
+    FILE,
+    METADATA,
     EncodedEpisode,
     encode_episode,
     is_one_file,
@@ -22,8 +27,11 @@ from gatito.data.minari_arrow import (
     read_metadata,
     write_episode,
 )
-from gatito.errors import UserError
+from gatito.errors import UserError, reason_of
 from gatito.tokenizers.fields import fields_of
+
+HDF5 = "main_data.hdf5"
+"""The file that holds all episodes, in Minari's own default format."""
 
 EXPLORATORY = "exploratory"
 """Info key: (T + 1, 1) booleans, True where a random action was executed."""
@@ -68,14 +76,17 @@ class MinariSource:
         except (
             OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, StopIteration, AttributeError
         ) as error:  # fmt: skip
-            # A missing part file arrives as a StopIteration, or as the RuntimeError that a generator makes of it.
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{where}: cannot be read ({reason}); collect it again") from None
+            # A missing part file of Minari's own arrives as a StopIteration, or as the RuntimeError of a generator.
+            raise UserError(f"{where}: cannot be read ({reason_of(error)}); {remedy(self.path)}") from None
         seed = metadata.get("seed")
         if seed is not None and (type(seed) is not int or seed < 0):
             raise UserError(f"{where}: its metadata has the seed {seed!r}, allowed whole numbers from 0; repair it")
         if metadata.get("id", index) != index:
-            raise UserError(f"{where}: its metadata says it is episode {metadata['id']}; episodes are mixed up")
+            said = f"its metadata says it is episode {metadata['id']}; episodes are mixed up"
+            raise UserError(f"{where}: {said}, {remedy(self.path)}")
+        stated, T = metadata.get("total_steps"), len(data["rewards"])
+        if stated is not None and stated != T:
+            raise UserError(f"{where}: its metadata states {stated} timesteps, its file has {T}; {remedy(self.path)}")
         return self._episode(index, data, metadata, where)
 
     def metadata(self, index: int) -> dict[str, Any]:
@@ -83,10 +94,13 @@ class MinariSource:
         try:
             return dict(next(iter(self.dataset.storage.get_episode_metadata([index]))))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.path}, episode {index}: no metadata ({error}); collect it again") from None
+            reason = reason_of(error)
+            raise UserError(f"{self.path}, episode {index}: no metadata ({reason}); {remedy(self.path)}") from None
 
     def _read(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
         folder, storage = self.path / "data", self.dataset.storage
+        if storage.FORMAT == "arrow" and not any((folder / str(index)).glob("*.arrow")):
+            raise FileNotFoundError(errno.ENOENT, "", str(folder / str(index) / FILE))
         if storage.FORMAT == "arrow" and not storage.jpeg_encoding and is_one_file(folder, index):
             metadata = read_metadata(folder, index)
             spaces = (storage.observation_space, storage.action_space)
@@ -151,8 +165,19 @@ def episode_from_buffer(buffer: EpisodeBuffer, task: str, agent: str) -> Episode
 
 
 def is_dataset(folder: str | Path) -> bool:
-    """Whether a folder is a Minari dataset."""
-    return (Path(folder) / "data" / "metadata.json").is_file()
+    """Whether a folder is a Minari dataset, be it one whose metadata.json is missing."""
+    data = Path(folder) / "data"
+    return (data / METADATA).is_file() or (data / HDF5).is_file() or any(data.glob(f"*/{METADATA}"))
+
+
+def remedy(path: Path) -> str:
+    """What helps where a dataset is damaged: `collect` leaves what is there alone, and cannot make a foreign one."""
+    said = [path / "data" / METADATA, *itertools.islice((path / "data").glob(f"*/{METADATA}"), 1)]
+    ours = False
+    for file in said:
+        with contextlib.suppress(OSError, ValueError):
+            ours |= any(mark in file.read_text() for mark in ('"gatito_collection"', '"sha256"'))
+    return f"remove {path} and collect it again" if ours else "repair or drop it"
 
 
 def open_minari(location: str | Path) -> MinariSource:
@@ -162,6 +187,8 @@ def open_minari(location: str | Path) -> MinariSource:
         root = Path(os.environ.get("MINARI_DATASETS_PATH", Path.home() / ".minari/datasets"))
         path = root / str(location)
     metadata = path / "data" / "metadata.json"
+    if not metadata.is_file() and is_dataset(path):
+        raise UserError(f"{metadata} is missing though there are episodes beside it; {remedy(path)}")
     if not metadata.is_file():
         raise UserError(f"no Minari dataset at {location}: {metadata} is missing; give the folder that holds 'data/'")
     try:
@@ -175,19 +202,15 @@ def open_minari(location: str | Path) -> MinariSource:
             raise UserError(f"{metadata}: {key!r} is missing; gatito reads spaces from the file, never from code")
     for key in ("total_episodes", "total_steps"):
         if key in values and (type(values[key]) is not int or values[key] < 0):
-            raise UserError(
-                f"{metadata}: {key} is {values[key]!r}, expected a whole number; collect the dataset again"
-            )
+            raise UserError(f"{metadata}: {key} is {values[key]!r}, expected a whole number; {remedy(path)}")
     if values.get("data_format") == "hdf5":
-        check_links(path / "data" / "main_data.hdf5")
+        check_links(path / "data" / HDF5)
     try:
         dataset = minari.MinariDataset(MinariStorage.read(path / "data"))
     except ImportError as error:
         raise UserError(f"{path}: {error}; pip install 'minari[hdf5]'") from None
     except (ValueError, KeyError, AssertionError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: Minari cannot open it ({type(error).__name__}: {error}); collect it again"
-        ) from None
+        raise UserError(f"{path}: Minari cannot open it ({type(error).__name__}: {error}); {remedy(path)}") from None
     if dataset.total_episodes == 0:
         raise UserError(f"{path}: the dataset has no episodes")
     return MinariSource(
@@ -207,12 +230,12 @@ def check_links(file: Path) -> None:
     except ImportError:
         return  # Minari says what to install
     if not file.is_file():
-        raise UserError(f"{file} is missing; collect the dataset again")
+        raise UserError(f"{file} is missing; repair or drop the dataset")
     try:
         with h5py.File(file, "r") as root:
             _check_group(root, file)
     except OSError as error:
-        raise UserError(f"{file}: no HDF5 file ({error}); collect the dataset again") from None
+        raise UserError(f"{file}: no HDF5 file ({error}); repair or drop the dataset") from None
 
 
 def _check_group(group: Any, file: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gatito.data.collection import CollectConfig
+from gatito.data.collection import AGENTS, CollectConfig
 from gatito.data.minari_episodes import is_dataset, open_minari
 from gatito.data.tasks import EVALUATION_SEEDS, domain_of, groups, matching, twins
 from gatito.errors import UserError, nearest
@@ -117,6 +117,9 @@ class MixtureConfig:
             raise UserError(f"source {twice!r} is listed twice; change its weight instead")
         if self.temperature is not None and not (np.isfinite(self.temperature) and self.temperature > 0):
             raise UserError(f"temperature is {self.temperature}, allowed > 0, or null")
+        unknown = next((agent for agent in self.collect.agents if agent not in AGENTS), None)
+        if unknown is not None:
+            raise UserError(f"collect.agents: {nearest(unknown, AGENTS, 'agent')}")
         for domain, weight in (self.domains or {}).items():
             if not (np.isfinite(weight) and weight > 0):
                 raise UserError(

@@ -31,10 +31,10 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def published(target: Path, *, replace: bool = False, durable: bool = True) -> Iterator[Path]:
+def published(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a folder beside `target`, which it becomes at the end; a failure leaves nothing behind.
 
-    `durable` waits until all of it is on the disk, so that it outlives the machine and not just this process. What
+    It waits until all of it is on the disk, so that it outlives the machine and not just this process. What
     processes of this machine that were killed left beside it is removed first. Raises `UserError` where the
     target exists, unless `replace`.
     """
@@ -51,8 +51,7 @@ def published(target: Path, *, replace: bool = False, durable: bool = True) -> I
     try:
         temporary.mkdir()
         yield temporary
-        if durable:
-            _flush(list(temporary.rglob("*")))
+        _flush(list(temporary.rglob("*")))
         if replace and target.exists():
             old = target.with_name(f".{target.name}.old.{host}-{os.getpid()}")
             target.rename(old)
@@ -60,8 +59,7 @@ def published(target: Path, *, replace: bool = False, durable: bool = True) -> I
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.rename(target)
-        if durable:
-            _fsync(target.parent)
+        _fsync(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         with contextlib.suppress(OSError):  # a folder that holds something else stays

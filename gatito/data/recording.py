@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from minari.data_collector import EpisodeBuffer
 
-from gatito.data.episode import copied, stack
+from gatito.data.episode import check_values, copied, stack
 from gatito.data.minari_episodes import EXPLORATORY
 from gatito.data.tasks import ExpertFailed, Policy, TaskSpec
 from gatito.errors import UserError
@@ -62,7 +62,7 @@ def collect_episode(
     """Play one seeded episode and return it with its T + 1 observations.
 
     Raises `ExpertFailed` where the expert gives up or the episode takes longer than the task's limit, `UserError`
-    where the simulator fails, or returns NaN or values that are not of its space.
+    where the simulator fails, or returns NaN or values that are not of its space; floats may leave their bounds.
     """
     where = f"task {spec.id!r}, seed {seed}"
     actions, exploratory = [], []
@@ -90,12 +90,16 @@ def collect_episode(
             rewards.append(finite_reward(reward, f"{where}, timestep {len(ends)}"))
             ends.append((bool(terminated), bool(truncated)))
             exploratory.append(explore)
+    seen = stack(env.observation_space, observations, f"{where}, observation")
+    check_values(env.observation_space, seen, f"{where}, observation", "repair the environment, or widen its space")
     recorded = stack(env.action_space, actions, f"{where}, action")
+    advice = "mend the policy, or widen the action space"
+    check_values(env.action_space, recorded, f"{where}, action", advice)
     for leaf in fields_of(env.action_space, "action"):
-        check_bounds(leaf, value_at(recorded, leaf.path), where, "mend the policy, or widen the action space")
+        check_bounds(leaf, value_at(recorded, leaf.path), where, advice)
     return EpisodeBuffer(
         seed=seed,
-        observations=stack(env.observation_space, observations, f"{where}, observation"),
+        observations=seen,
         actions=recorded,
         rewards=rewards,
         terminations=[terminated for terminated, _ in ends],

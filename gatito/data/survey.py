@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatito.data.checks import Clipped, checked_tokens
-from gatito.data.episode import Episode
-from gatito.data.minari_episodes import MinariSource
+from gatito.data.episode import Episode, check_values
+from gatito.data.minari_episodes import MinariSource, remedy
 from gatito.data.tasks import EVALUATION_SEEDS, Reference, references
 from gatito.errors import UserError
 from gatito.tokenizers import Layout
@@ -163,6 +163,11 @@ def survey(
         except UserError as error:
             findings.add("error", "values", str(error))
             continue
+        try:
+            space = source.dataset.observation_space
+            check_values(space, episode.observations, f"{where}, observation", "mend it, or widen the space")
+        except UserError as error:
+            findings.add("warning", "bounds", str(error))
         _take(seen, episode, sequence, clipped)
         _check_identity(findings, episode, sequence, where, hashes, seeds)
         tick()
@@ -234,10 +239,17 @@ def _check_identity(
 
 
 def _check_whole(findings: _Findings, seen: Survey, context: int | None) -> None:
-    path = seen.source.path
-    stated = int(seen.source.dataset.storage.total_steps)
+    path, storage = seen.source.path, seen.source.dataset.storage
+    stated = int(storage.total_steps)
     if stated != sum(seen.lengths) and not findings.counts["error", "values"]:
-        text = f"{path}: metadata.json states {stated} timesteps, its episodes {sum(seen.lengths)}; collect it again"
+        text = f"{path}: metadata.json states {stated} timesteps, its episodes {sum(seen.lengths)}; {remedy(path)}"
+        findings.add("error", "schema", text)
+    counted = {str(index) for index in range(len(seen.source))}
+    folders = sorted(folder.name for folder in (path / "data").iterdir() if folder.is_dir())
+    extra = [name for name in folders if name not in counted] if storage.FORMAT == "arrow" else []
+    if extra:
+        names = ", ".join(extra[:8]) + (f" and {len(extra) - 8} more" if len(extra) > 8 else "")
+        text = f"{path}: metadata.json states {len(counted)} episodes, data/ has {names} too; {remedy(path)}"
         findings.add("error", "schema", text)
     if context is not None and seen.longest > context:
         text = (
@@ -263,9 +275,7 @@ def _check_whole(findings: _Findings, seen: Survey, context: int | None) -> None
         for agent, returns in seen.by_agent():
             score = float(seen.reference.score(returns).mean())
             if agent in ("expert", "noisy") and score < LEAST_SCORE:
-                text = (
-                    f"{path}: agent {agent!r} scores {score:.2f} of the expert's return on average; collect it again"
-                )
+                text = f"{path}: agent {agent!r} scores {score:.2f} of the expert's return on average; {remedy(path)}"
                 findings.add("warning", "returns", text)
 
 

@@ -38,10 +38,12 @@ PROMPT_SEEDS = EVALUATION_SEEDS + (1 << 29)
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Mean return of the random policy and of the scripted expert, 100 seeded episodes each."""
+    """Mean return of the random policy and of the scripted expert over seeded episodes."""
 
     random: float
     expert: float
+    episodes: int = 100
+    """Of each; entries measured before this was recorded were measured over 100."""
 
     def __post_init__(self) -> None:
         if not self.expert > self.random:

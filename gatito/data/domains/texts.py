@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gatito.errors import UserError
+from gatito.errors import UserError, reason_of
 
 PYTHON_DOCS = "python-docs"
 
@@ -22,5 +22,5 @@ def documents(name: str) -> list[str]:
         try:
             texts.append(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"text:{name}: cannot read {file} as UTF-8 text ({error})") from None
+            raise UserError(f"text:{name}: cannot read {file} as UTF-8 text ({reason_of(error)})") from None
     return texts
