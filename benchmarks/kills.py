@@ -19,8 +19,7 @@ from pathlib import Path
 
 from gatito.data.store import sha256_of
 from gatito.train.checkpoint import list_checkpoints, step_of
-
-TIMINGS = ("tokens_per_s", "timesteps_per_s", "loading_share", "mfu", "eta_s")
+from gatito.train.watch import TIMINGS
 
 
 def begin(arguments: argparse.Namespace, out: Path) -> subprocess.Popen[bytes]:
@@ -44,7 +43,11 @@ def killed(arguments: argparse.Namespace, out: Path) -> None:
     rng = random.Random(arguments.seed)
     for step in sorted(rng.sample(range(1, arguments.steps), arguments.kills)):
         process = begin(arguments, out)
-        while step_in(out) < step and process.poll() is None:
+        # Of a run that continues, the lines of the one before stand there until it has begun.
+        seen = step_in(out)
+        while step_in(out) in (seen, 0) or step_in(out) < step:
+            if process.poll() is not None:
+                sys.exit(f"the run ended before its kill at step {step}, see {out}.log; choose more steps")
             time.sleep(rng.uniform(0.05, 0.1))
         process.kill()
         process.wait()

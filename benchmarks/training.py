@@ -45,6 +45,7 @@ from gatito.train.peak import peak_flops
 from gatito.train.sharding import begin_accelerator
 from gatito.train.step import optimizer_step
 from gatito.train.stream import MicroBatches, loader
+from gatito.train.trainer import configure
 
 PEERS = ("GPT-2, padded, all logits", "Llama, padded, all logits")
 
@@ -80,11 +81,7 @@ def ours(store: Store, model: ModelConfig, config: TrainConfig, accelerator: Acc
     shape = model.build(store.vocabulary, config.context, store.text.end)
     sampler = Sampler(store=store, context=config.context, trunk=shape.trunk, seed=0)
     network = GatitoForCausalLM(shape)
-    if accelerator.device.type == "cuda":
-        network.set_attn_implementation("flex_attention")
-    if config.compile:
-        for block in network.model.blocks:
-            block.compile(dynamic=False)
+    configure(network, config, accelerator.device)
     prepared, optimizer = accelerator.prepare(network, build_optimizer(network, config))
     prepared.train()
     stream = MicroBatches(sampler, dataclasses.replace(config, workers=workers), 0, 1)
@@ -95,8 +92,7 @@ def ours(store: Store, model: ModelConfig, config: TrainConfig, accelerator: Acc
         batch = next(batches)
         loaded = time.perf_counter()
         flops = batch_flops(shape, batch)
-        moved = [batch.to(accelerator.device)]
-        result = optimizer_step(accelerator, prepared, optimizer, moved, store.vocabulary, rate=1e-4, clip=1.0)
+        result = optimizer_step(accelerator, prepared, optimizer, [batch], store.vocabulary, rate=1e-4, clip=1.0)
         seconds = wait(accelerator.device) - began
         return Measured(
             seconds=seconds, loading=loaded - began, tokens=result.tokens, timesteps=result.timesteps, flops=flops
@@ -183,6 +179,7 @@ def variants(store: Store, arguments: argparse.Namespace, accelerator: Accelerat
 
 def train_config(arguments: argparse.Namespace) -> TrainConfig:
     cuda = torch.cuda.is_available()
+    arguments.context = arguments.context or load_recipe(arguments.config).train.context
     return TrainConfig(
         steps=10**6,
         batch=arguments.rows,
@@ -214,7 +211,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="store that gatito data build wrote")
     parser.add_argument("--synthetic", choices=("states", "images"), help="or one made for this")
     parser.add_argument("--config", default="paper", help="recipe whose shape all have")
-    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--context", type=int, help="by default the recipe's")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare our batches")

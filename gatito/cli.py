@@ -271,6 +271,8 @@ def run(arguments: Sequence[str]) -> None:
         data = chosen.data if typed or (chosen.data and is_store(chosen.data)) else None
         show_info(chosen.source, _recipe(parser, values) if is_recipe(chosen.source) else None, data, chosen.gpus)
     elif values.verb == "train":
+        from accelerate import PartialState
+
         from gatito.train.stop import Terminated
         from gatito.train.trainer import train
 
@@ -279,7 +281,8 @@ def run(arguments: Sequence[str]) -> None:
         except Terminated as end:
             print(f"gatito: {end}", file=sys.stderr)
             sys.exit(143)
-        print(f"{path}\nnext: gatito eval {chosen.out} --out {chosen.out}/eval")
+        if PartialState().is_main_process:
+            print(f"{path}\nnext: gatito eval {chosen.out} --out {chosen.out}/eval")
     else:
         functions: dict[str, Callable[..., None]] = {
             "demo": demo, "tasks": tasks, "tokens": tokens, "eval": evaluate, "push": push

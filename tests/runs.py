@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from gatito.train.checkpoint import list_checkpoints
-
-TIMINGS = ("tokens_per_s", "timesteps_per_s", "loading_share", "eta_s", "mfu")
+from gatito.train.watch import TIMINGS
 
 
 def metrics_of(run: Path) -> dict[int, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Real faults: processes killed while they save or train, told to end, and disks that are full."""
+"""Real faults: processes killed while they save or train, and told to end. Full disks are in `test_training.py`."""
 
 import json
 import os
@@ -166,6 +166,11 @@ def test_minutes_go_on_where_an_interrupted_run_left_them(tmp_path: Path, store:
                list_checkpoints(tmp_path)]  # fmt: skip
     assert 0 < elapsed[0] < elapsed[1] < 60
     assert json.loads(state.read_text())["step"] == 5
-    recipe = tiny_recipe(steps=10, save_every=5, keep=9, minutes=elapsed[0] / 60, resume_step=5)
-    path = train(recipe, store, tmp_path)
-    assert path.name == "step-00000006"  # the time was over: one step, so that a run always gets on
+    before = sorted(tmp_path.rglob("*"))
+    over = tiny_recipe(steps=10, save_every=5, keep=9, minutes=elapsed[1] / 120, resume="auto")
+    assert train(over, store, tmp_path).name == "step-00000010"
+    assert sorted(tmp_path.rglob("*")) == before
+    more = tiny_recipe(steps=10, save_every=5, keep=9, minutes=60, resume_step=5)
+    train(more, store, tmp_path)
+    again = json.loads((list_checkpoints(tmp_path)[-1] / "training/state.json").read_text())["elapsed_s"]
+    assert again > elapsed[0]

@@ -72,7 +72,7 @@ def test_without_a_login_it_says_how_to_log_in(trained: Path, monkeypatch: pytes
             raise LocalTokenNotFoundError("Token is required")
 
     monkeypatch.setattr(hub, "HfApi", lambda: NobodyIsLoggedIn(trained))
-    with pytest.raises(UserError, match="someone/cat: Token is required; log in with: hf auth login"):
+    with pytest.raises(UserError, match="someone/cat: Token is required; log in with hf auth login"):
         hub.push_to_hub(trained, "someone/cat")
 
 
@@ -83,6 +83,6 @@ def test_a_damaged_checkpoint_is_not_uploaded(trained: Path, tmp_path: Path, mon
     whole = file.read_text()
     file.write_text(whole + "!")
     with pytest.raises(UserError, match=r"README.md does not match its SHA-256"):
-        hub.push_to_hub(trained, "someone/cat")
+        hub.push_to_hub(checkpoint, "someone/cat")
     file.write_text(whole)
     assert list(tmp_path.iterdir()) == []

@@ -269,11 +269,17 @@ def test_a_run_whose_checkpoints_are_all_damaged_never_starts_afresh(run: Path, 
     assert len(list_checkpoints(run)) == 2
 
 
-def test_a_damaged_checkpoint_is_refused_for_acting(run: Path) -> None:
+def test_acting_passes_over_a_damaged_checkpoint_and_refuses_the_one_that_was_named(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     damage(run / "checkpoints/step-00000020/model.safetensors")
+    assert resolve_checkpoint(run).name == "step-00000010"
+    assert "skipping a damaged checkpoint" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"refused: .*model\.safetensors does not match its SHA-256"):
+        resolve_checkpoint(run / "checkpoints/step-00000020")
+    damage(run / "checkpoints/step-00000010/config.json")
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
         resolve_checkpoint(run)
-    assert resolve_checkpoint(run / "checkpoints/step-00000010").name == "step-00000010"
 
 
 def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path: Path) -> None:
@@ -304,7 +310,7 @@ def test_a_failing_disk_leaves_earlier_checkpoints_and_no_temporary_files(stage:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2 if stage == "model" else size * 2, hard))
     try:
-        with pytest.raises(UserError, match=r"cannot save .*step-00000030.*earlier checkpoints are intact") as error:
+        with pytest.raises(UserError, match=r"cannot save .*step-00000030.*what was saved before is intact") as error:
             save_checkpoint(run, model, processor, state_of(30, optimizer), "card", keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -490,7 +496,7 @@ def test_batches_without_targets_are_skipped_steps(
     sequence = toy_sequence(env, layout, 0, np.arange(2000) == 0)  # one target, in none of the rows below
     data = write_store(tmp_path / "store", text, vocabulary, {"toy/none": (layout, [sequence])})
     train(tiny_recipe(steps=3, save_every=1, keep=3, warmup=0), data, tmp_path / "run")
-    assert [m["loss"] for m in metrics_of(tmp_path / "run").values()] == [0.0, 0.0, 0.0]
+    assert [("loss" in m, m["skipped"]) for m in metrics_of(tmp_path / "run").values()] == [(False, 1)] * 3
     first, *others = (weights_of(c) for c in list_checkpoints(tmp_path / "run"))
     assert all(torch.equal(first[n], w[n]) for w in others for n in first)
     assert all(torch.isfinite(w).all() for w in first.values())

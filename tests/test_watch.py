@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import signal
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,12 @@ from gatito.data.sampler import Sampler
 from gatito.data.store import open_store
 from gatito.data.tasks import get_task, registry
 from gatito.errors import UserError
+from gatito.model.blocks import Attention
 from gatito.model.masks import segment_blocks, visible
 from gatito.tokenizers import TextTokenizer, Vocabulary
-from gatito.train import sharding, trainer
+from gatito.train import evaluation, memory, sharding, trainer
 from gatito.train.checkpoint import list_checkpoints
+from gatito.train.stop import Terminated
 from gatito.train.trainer import train
 
 
@@ -146,13 +150,69 @@ def test_a_task_whose_simulator_fails_is_counted_and_the_training_goes_on(
         assert "score" not in line
 
 
+def test_a_simulator_that_hangs_is_given_up_and_counted(
+    tmp_path: Path, cartpole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hangs(gym.Wrapper):
+        def step(self, action: Any) -> Any:
+            time.sleep(60)
+
+    spec = get_task("classic/cartpole")
+    monkeypatch.setitem(registry(), "classic/cartpole", dataclasses.replace(spec, make=lambda: Hangs(spec.make())))
+    began = time.monotonic()
+    train(tiny_recipe(steps=2, evaluate_every=2, evaluate_limit_s=0.5), cartpole, tmp_path)
+    assert time.monotonic() - began < 30
+    (line,) = lines_of(tmp_path / "evaluations.jsonl")
+    assert "it took more than 0.5 s" in line["failed"]["classic/cartpole"]
+
+
+def test_an_evaluation_that_was_interrupted_is_done_when_the_run_continues(
+    tmp_path: Path, cartpole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(steps=8, save_every=4, evaluate_every=4, evaluate_episodes=2, resume="auto")
+    original = evaluation.evaluate_task
+
+    def told_to_end(*arguments: Any, **values: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "evaluate_task", told_to_end)
+        with pytest.raises(Terminated, match="told to end after step 4"):
+            train(recipe, cartpole, tmp_path)
+    assert not (tmp_path / "evaluations.jsonl").exists()
+    train(recipe, cartpole, tmp_path)
+    assert [line["step"] for line in lines_of(tmp_path / "evaluations.jsonl")] == [4, 8]
+
+
+def test_time_that_is_no_training_counts_in_no_rate(
+    tmp_path: Path, cartpole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = evaluation.evaluate_task
+
+    def slow(*arguments: Any, **values: Any) -> Any:
+        time.sleep(3.0)
+        return original(*arguments, **values)
+
+    monkeypatch.setattr(evaluation, "evaluate_task", slow)
+    train(tiny_recipe(steps=6, evaluate_every=3, evaluate_episodes=2), cartpole, tmp_path)
+    rates = [line["tokens_per_s"] for line in metrics_of(tmp_path).values()]
+    assert rates[3] > 0.2 * max(rates)  # with the three seconds it would be a hundredth
+
+
 def test_tasks_that_the_data_does_not_know_are_refused_before_training(
     tmp_path: Path, store: Path, cartpole: Path
 ) -> None:
-    with pytest.raises(UserError, match="the data has no task that is registered"):
+    with pytest.raises(UserError, match="evaluate_tasks all: the data has no such task that is registered"):
         train(tiny_recipe(evaluate_every=2), store, tmp_path)
-    with pytest.raises(UserError, match="classic/acrobot"):
+    with pytest.raises(
+        UserError, match="unknown task of the data 'classic/acrobot'; did you mean 'classic/cartpole'"
+    ):
         train(tiny_recipe(evaluate_every=2, evaluate_tasks="classic/acrobot"), cartpole, tmp_path)
+    with pytest.raises(UserError, match=r"evaluate_tasks box2d/\*: the data has no such task"):
+        train(tiny_recipe(evaluate_every=2, evaluate_tasks="box2d/*"), cartpole, tmp_path)
+    with pytest.raises(UserError, match=r"evaluate_tasks is given, but --train\.evaluate_every is 0"):
+        tiny_recipe(evaluate_tasks="classic/cartpole")
     assert list_checkpoints(tmp_path) == []
 
 
@@ -189,25 +249,40 @@ def test_a_step_that_is_not_there_or_damaged_is_an_error_and_never_a_fresh_start
         train(tiny_recipe(steps=4, resume_step=2), store, tmp_path)
 
 
-def test_changed_settings_are_refused_unless_they_are_accepted(tmp_path: Path, store: Path) -> None:
+def test_changed_settings_are_refused_unless_they_are_accepted(
+    tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(tiny_recipe(steps=4), store, tmp_path)
-    message = r"train.seed was 0, now 5; --train.accept_changes true continues with it"
-    with pytest.raises(UserError, match=message):
-        train(tiny_recipe(steps=4, seed=5, resume="auto"), store, tmp_path)
+    said = r"train.steps was 4, now 6; train.seed was 0, now 5"
+    with pytest.raises(UserError, match=rf"{said}; --train.accept_changes true continues nevertheless"):
+        train(tiny_recipe(steps=6, seed=5, resume="auto"), store, tmp_path)
     path = train(tiny_recipe(steps=6, seed=5, resume="auto", accept_changes=True), store, tmp_path)
     assert path.name == "step-00000006"
+    printed = capsys.readouterr().out
+    assert "continues although train.steps was 4, now 6\ncontinues although train.seed was 0, now 5\n" in printed
     changed = tiny_recipe(steps=8, seed=5, resume="auto", accept_changes=True, trunk="1 latent")
-    with pytest.raises(UserError, match=r"model.latents was 0, now 1; a network keeps its shape"):
+    with pytest.raises(UserError, match=r"model.latents was 0, now 1; .*; a network keeps its shape"):
         train(changed, store, tmp_path)
 
 
 # How it is computed
 
 
-def test_activation_checkpointing_and_other_accumulation_change_no_loss(tmp_path: Path, store: Path) -> None:
+def test_activation_checkpointing_computes_blocks_twice_and_changes_nothing(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = Attention.forward, []
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(Attention, "forward", counted)
     settings = {"trunk": "4 latents, decoded", "drop_path": 0.1, "steps": 6}
     train(tiny_recipe(**settings), store, tmp_path / "plain")
+    once = len(calls)
     train(tiny_recipe(**settings, activation_checkpointing=True), store, tmp_path / "again")
+    assert len(calls) - once == 2 * once
     assert_same_run(tmp_path / "again", tmp_path / "plain")
 
 
@@ -254,8 +329,9 @@ def test_bf16_on_a_gpu_without_it_is_refused(tmp_path: Path, store: Path, monkey
 def test_a_recipe_that_does_not_fit_is_refused_before_it_is_built(
     tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "available_bytes", lambda *_: 1_000_000)
-    with pytest.raises(UserError, match=r"--train\."):
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=1_000_000))
+    message = r"training takes about [0-9.]+ MB, and 1.0 MB are free; try --train.activation_checkpointing"
+    with pytest.raises(UserError, match=message):
         train(tiny_recipe(batch=8), store, tmp_path)
     assert list_checkpoints(tmp_path) == []
 
@@ -268,8 +344,8 @@ def test_wandb_without_a_login_stays_on_this_disk_and_asks_nothing(monkeypatch: 
     monkeypatch.setattr(trainer.importlib.util, "find_spec", lambda _: True)
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "/nowhere")
-    monkeypatch.setenv("WANDB_MODE", "")
+    monkeypatch.setenv("HOME", "/nowhere")  # no netrc
+    monkeypatch.setenv("WANDB_MODE", "")  # so that what is set below is undone after the test
     monkeypatch.delenv("WANDB_MODE")
     trainer._check_tracker(tiny_recipe(tracker="wandb").train)
     assert os.environ["WANDB_MODE"] == "offline"

@@ -9,8 +9,6 @@ import dataclasses
 import fcntl
 import json
 import os
-import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +22,7 @@ from tqdm import tqdm
 from gatito.data.chunk import Chunk, DamagedChunk
 from gatito.data.minari_arrow import encode_episode
 from gatito.data.minari_episodes import MinariWriter, check_spaces, open_minari
-from gatito.data.publish import published
+from gatito.data.publish import published, remove_folder
 from gatito.data.recording import collect_episode
 from gatito.data.shares import edges_of, whose_turn
 from gatito.data.tasks import EVALUATION_SEEDS, ExpertFailed, TaskSpec
@@ -128,7 +126,7 @@ class Collection:
         """Whether the dataset is there; raises `UserError` where one of other settings is."""
         if not self.target.exists():
             return False
-        _remove(self.chunks)  # of a run that was killed after it had put them together
+        remove_folder(self.chunks)  # of a run that was killed after it had put them together
         metadata = open_minari(self.target).dataset.storage.metadata
         self._check(metadata.get("gatito_collection"), self.target)
         return True
@@ -178,7 +176,7 @@ class Collection:
 
     def _remove_if_empty(self) -> None:
         if self.chunks.is_dir() and not any(list(chunk.entries()) for chunk in self._there()):
-            _remove(self.chunks)
+            remove_folder(self.chunks)
             with contextlib.suppress(OSError):  # a folder that holds something else stays
                 self.target.parent.rmdir()
                 self.target.parent.parent.rmdir()
@@ -246,7 +244,7 @@ class Collection:
         """Remove the chunks with failures, so that a mended expert tries their seeds again."""
         for chunk in map(self.chunk, chunks):
             if chunk.finished().failed:
-                _remove(chunk.path)
+                remove_folder(chunk.path)
 
     def num_found(self) -> int:
         """Finished episodes."""
@@ -286,9 +284,9 @@ class Collection:
                 writer.close(gatito_failed=failed)
         except DamagedChunk as error:
             tqdm.write(f"{error}: its {len(chunk.seeds)} seeds are collected anew", file=sys.stderr)
-            _remove(chunk.path)
+            remove_folder(chunk.path)
             return False
-        _remove(self.chunks)
+        remove_folder(self.chunks)
         return True
 
 
@@ -298,14 +296,6 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder, out of sight before it is in pieces."""
-    hidden = folder.with_name(f".{folder.name}.{socket.gethostname()}-{os.getpid()}")
-    with contextlib.suppress(FileNotFoundError):
-        folder.rename(hidden)
-        shutil.rmtree(hidden)
 
 
 def collect_chunk(

@@ -68,6 +68,17 @@ def published(target: Path, *, replace: bool = False) -> Iterator[Path]:
         raise
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, where there is one; out of sight before it is in pieces.
+
+    What cannot be removed, because some process still reads it over a network, is removed by a later `published`.
+    """
+    hidden = folder.with_name(f".{folder.name}.{socket.gethostname()}-{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
 def _flush(paths: list[Path]) -> None:
     """Return when all files and folders are on the disk."""
     if len(paths) >= MANY_FILES and hasattr(os, "sync"):

@@ -1,12 +1,10 @@
 """Who sees whom: attention masks of packed, padded and cached rows, and the positions that go with them."""
 
-from functools import cache
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+_compiled = torch.compile(flex_attention, dynamic=False)
 Mask = Tensor | BlockMask | None
 """True where a query sees a key; None is plain causal attention."""
 
@@ -61,9 +59,4 @@ def segment_blocks(segments: Tensor) -> BlockMask:
 
 def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
     """Attention (B, H, L, head_dim) under a mask of blocks; on a GPU by a compiled kernel, elsewhere written out."""
-    return _compiled_flex()(q, k, v, block_mask=mask) if q.is_cuda else flex_attention(q, k, v, block_mask=mask)
-
-
-@cache
-def _compiled_flex() -> Any:
-    return torch.compile(flex_attention, dynamic=False)
+    return _compiled(q, k, v, block_mask=mask) if q.is_cuda else flex_attention(q, k, v, block_mask=mask)

@@ -9,7 +9,7 @@ training/manifest.json                                      SHA-256 of every fil
 
 import json
 import re
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gatito.data.publish import published
+from gatito.data.publish import published, remove_folder
 from gatito.data.store import sha256_of
 from gatito.errors import UserError
 from gatito.model import GatitoForCausalLM, GatitoProcessor
@@ -68,11 +68,11 @@ def save_checkpoint(
             hashes = {str(p.relative_to(folder)): sha256_of(p) for p in files}
             (folder / MANIFEST).write_text(json.dumps(hashes, indent=1))
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot save {target}: {error}; earlier checkpoints are intact") from None
+        raise UserError(f"cannot save {target}: {error}; what was saved before is intact") from None
     # Newer ones can only be damaged ones that the run went back behind.
     for old in [path for path in list_checkpoints(out) if path.name <= target.name][:-keep]:
         if not keep_every or step_of(old) % keep_every:
-            shutil.rmtree(old)
+            remove_folder(old)
     return target
 
 
@@ -108,33 +108,43 @@ def find_problem(checkpoint: Path) -> str | None:
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """Return the checkpoint folder: the path itself, or the newest checkpoint of a run. Checks its hashes."""
+    """Return the checkpoint folder: the path itself, or the newest one of a run whose files match their hashes.
+
+    Damaged ones of a run are passed over and said so.
+    """
     folder = Path(path)
-    candidates = [folder] if (folder / "config.json").is_file() else list_checkpoints(folder)
-    if not candidates:
-        raise UserError(f"no checkpoint at {path}: neither config.json nor {FOLDER}/step-* in it; run gatito train")
-    found = candidates[-1]
-    if (found / MANIFEST).is_file():
-        problem = find_problem(found)
+    if (folder / "config.json").is_file():
+        # One from the hub has no manifest, since it has nothing to resume.
+        problem = find_problem(folder) if (folder / MANIFEST).is_file() else None
         if problem:
             raise UserError(f"checkpoint refused: {problem}; use another one or train again")
+        return folder
+    found = newest_intact(folder)
+    if found is None:
+        raise UserError(f"no checkpoint at {path}: neither config.json nor {FOLDER}/step-* in it; run gatito train")
     return found
 
 
-def load_newest(out: Path) -> tuple[Path, TrainingState] | None:
-    """The newest checkpoint whose files match their hashes; damaged ones are passed over and said so.
+def newest_intact(out: Path, say: Callable[[str], object] = print) -> Path | None:
+    """The newest checkpoint of a run whose files match their hashes; damaged ones are passed over and said so.
 
     Raises `UserError` where all are damaged: a fresh start would hide that.
     """
-    for checkpoint in reversed(list_checkpoints(out)):
+    checkpoints = list_checkpoints(out)
+    for checkpoint in reversed(checkpoints):
         problem = find_problem(checkpoint)
-        if problem:
-            print(f"skipping a damaged checkpoint: {problem}")
-            continue
-        return checkpoint, read_state(checkpoint)
-    if list_checkpoints(out):
+        if problem is None:
+            return checkpoint
+        say(f"skipping a damaged checkpoint: {problem}")
+    if checkpoints:
         raise UserError(f"{out / FOLDER}: every checkpoint is damaged; remove them to start afresh")
     return None
+
+
+def load_newest(out: Path, say: Callable[[str], object] = print) -> tuple[Path, TrainingState] | None:
+    """The newest checkpoint that is intact, see `newest_intact`, with what it holds to resume."""
+    checkpoint = newest_intact(out, say)
+    return None if checkpoint is None else (checkpoint, read_state(checkpoint))
 
 
 def load_step(out: Path, step: int) -> tuple[Path, TrainingState]:

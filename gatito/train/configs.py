@@ -149,6 +149,8 @@ class TrainConfig:
     """Seeded episodes per task and evaluation."""
     evaluate_prompt: Literal["none", "demo"] = "none"
     """Whether these episodes begin with a demonstration of the expert."""
+    evaluate_limit_s: float = 1800.0
+    """Seconds after which a task of an evaluation is given up and counted as failed."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Where Accelerate also sends the metrics."""
 
@@ -170,6 +172,8 @@ class TrainConfig:
             raise UserError(f"--train.batch {self.batch} does not divide by --train.accumulation {self.accumulation}")
         if not 0 <= self.prompt_share <= 1:
             raise UserError(f"--train.prompt_share is {self.prompt_share}, allowed 0 to 1")
+        if self.evaluate_tasks and not self.evaluate_every:
+            raise UserError("--train.evaluate_tasks is given, but --train.evaluate_every is 0: nothing is evaluated")
         if self.minutes is not None and not self.minutes > 0:
             raise UserError(f"--train.minutes is {self.minutes}, allowed > 0")
         for name in (
@@ -186,7 +190,7 @@ class TrainConfig:
                 raise UserError(f"--train.{name} is {getattr(self, name)}, allowed 0 and more")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise UserError(f"--train.beta1 and beta2 are {self.beta1} and {self.beta2}, allowed 0 to below 1")
-        for name in ("lr", "clip"):
+        for name in ("lr", "clip", "evaluate_limit_s"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--train.{name} is {getattr(self, name)}, allowed > 0")
 

@@ -1,40 +1,53 @@
 """Prompted rollouts while training, the tasks shared among the processes."""
 
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from gatito.data.tasks import matching, registry
-from gatito.errors import UserError
+from gatito.errors import UserError, nearest
 from gatito.eval.rollout import check_task, evaluate_task
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.train.configs import TrainConfig
+from gatito.train.stop import Stop
 from gatito.train.watch import EVALUATIONS, append_line
+
+LONGEST_REASON = 200
+"""Letters of why a task failed."""
 
 
 def tasks_to_evaluate(config: TrainConfig, processor: GatitoProcessor) -> list[str]:
     """The tasks of `--train.evaluate_tasks`, by default all registered ones that are trained on.
 
-    Raises `UserError` for one that the data does not know, before any training.
+    A pattern or group stands for those of its tasks that are trained on. Raises `UserError` for a task that the data
+    does not have, before any training.
     """
     if not config.evaluate_every:
         return []
-    if config.evaluate_tasks:
-        tasks = matching([name.strip() for name in config.evaluate_tasks.split(",")])
-    else:
-        tasks = sorted(set(processor.layouts) & set(registry()))
+    known = processor.layouts
+    names = [name.strip() for name in config.evaluate_tasks.split(",")] if config.evaluate_tasks else ["all"]
+    for name in names:
+        if name in registry() and name not in known:
+            raise UserError(f"--train.evaluate_tasks: {nearest(name, known, 'task of the data')}")
+    tasks = [task for task in matching(names) if task in known]
     if not tasks:
-        raise UserError(
-            "--train.evaluate_every: the data has no task that is registered; name --train.evaluate_tasks"
-        )
+        raise UserError(f"--train.evaluate_tasks {', '.join(names)}: the data has no such task that is registered")
     for task in tasks:
         check_task(processor, task)
     return tasks
+
+
+class _Interrupted(Exception):
+    """The run was told to end while it evaluated."""
 
 
 def evaluate_while_training(
@@ -45,36 +58,73 @@ def evaluate_while_training(
     config: TrainConfig,
     step: int,
     out: Path,
-) -> dict[str, float]:
-    """Score every task once and return the scores by name, on all processes.
+    stop: Stop,
+) -> None:
+    """Score every task once and write the scores down.
 
-    Each process plays its share of the tasks. Whatever fails in one is said of that task and counted: a process that
-    raised would leave the others waiting for it.
+    Each process plays its share of the tasks. Whatever fails in one, or takes longer than `--train.evaluate_limit_s`,
+    is said of that task and counted: a process that raised, or hung, would leave the others waiting for it. Once any
+    process was told to end, nothing is written.
     """
     began = time.monotonic()
-    was_training = model.training
     model.eval()
     found: list[tuple[str, float | None, str]] = []
+
+    def look_up() -> None:
+        if stop.asked:
+            raise _Interrupted
+
     for task in tasks[accelerator.process_index :: accelerator.num_processes]:
         try:
-            result = evaluate_task(
-                model, processor, task, episodes=config.evaluate_episodes, prompt=config.evaluate_prompt
-            )
+            look_up()
+            with _time_limit(config.evaluate_limit_s), torch.compiler.set_stance("force_eager"):
+                episodes, prompt = config.evaluate_episodes, config.evaluate_prompt
+                result = evaluate_task(model, processor, task, episodes=episodes, prompt=prompt, on_episode=look_up)
             found.append((task, result.score, ""))
+        except _Interrupted:
+            break
         except Exception as error:
-            found.append((task, None, " ".join(str(error).split())))
-    model.train(was_training)
+            found.append((task, None, " ".join(str(error).split())[:LONGEST_REASON]))
+    model.train()
     everything: list[tuple[str, float | None, str]] = sorted(gather_object(found))
-    scores = {task: score for task, score, _ in everything if score is not None}
-    failed = {task: reason for task, score, reason in everything if score is None}
-    values = {f"score/{task}": score for task, score in scores.items()}
-    if scores:
-        values["score"] = sum(scores.values()) / len(scores)
-    if accelerator.is_main_process:
-        line: dict[str, Any] = {"step": step, "seconds": time.monotonic() - began, "failed": failed, **values}
-        append_line(out / EVALUATIONS, line)
-        mean = f"mean score {values['score']:.3f} over {len(scores)} tasks" if scores else "no task was scored"
-        tqdm.write(f"step {step}: {mean}" + "".join(f"; {task} failed: {why}" for task, why in failed.items()))
-        if config.tracker != "none":
-            accelerator.log(values, step=step)
-    return values
+    if len(everything) == len(tasks) and accelerator.is_main_process:
+        _write(accelerator, everything, config, step, out, time.monotonic() - began)
+
+
+def _write(
+    accelerator: Accelerator,
+    found: Sequence[tuple[str, float | None, str]],
+    config: TrainConfig,
+    step: int,
+    out: Path,
+    seconds: float,
+) -> None:
+    values = {f"score/{task}": score for task, score, _ in found if score is not None}
+    failed = {task: reason for task, score, reason in found if score is None}
+    said = "no task was scored"
+    if values:
+        said = f"mean score {sum(values.values()) / len(values):.3f} over {len(values)} tasks"
+        values["score"] = sum(values.values()) / len(values)
+    append_line(out / EVALUATIONS, {"step": step, "seconds": seconds, "failed": failed, **values})
+    tqdm.write(f"step {step}: {said}" + "".join(f"; {task} failed: {why}" for task, why in failed.items()))
+    if config.tracker != "none":
+        accelerator.log(values, step=step)
+
+
+@contextmanager
+def _time_limit(limit_s: float) -> Iterator[None]:
+    """Raise `TimeoutError` inside the block after so many seconds; only the main thread gets signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def fail(*_: Any) -> None:
+        raise TimeoutError(f"it took more than {limit_s:g} s")
+
+    previous = signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, limit_s, 1.0)  # again, should a simulator swallow the first
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, previous)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from gatito.errors import UserError
@@ -14,7 +14,7 @@ def push_to_hub(checkpoint: str | Path, repository: str, *, private: bool = Fals
     """Upload a checkpoint, or the newest one of a run, and return its address; hashes are checked before.
 
     What only resuming needs (`training/`, twice the size of the weights) stays here. Raises `UserError` for a name
-    that is no `owner/name`, without a login, and where the hub refuses.
+    that is no `owner/name`, without a login or network, and where the hub refuses.
     """
     folder = resolve_checkpoint(checkpoint)
     try:
@@ -32,7 +32,7 @@ def push_to_hub(checkpoint: str | Path, repository: str, *, private: bool = Fals
             ignore_patterns=["training/*"],
             commit_message=f"gatito {folder.name}",
         )
-    except (LocalTokenNotFoundError, HfHubHTTPError) as error:
+    except Exception as error:  # no login, no network, or whatever the hub says
         reason = " ".join(str(error).split())
-        raise UserError(f"{repository}: {reason}; log in with: hf auth login") from None
+        raise UserError(f"{repository}: {reason}; log in with hf auth login, or try again") from None
     return str(where)

@@ -12,6 +12,7 @@ libraries and fragments between tensors.
 """
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import psutil
 import torch
@@ -23,6 +24,7 @@ from gatito.train.configs import TrainConfig
 from gatito.train.flops import STEM, Counts, num_compared
 from gatito.train.parameters import Parameters
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 FLOAT, HALF = 4, 2
 """Bytes of a float32 and of a bf16 number."""
 
@@ -158,13 +160,22 @@ def _logits(config: GatitoConfig, counts: Counts, size: int) -> float:
 def available_bytes(device: torch.device, processes: int = 1) -> int | None:
     """Bytes that a process can still take on a device; None where that is not known.
 
-    Processes on CPUs share the memory of the machine; each GPU has one.
+    Processes on CPUs share the memory of their machine, or of their container; each GPU has one.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "cpu":
-        return int(psutil.virtual_memory().available) // processes
+        return min([int(psutil.virtual_memory().available), *_container_bytes()]) // processes
     return None
+
+
+def _container_bytes() -> list[int]:
+    """What a control group (version 2) leaves to this process, in a list; empty where there is no limit."""
+    try:
+        limit, used = (int((CONTROL_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # "max" is no limit
+        return []
+    return [max(0, limit - used)]
 
 
 def check_fits(need: Memory, available: int | None, train: TrainConfig, gpus: int) -> None:

@@ -29,17 +29,21 @@ def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=1e-8, fused=True)
 
 
-def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, kept: bool = True
+) -> dict[str, Tensor]:
     """AdamW's state by parameter name, whole and on the CPU; `restore_optimizer` undoes it.
 
-    Where parameters are sharded, all processes have to call it.
+    Where parameters are sharded, all processes have to call it; those that save nothing do not have it `kept`.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}/{names[parameter]}"] = whole(torch.as_tensor(value)).cpu().contiguous().clone()
+                gathered = whole(torch.as_tensor(value))
+                if kept:
+                    tensors[f"{key}/{names[parameter]}"] = gathered.cpu().contiguous().clone()
     return tensors
 
 
@@ -49,7 +53,7 @@ def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, 
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
         parameter = parameters[name]
-        own = value.to("cpu" if kind == "step" else parameter.device, copy=True)
+        own = value.to(parameter.device, copy=True)  # the fused kernel wants the number of steps there too
         if isinstance(parameter, DTensor) and kind != "step":
             own = distribute_tensor(own, parameter.device_mesh, parameter.placements)
         optimizer.state[parameter][kind] = own

@@ -5,8 +5,11 @@ from functools import cache
 
 import torch
 
-TENSOR_CORES = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
-"""Dense bf16 FLOPs per second that vendors state, by a part of the device's name."""
+TENSOR_CORES = {
+    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200 NVL": 835e12, "H200": 989e12,
+    "GB200": 2500e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12,
+}  # fmt: skip
+"""Dense bf16 FLOPs per second that vendors state, by a part of the device's name; the first that fits counts."""
 SIZE, REPEATS = 1024, 5
 
 

@@ -12,6 +12,7 @@ FREE = (
     "minutes", "workers", "accumulation", "sharding", "activation_checkpointing", "compile", "log_every",
     "save_every", "keep", "keep_every", "resume", "resume_step", "accept_changes", "tracker",
     "evaluate_every", "evaluate_tasks", "evaluate_episodes", "evaluate_prompt",
+    "evaluate_limit_s",
 )  # fmt: skip
 """Settings of `TrainConfig` that may change: none of them decides what is learned."""
 BEFORE = {
@@ -33,16 +34,20 @@ def run_settings(recipe: Recipe, store: Store) -> dict[str, Any]:
 
 def check_same_settings(
     saved: dict[str, Any], asked: dict[str, Any], checkpoint: Path, *, accept_changes: bool = False
-) -> None:
-    """Raise `UserError` with both values where a run is to be continued with another setting.
+) -> list[str]:
+    """Raise `UserError` with both values where a run is to be continued with other settings.
 
-    `accept_changes` lets all through but those of the network, whose weights would not fit.
+    `accept_changes` lets through all but those of the network, whose weights would not fit; they are returned.
     """
-    for name, value in asked.items():
-        if accept_changes and not name.startswith("model."):
-            continue
-        was = saved.get(name, BEFORE.get(name))
-        if was != value:
-            can = not name.startswith("model.")
-            hint = "; --train.accept_changes true continues with it" if can else "; a network keeps its shape"
-            raise UserError(f"cannot resume {checkpoint}: {name} was {was!r}, now {value!r}{hint}")
+    changed = {
+        name: f"{name} was {was!r}, now {value!r}"
+        for name, value in asked.items()
+        if (was := saved.get(name, BEFORE.get(name))) != value
+    }
+    fixed = [said for name, said in changed.items() if name.startswith("model.")]
+    if fixed:
+        raise UserError(f"cannot resume {checkpoint}: {'; '.join(fixed)}; a network keeps its shape")
+    if changed and not accept_changes:
+        hint = "--train.accept_changes true continues nevertheless"
+        raise UserError(f"cannot resume {checkpoint}: {'; '.join(changed.values())}; {hint}")
+    return list(changed.values())

@@ -15,7 +15,7 @@ from torch import Tensor
 from gatito.data.packing import Batch
 from gatito.model.loss import predicting
 from gatito.tokenizers import Vocabulary
-from gatito.train.sharding import whole
+from gatito.train.sharding import is_sharded, whole
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,6 +43,11 @@ class StepResult:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
     @property
+    def is_skipped(self) -> bool:
+        """Whether the weights were left alone: not finite, or without any target."""
+        return not self.is_finite or not self.row_targets.any()
+
+    @property
     def not_finite(self) -> NDArray[np.int64]:
         """Which rows have a loss that is not finite."""
         return np.flatnonzero(~np.isfinite(self.row_loss))
@@ -58,7 +63,7 @@ def optimizer_step(
     rate: float,
     clip: float,
 ) -> StepResult:
-    """One step on the micro-batches of this process.
+    """One step on the micro-batches of this process, which are on the CPU and moved to its device one by one.
 
     The loss is normalised by the number of targets of all processes and micro-batches, so that neither changes what
     is learned: a mean of their means would weigh a target by how few others its batch has. Where loss or gradient are
@@ -67,19 +72,19 @@ def optimizer_step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     count = torch.stack([_num_targets(batch) for batch in batches]).sum()
-    all_targets = accelerator.reduce(count, "sum")
+    all_targets = accelerator.reduce(count.to(accelerator.device), "sum")
     counts = _Counts(accelerator, list(vocabulary.groups), batches)
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
         with accelerator.autocast(), _synchronised(accelerator, model, last):
-            targets = model(**batch.tensors()).targets
+            targets = model(**batch.to(accelerator.device).tensors()).targets
             loss = torch.stack(list(targets.loss_sum.values())).sum() / all_targets.clamp(min=1)
             # Data-parallel gradients are averaged over the processes; the loss is a sum over them.
             accelerator.backward(loss * accelerator.num_processes)
         counts.add(i, loss, targets, batch, vocabulary.separator)
     norm = whole(accelerator.clip_grad_norm_(model.parameters(), clip))
     result = counts.result(float(norm))
-    if all_targets > 0 and result.is_finite:
+    if not result.is_skipped:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return result
@@ -130,5 +135,6 @@ def _num_targets(batch: Batch) -> Tensor:
 
 
 def _synchronised(accelerator: Accelerator, model: torch.nn.Module, last: bool) -> Any:
-    """Gradients are exchanged between processes with the last micro-batch only."""
-    return contextlib.nullcontext() if last else accelerator.no_sync(model)
+    """Gradients are exchanged between processes with the last micro-batch only; sharded ones with each, since they
+    would have to be kept whole until then."""
+    return contextlib.nullcontext() if last or is_sharded(accelerator) else accelerator.no_sync(model)

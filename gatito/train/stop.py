@@ -19,7 +19,7 @@ class Stop:
 
 @contextmanager
 def noticing_sigterm() -> Iterator[Stop]:
-    """Yield a `Stop` that a first SIGTERM sets; a second one ends the process at once.
+    """Yield a `Stop` that SIGTERM sets, as often as it comes: launchers pass it on to processes that had it already.
 
     Only the main thread can receive signals.
     """
@@ -30,7 +30,6 @@ def noticing_sigterm() -> Iterator[Stop]:
 
     def notice(*_: Any) -> None:
         stop.asked = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     previous = signal.signal(signal.SIGTERM, notice)
     try:

@@ -36,7 +36,7 @@ from gatito.train.sharding import begin_accelerator, is_sharded, whole_model
 from gatito.train.step import StepResult, optimizer_step
 from gatito.train.stop import Stop, Terminated, noticing_sigterm
 from gatito.train.stream import MicroBatches, loader, lost_workers_named
-from gatito.train.watch import METRICS, Watch, forget_steps
+from gatito.train.watch import EVALUATIONS, METRICS, Watch, forget_steps, read_lines
 
 MAX_SKIPPED = 3
 """Steps in a row with a loss or gradient that is not finite, before the run aborts."""
@@ -62,11 +62,13 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
         prompt_share=config.prompt_share,
         predict_observations=config.predict_observations,
     )
-    found = _checkpoint(config, out)
+    accelerator = begin_accelerator(config, out)
+    found = _checkpoint(config, out, accelerator)
     settings = run_settings(recipe, store)
     if found:
-        check_same_settings(found[1].settings, settings, found[0], accept_changes=config.accept_changes)
-    accelerator = begin_accelerator(config, out)
+        accepted = check_same_settings(found[1].settings, settings, found[0], accept_changes=config.accept_changes)
+        for change in accepted:
+            accelerator.print(f"continues although {change}")
     _check_memory(shape, config, sampler, accelerator)
     set_seed(config.seed)
     plain = GatitoForCausalLM(shape)
@@ -74,15 +76,20 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
         # Copied: weights mapped from a file lie 8 bytes off the alignment of torch's own, and CPU matrix products
         # of them differ in the last bit.
         plain.load_state_dict(GatitoForCausalLM.from_pretrained(found[0]).state_dict())
-    _configure(plain, config, accelerator.device)
+    configure(plain, config, accelerator.device)
     model, optimizer = accelerator.prepare(plain, build_optimizer(plain, config))
     plain = accelerator.unwrap_model(model)
+    step, elapsed = 0, 0.0
     if found:
         restore_optimizer(plain, optimizer, found[1].optimizer)
+        step, elapsed = found[1].step, found[1].elapsed_s
+    del found  # the tensors of its files, which may be pruned
     loop = _Loop(recipe, store, sampler, accelerator, model, plain, optimizer, out, settings)
-    state = found[1] if found else None
-    with lost_workers_named(), noticing_sigterm() as stop:
-        return loop.run(state.step if state else 0, state.elapsed_s if state else 0.0, stop)
+    try:
+        with lost_workers_named(), noticing_sigterm() as stop:
+            return loop.run(step, elapsed, stop)
+    finally:
+        accelerator.end_training()
 
 
 def _check_memory(shape: GatitoConfig, config: TrainConfig, sampler: Sampler, accelerator: Accelerator) -> None:
@@ -91,11 +98,14 @@ def _check_memory(shape: GatitoConfig, config: TrainConfig, sampler: Sampler, ac
     row = batch_counts(shape, sampler.batch(0, num_rows), dense=True).scaled(1 / num_rows)
     if accelerator.device.type == "cuda":
         row = dataclasses.replace(row, pairs=0)  # attention by blocks keeps no mask
+    if is_sharded(accelerator):  # `accelerate launch` may ask for it too
+        config = dataclasses.replace(config, sharding="fsdp")
     need = training_memory(shape, config, count_parameters(shape), row, processes)
-    check_fits(need, available_bytes(accelerator.device, processes), config, processes)
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    check_fits(need, available_bytes(accelerator.device, on_this_machine), config, processes)
 
 
-def _configure(model: GatitoForCausalLM, config: TrainConfig, device: torch.device) -> None:
+def configure(model: GatitoForCausalLM, config: TrainConfig, device: torch.device) -> None:
     """How the blocks are computed, which changes nothing of what they compute."""
     if device.type == "cuda":
         model.set_attn_implementation("flex_attention")
@@ -130,27 +140,47 @@ class _Loop:
         self.tasks = tasks_to_evaluate(self.config, self.processor)
 
     def run(self, first_step: int, seconds_before: float, stop: Stop) -> Path:
-        config, accelerator = self.config, self.accelerator
-        if first_step >= config.steps:
+        """Train to the end and return the last checkpoint; raises `Terminated` once it was told to end, and saved."""
+        config = self.config
+        if self._is_over(first_step, seconds_before):
+            self.accelerator.print(f"step {first_step} of {config.steps} is the end of this run: nothing to do")
             return list_checkpoints(self.out)[-1]
         self._begin(first_step)
+        watch = Watch(config, self.sampler, self.accelerator, self.out, first_step)
+        try:
+            step, elapsed = self._train(first_step, seconds_before, stop, watch)
+            path = self._save(step, elapsed)
+        finally:
+            watch.bar.close()
+        if self.accelerator.num_processes > 1:
+            # gloo's threads drop the tensors of the last collective under the GIL, which torch keeps while it
+            # joins them to end the process group: without this pause a run now and then hangs after its last step.
+            time.sleep(0.2)
+        return path
+
+    def _is_over(self, step: int, elapsed: float) -> bool:
+        """Whether a run that continues from here has nothing left to do; a new one has at least a step."""
+        out_of_time = self.config.minutes is not None and elapsed > 60 * self.config.minutes
+        return step >= self.config.steps or (step > 0 and out_of_time)
+
+    def _train(self, step: int, seconds_before: float, stop: Stop, watch: Watch) -> tuple[int, float]:
+        """All steps from here on; returns how many there are then, and the seconds that they took in all."""
+        config, accelerator = self.config, self.accelerator
         dataset = MicroBatches(self.sampler, config, accelerator.process_index, accelerator.num_processes)
-        batches = loader(dataset, first_step, accelerator.device)
-        began, step, skipped, elapsed = time.monotonic(), first_step, 0, seconds_before
-        watch = Watch(config, self.sampler, accelerator, self.out, first_step)
+        batches = loader(dataset, step, accelerator.device)
+        began, skipped, elapsed, rate = time.monotonic(), 0, seconds_before, config.lr
+        if step and step not in {line["step"] for line in read_lines(self.out / EVALUATIONS)}:
+            self._evaluate(step, watch, stop)  # it was interrupted
         self.model.train()
-        rate = config.lr
-        while step < config.steps:
+        while True:
             elapsed, stopped = self._agree(seconds_before + time.monotonic() - began, stop)
-            progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-            if config.minutes is not None:
-                progress = max(progress, elapsed / (60 * config.minutes))
-                if elapsed > 60 * config.minutes and step > first_step:
-                    break
+            if self._is_over(step, elapsed):
+                watch.log(step, rate, elapsed)
+                return step, elapsed
             if stopped:
                 path = self._save(step, elapsed)
                 raise Terminated(f"told to end after step {step}; saved {path}, --train.resume auto continues")
-            rate = learning_rate(config, step, progress)
+            rate = learning_rate(config, step, self._progress(step, elapsed))
             # The generators are seeded anew, so that stochastic depth does not depend on an interruption.
             torch.manual_seed(_step_seed(config.seed, step, accelerator.process_index))
             result = self._step(batches, rate, watch)
@@ -159,19 +189,17 @@ class _Loop:
             skipped = 0 if result.is_finite else skipped + 1
             if skipped == MAX_SKIPPED:
                 raise UserError(self._why_aborted(step, watch.names(step, result.not_finite)))
-            if self.tasks and step % config.evaluate_every == 0:
-                self._evaluate(step)
             if step % config.save_every == 0 and step < config.steps:
-                self._save(step, elapsed)
-        watch.log(step, rate, elapsed)
-        watch.bar.close()
-        path = self._save(step, elapsed)
-        if accelerator.num_processes > 1:
-            # gloo's threads drop the tensors of the last collective under the GIL, which torch keeps while it
-            # joins them to end the process group: without this pause a run now and then hangs after its last step.
-            time.sleep(0.2)
-        accelerator.end_training()
-        return path
+                with watch.aside():
+                    self._save(step, elapsed)
+                    watch.say_domains(step)
+            self._evaluate(step, watch, stop)
+
+    def _progress(self, step: int, elapsed: float) -> float:
+        """How much of the run is over, by its steps after the warm-up or by its minutes."""
+        config = self.config
+        by_steps = (step - config.warmup) / max(1, config.steps - config.warmup)
+        return by_steps if config.minutes is None else max(by_steps, elapsed / (60 * config.minutes))
 
     def _begin(self, first_step: int) -> None:
         """Say what is trained on, and forget what an interrupted run wrote after its checkpoint."""
@@ -206,41 +234,39 @@ class _Loop:
         loaded = [next(batches) for _ in range(self.config.accumulation)]
         watch.seconds_loading += time.monotonic() - began
         watch.flops += sum(batch_flops(self.plain.config, batch) for batch in loaded)
-        return optimizer_step(
-            self.accelerator,
-            self.model,
-            self.optimizer,
-            [batch.to(self.accelerator.device) for batch in loaded],
-            self.store.vocabulary,
-            rate=rate,
-            clip=self.config.clip,
-        )
+        vocabulary, clip = self.store.vocabulary, self.config.clip
+        return optimizer_step(self.accelerator, self.model, self.optimizer, loaded, vocabulary, rate=rate, clip=clip)
 
     def _why_aborted(self, step: int, rows: list[str]) -> str:
         if not rows:
             rows = [f"{(step - MAX_SKIPPED) * self.config.batch} to {step * self.config.batch - 1}"]
         return f"the loss is not finite at step {step} (stream rows {', '.join(rows)}); lower --train.lr"
 
-    def _whole_model(self, *, copied: bool = False) -> GatitoForCausalLM:
+    def _whole_model(self) -> GatitoForCausalLM:
         """The model, or a copy where each process holds a shard of it."""
-        copied = copied or is_sharded(self.accelerator)
-        return whole_model(self.plain, self.plain.config) if copied else self.plain
+        sharded = is_sharded(self.accelerator)
+        return whole_model(self.plain, self.plain.config) if sharded else self.plain
 
-    def _evaluate(self, step: int) -> None:
-        # What is compiled for the shape of training would be compiled anew for every shape of acting.
-        model = self._whole_model(copied=self.config.compile).to(self.accelerator.device)
-        evaluate_while_training(self.accelerator, model, self.processor, self.tasks, self.config, step, self.out)
+    def _evaluate(self, step: int, watch: Watch, stop: Stop) -> None:
+        """Play the tasks, where it is their time."""
+        if not self.tasks or step % self.config.evaluate_every:
+            return
+        with watch.aside():
+            model = self._whole_model().to(self.accelerator.device)
+            evaluate_while_training(
+                self.accelerator, model, self.processor, self.tasks, self.config, step, self.out, stop
+            )
 
     def _save(self, step: int, elapsed: float) -> Path:
-        model = self._whole_model()
-        state = TrainingState(
-            step=step,
-            settings=self.settings,
-            optimizer=optimizer_tensors(self.plain, getattr(self.optimizer, "optimizer", self.optimizer)),
-            elapsed_s=elapsed,
-        )
+        saves = self.accelerator.is_main_process
         path = self.out / "checkpoints" / f"step-{step:08d}"
-        if self.accelerator.is_main_process:
+        model = self._whole_model()
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        tensors: dict[str, torch.Tensor] = {}
+        if saves or is_sharded(self.accelerator):  # then it takes all of them
+            tensors = optimizer_tensors(self.plain, optimizer, kept=saves)
+        if saves:
+            state = TrainingState(step=step, settings=self.settings, optimizer=tensors, elapsed_s=elapsed)
             card = model_card(self.recipe, self.store, step)
             keep = {"keep": self.config.keep, "keep_every": self.config.keep_every}
             path = save_checkpoint(self.out, model, self.processor, state, card, **keep)
@@ -287,7 +313,7 @@ def _knows_wandb() -> bool:
         return False
 
 
-def _checkpoint(config: TrainConfig, out: Path) -> tuple[Path, TrainingState] | None:
+def _checkpoint(config: TrainConfig, out: Path, accelerator: Accelerator) -> tuple[Path, TrainingState] | None:
     """Where to continue from; None is a fresh start, which never happens where there is a run."""
     if config.resume_step is not None:
         return load_step(out, config.resume_step)
@@ -297,4 +323,4 @@ def _checkpoint(config: TrainConfig, out: Path) -> tuple[Path, TrainingState] | 
                 f"{out} holds a run already; continue it with --train.resume auto, or choose another --out"
             )
         return None
-    return load_newest(out)
+    return load_newest(out, accelerator.print)

@@ -5,6 +5,8 @@ import math
 import statistics
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ from tqdm import tqdm
 
 from gatito.data.sampler import Sampler
 from gatito.data.tasks import domain_of
+from gatito.errors import UserError
 from gatito.train.configs import TrainConfig
 from gatito.train.peak import peak_flops
 from gatito.train.step import StepResult
 
+TIMINGS = ("tokens_per_s", "timesteps_per_s", "mfu", "loading_share", "eta_s")
+"""Fields of `metrics.jsonl` that the clock decides; all others are the same in the same run."""
 METRICS, SPIKES, EVALUATIONS = "metrics.jsonl", "spikes.jsonl", "evaluations.jsonl"
 REMEMBERED, ENOUGH = 100, 20
 """Losses that a new one is compared with, and how few are too few."""
@@ -28,18 +33,33 @@ NAMED = 5
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
-    """Add a line of JSON to a file."""
-    with path.open("a") as file:
-        file.write(json.dumps(values) + "\n")
+    """Add a line of JSON to a file; raises `UserError` where it cannot be written."""
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; make room and continue with --train.resume auto") from None
 
 
 def forget_steps(out: Path, step: int) -> None:
     """Remove the lines after `step`, which an interrupted run wrote and its continuation writes again."""
     for path in (out / METRICS, out / SPIKES, out / EVALUATIONS):
         if path.is_file():
-            lines = path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            path.write_text("".join(kept))
+            kept = [line for line in read_lines(path) if line["step"] <= step]
+            temporary = path.with_suffix(".partial")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            temporary.rename(path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON lines: a killed process may have left half of one."""
+    found = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
 
 
 class Watch:
@@ -54,8 +74,9 @@ class Watch:
         self.recent: deque[float] = deque(maxlen=REMEMBERED)
         self.began, self.first_step = time.monotonic(), first_step
         self.window_began = self.began
-        self.seconds_loading = self.flops = 0.0
-        """Since the last line: seconds spent waiting for data, and useful FLOPs of this process."""
+        self.seconds_loading = self.seconds_aside = self.flops = 0.0
+        """Since the last line: seconds spent waiting for data, or not training; useful FLOPs of this process."""
+        self.last: dict[str, float] = {}
         self.bar = tqdm(
             total=config.steps, initial=first_step, desc="train", unit="step", disable=not accelerator.is_main_process
         )
@@ -69,6 +90,15 @@ class Watch:
         if step % self.config.log_every == 0:
             self.log(step, rate, elapsed)
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done inside is no training, and its time not counted as such."""
+        began = time.monotonic()
+        yield
+        seconds = time.monotonic() - began
+        self.seconds_aside += seconds
+        self.began += seconds
+
     def names(self, step: int, rows: Any) -> list[str]:
         """Rows of a step, counted from the start of the stream, with their datasets; the first few of many."""
         first = (step - 1) * self.config.batch
@@ -77,34 +107,58 @@ class Watch:
 
     def log(self, step: int, rate: float, elapsed: float) -> None:
         """Write a line for the steps since the last one."""
-        window, seconds = self.window, time.monotonic() - self.window_began
+        window, seconds = self.window, time.monotonic() - self.window_began - self.seconds_aside
+        loading, flops = self.seconds_loading, self.flops
         self.window, self.window_began = [], time.monotonic()
+        self.seconds_loading = self.seconds_aside = self.flops = 0.0
         if not window or not self.accelerator.is_main_process:
             return
-        values: dict[str, float] = {
-            "step": step,
-            "loss": sum(result.loss for result in window) / len(window),
-            "lr": rate,
-            "grad_norm": sum(result.grad_norm for result in window) / len(window),
-            **self._by_group(window),
+        learned = [result for result in window if not result.is_skipped]
+        values: dict[str, float] = {"step": step, "lr": rate}
+        if learned:
+            values["loss"] = sum(result.loss for result in learned) / len(learned)
+            values["grad_norm"] = sum(result.grad_norm for result in learned) / len(learned)
+        if len(learned) < len(window):
+            values["skipped"] = len(window) - len(learned)
+        values |= {
+            **self._by_group(learned),
             **self._by_domain(step, window),
             "tokens_per_s": sum(result.tokens for result in window) / seconds,
             "timesteps_per_s": sum(result.timesteps for result in window) / seconds,
-            "mfu": self.flops / seconds / peak_flops(self.accelerator.device, self.config.precision),
-            "loading_share": self.seconds_loading / seconds,
+            "mfu": flops / seconds / peak_flops(self.accelerator.device, self.config.precision),
+            "loading_share": loading / seconds,
             "eta_s": self._eta(step, elapsed),
         }
-        self.seconds_loading = self.flops = 0.0
         append_line(self.out / METRICS, values)
         if self.config.tracker != "none":
             self.accelerator.log(values, step=step)
-        shown = {"loss": f"{values['loss']:.3f}", "tokens_s": f"{values['tokens_per_s']:.0f}"}
-        self.bar.set_postfix(shown | {"mfu": f"{values['mfu']:.0%}"})
+        self.last = values
+        self._show(values)
+
+    def _show(self, values: dict[str, float]) -> None:
+        """Beside the bar: losses by group, how many actions are right, how fast it goes and how long it takes."""
+        losses = {name.replace("loss/", ""): f"{values[name]:.2f}" for name in values if name.startswith("loss/")}
+        shown = losses | {
+            "right": f"{values.get('action_accuracy', 0.0):.0%}",
+            "tokens/s": f"{values['tokens_per_s']:.0f}",
+            "timesteps/s": f"{values['timesteps_per_s']:.0f}",
+            "mfu": f"{values['mfu']:.0%}",
+        }
+        if self.config.minutes is not None:
+            shown["left"] = self.bar.format_interval(values["eta_s"])
+        self.bar.set_postfix(shown)
+
+    def say_domains(self, step: int) -> None:
+        """Print the losses by domain of the last line, for which there is no room beside the bar."""
+        losses = {name: value for name, value in self.last.items() if name.startswith("domain_loss/")}
+        if losses:
+            said = ", ".join(f"{name.partition('/')[2]} {value:.3f}" for name, value in losses.items())
+            tqdm.write(f"step {step}: loss {self.last['loss']:.3f}; {said}")
 
     def _by_group(self, window: list[StepResult]) -> dict[str, float]:
         """Loss and accuracy by id group; the accuracy of actions is that of all groups but text."""
         values, acted, right = {}, 0, 0
-        for name in window[0].groups:
+        for name in window[0].groups if window else ():
             loss, targets, hits = (sum(result.groups[name][i] for result in window) for i in range(3))
             if targets:
                 values[f"loss/{name}"], values[f"accuracy/{name}"] = loss / targets, hits / targets
@@ -117,6 +171,8 @@ class Watch:
         sums: dict[str, list[float]] = {}
         first = (step - len(window)) * self.config.batch
         for i, result in enumerate(window):
+            if result.is_skipped:
+                continue
             for row in np.flatnonzero(result.row_targets):
                 dataset = self.sampler.dataset(first + i * self.config.batch + int(row))
                 domain = sums.setdefault(domain_of(dataset.metadata["task"]), [0.0, 0.0])
@@ -138,11 +194,11 @@ class Watch:
             where = f"rows {', '.join(rows)}" if rows else "the gradient of the whole step"
             tqdm.write(f"step {step} skipped: its loss or gradient is not finite; {where}")
             self._write_spike(step, result, "skipped", rows)
-        elif result.loss > mean + SPIKE * deviation:
+        elif not result.is_skipped and result.loss > mean + SPIKE * deviation:
             means = result.row_loss / np.maximum(result.row_targets, 1)
             worst = np.argsort(-means, kind="stable")[:NAMED]
             self._write_spike(step, result, "spike", self.names(step, worst))
-        if result.is_finite:
+        if not result.is_skipped:
             self.recent.append(result.loss)
 
     def _write_spike(self, step: int, result: StepResult, kind: str, rows: list[str]) -> None:
