@@ -339,6 +339,23 @@ def test_a_recipe_that_does_not_fit_is_refused_before_it_is_built(
 # Trackers
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_tracker_is_sent_what_is_written_down(tmp_path: Path, cartpole: Path) -> None:
+    settings = {"steps": 4, "log_every": 2, "evaluate_every": 4, "evaluate_episodes": 2}
+    train(tiny_recipe(**settings, tracker="tensorboard"), cartpole, tmp_path)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sent = EventAccumulator(str(tmp_path / "gatito"))
+    sent.Reload()
+    for name, key in (("loss", "loss"), ("accuracy/discrete", "accuracy/discrete"), ("mfu", "mfu")):
+        assert [(scalar.step, pytest.approx(scalar.value)) for scalar in sent.Scalars(name)] == [
+            (step, values[key]) for step, values in metrics_of(tmp_path).items()
+        ]
+    (line,) = lines_of(tmp_path / "evaluations.jsonl")
+    (score,) = sent.Scalars("score/classic/cartpole")
+    assert (score.step, score.value) == (4, pytest.approx(line["score"]))
+
+
 def test_wandb_without_a_login_stays_on_this_disk_and_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
     monkeypatch.setattr(trainer.importlib.util, "find_spec", lambda _: True)
