@@ -22,6 +22,7 @@ from gatito.data.sampler import Sampler
 from gatito.errors import UserError
 from gatito.train import sharding, trainer
 from gatito.train.stop import Terminated
+from gatito.train.stream import MicroBatches
 
 
 def shard_on_cpu() -> None:
@@ -74,15 +75,15 @@ def break_a_row(steps: tuple[int, ...]) -> None:
 
 
 def note_rows(out: Path) -> None:
-    """Write down which rows of the stream are drawn."""
-    batch = Sampler.batch
+    """Write down which rows of the stream are trained on."""
+    original = MicroBatches.__getitem__
 
-    def noted(self: Sampler, first: int, size: int) -> Batch:
-        with (out.parent / f"{out.name}.rows-{PartialState().process_index}").open("a") as file:
-            file.writelines(f"{row}\n" for row in range(first, first + size))
-        return batch(self, first, size)
+    def noted(self: MicroBatches, k: int) -> Any:
+        with (out.parent / f"{out.name}.rows-{self.process}").open("a") as file:
+            file.writelines(f"{row}\n" for row in self.rows(k))
+        return original(self, k)
 
-    Sampler.batch = noted
+    MicroBatches.__getitem__ = noted
 
 
 def main() -> None:

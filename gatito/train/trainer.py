@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 
 from gatito.data.checks import check_store
 from gatito.data.describe import MANY, by_domain, store_table
@@ -169,8 +169,8 @@ class _Loop:
         dataset = MicroBatches(self.sampler, config, accelerator.process_index, accelerator.num_processes)
         batches = loader(dataset, step, accelerator.device)
         began, skipped, elapsed, rate = time.monotonic(), 0, seconds_before, config.lr
-        if step and step not in {line["step"] for line in read_lines(self.out / EVALUATIONS)}:
-            self._evaluate(step, watch, stop)  # it was interrupted
+        if self._evaluation_is_missing(step):
+            self._evaluate(step, watch, stop)
         self.model.train()
         while True:
             elapsed, stopped = self._agree(seconds_before + time.monotonic() - began, stop)
@@ -194,6 +194,11 @@ class _Loop:
                     self._save(step, elapsed)
                     watch.say_domains(step)
             self._evaluate(step, watch, stop)
+
+    def _evaluation_is_missing(self, step: int) -> bool:
+        """Whether that of the step from which a run continues was interrupted; what the main process reads counts."""
+        done = {line["step"] for line in read_lines(self.out / EVALUATIONS)}
+        return bool(broadcast_object_list([step > 0 and step not in done])[0])
 
     def _progress(self, step: int, elapsed: float) -> float:
         """How much of the run is over, by its steps after the warm-up or by its minutes."""
