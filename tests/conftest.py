@@ -10,6 +10,7 @@ import pytest
 import sentencepiece
 import torch
 from gymnasium import spaces
+from toy import write_mixed_store
 
 from gatito.tokenizers import TextTokenizer, Vocabulary
 
@@ -46,6 +47,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     path: Path = tmp_path_factory.mktemp("text") / "small.model"
     path.write_bytes(model.getvalue())
     return TextTokenizer.load(path)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary, text: TextTokenizer) -> Path:
+    """Vectors, images with missions and text, to train on; never to be written to."""
+    return write_mixed_store(tmp_path_factory.mktemp("stores") / "store", vocabulary, text)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from runs import assert_close_weights, assert_same_run, metrics_of, weights_of
-from toy import TRUNKS, tiny_model, tiny_recipe, write_mixed_store, write_task_store
+from toy import TRUNKS, tiny_model, tiny_recipe, write_task_store
 
 from gatito.errors import UserError
 from gatito.model import GatitoForCausalLM
@@ -25,16 +25,6 @@ from gatito.train.trainer import train
 
 SCRIPT = Path(__file__).with_name("launched.py")
 SETTINGS: dict[str, Any] = {"batch": 8, "accumulation": 2, "lr": 1e-3}
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary, text: TextTokenizer) -> Path:
-    return write_mixed_store(tmp_path_factory.mktemp("stores") / "store", vocabulary, text)
-
-
-@pytest.fixture
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def start(processes: int, store: Path, out: Path, fault: str = "none", **settings: Any) -> subprocess.Popen[str]:
@@ -83,7 +73,6 @@ def rows_of(out: Path) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("trunk", [pytest.param("flat", marks=pytest.mark.slow), "1 latent, decoded"])
-@pytest.mark.usefixtures("one_thread")
 def test_two_processes_give_the_losses_and_weights_of_one(trunk: str, tmp_path: Path, store: Path) -> None:
     train(tiny_recipe(**SETTINGS, trunk=trunk), store, tmp_path / "one")
     printed = run(2, store, tmp_path / "two", trunk=trunk)
@@ -94,7 +83,6 @@ def test_two_processes_give_the_losses_and_weights_of_one(trunk: str, tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trunk", ["flat", "1 latent, decoded", "4 latents, decoded"])
-@pytest.mark.usefixtures("one_thread")
 def test_two_sharded_processes_give_the_losses_and_weights_of_one(trunk: str, tmp_path: Path, store: Path) -> None:
     """Through Accelerate's FSDP2, which on CPUs has to be told that it may."""
     train(tiny_recipe(**SETTINGS, trunk=trunk), store, tmp_path / "one")
@@ -103,7 +91,6 @@ def test_two_sharded_processes_give_the_losses_and_weights_of_one(trunk: str, tm
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
 def test_gradients_are_clipped_by_their_norm_over_all_shards(tmp_path: Path, store: Path) -> None:
     """So small a norm that AdamW's epsilon lets its size be seen."""
     settings = {**SETTINGS, "trunk": "1 latent, decoded", "warmup": 0}
@@ -127,7 +114,6 @@ def test_sharded_processes_in_bf16_keep_the_precision_of_one(tmp_path: Path, sto
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
 def test_a_sharded_run_continues_in_one_process_and_the_other_way_round(tmp_path: Path, store: Path) -> None:
     settings = {**SETTINGS, "trunk": "1 latent, decoded", "save_every": 10}
     train(tiny_recipe(**settings), store, tmp_path / "one")
@@ -177,7 +163,6 @@ def test_every_parameter_has_a_gradient_of_a_batch_of_text_alone(vocabulary: Voc
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
 def test_the_stream_of_samples_is_the_same_on_one_two_and_four_processes(tmp_path: Path, store: Path) -> None:
     settings = {"steps": 6, "batch": 8, "accumulation": 1}
     for processes in (1, 2, 4):
@@ -191,7 +176,6 @@ def test_the_stream_of_samples_is_the_same_on_one_two_and_four_processes(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
 def test_a_run_continues_on_more_processes_and_workers_with_the_same_samples(tmp_path: Path, store: Path) -> None:
     settings = {**SETTINGS, "steps": 20, "save_every": 10, "keep": 9}
     train(tiny_recipe(**settings), store, tmp_path / "one")
@@ -248,7 +232,6 @@ def test_the_third_broken_step_in_a_row_ends_all_processes(tmp_path: Path, store
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["none", "sharded"])
-@pytest.mark.usefixtures("one_thread")
 def test_processes_share_the_tasks_of_an_evaluation_and_score_them_as_one_does(
     fault: str, tmp_path: Path, vocabulary: Vocabulary, text: TextTokenizer
 ) -> None:

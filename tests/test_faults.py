@@ -12,27 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 from runs import assert_same_run
-from toy import tiny_model, tiny_recipe, write_mixed_store
+from toy import tiny_model, tiny_recipe
 
 from gatito.data.store import open_store
 from gatito.model import GatitoForCausalLM
-from gatito.tokenizers import TextTokenizer, Vocabulary
+from gatito.tokenizers import Vocabulary
 from gatito.train.card import processor_of
 from gatito.train.checkpoint import TrainingState, find_problem, list_checkpoints, load_newest, save_checkpoint
 from gatito.train.trainer import train
 
 TRIALS = 200
 """Kills while saving."""
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary, text: TextTokenizer) -> Path:
-    return write_mixed_store(tmp_path_factory.mktemp("stores") / "store", vocabulary, text)
-
-
-@pytest.fixture
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def command(store: Path, out: Path, *settings: str) -> list[str]:
@@ -76,7 +66,6 @@ def save_for_ever(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
 def test_two_hundred_kills_while_saving_lose_no_checkpoint_that_was_finished(
     tmp_path: Path, vocabulary: Vocabulary, store: Path
 ) -> None:
@@ -118,7 +107,6 @@ def test_two_hundred_kills_while_saving_lose_no_checkpoint_that_was_finished(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
 def test_a_run_killed_three_times_ends_with_the_losses_and_weights_of_one_that_was_not(
     tmp_path: Path, store: Path
 ) -> None:
@@ -137,7 +125,6 @@ def test_a_run_killed_three_times_ends_with_the_losses_and_weights_of_one_that_w
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "1"])
-@pytest.mark.usefixtures("one_thread")
 def test_sigterm_saves_ends_with_143_and_the_same_command_continues(
     workers: str, tmp_path: Path, store: Path
 ) -> None:
@@ -157,7 +144,6 @@ def test_sigterm_saves_ends_with_143_and_the_same_command_continues(
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_minutes_go_on_where_an_interrupted_run_left_them(tmp_path: Path, store: Path) -> None:
     recipe = tiny_recipe(steps=10, save_every=5, keep=9, minutes=60)
     train(recipe, store, tmp_path)

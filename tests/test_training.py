@@ -29,7 +29,6 @@ from toy import (
     tiny_model,
     tiny_recipe,
     toy_sequence,
-    write_mixed_store,
     write_store,
 )
 
@@ -59,11 +58,6 @@ from gatito.train.optimizer import build_optimizer, learning_rate
 from gatito.train.settings import check_same_settings, run_settings
 from gatito.train.stream import MicroBatches
 from gatito.train.trainer import train
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary, text: TextTokenizer) -> Path:
-    return write_mixed_store(tmp_path_factory.mktemp("stores") / "store", vocabulary, text)
 
 
 @pytest.fixture(scope="module")

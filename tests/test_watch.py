@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from runs import assert_same_run, metrics_of, weights_of
-from toy import TRUNKS, tiny_model, tiny_recipe, write_mixed_store, write_task_store
+from toy import TRUNKS, tiny_model, tiny_recipe, write_task_store
 
 import gatito.model.loss
 from gatito.data.packing import pack
@@ -33,18 +33,8 @@ from gatito.train.trainer import train
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary, text: TextTokenizer) -> Path:
-    return write_mixed_store(tmp_path_factory.mktemp("stores") / "store", vocabulary, text)
-
-
-@pytest.fixture(scope="module")
 def cartpole(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary, text: TextTokenizer) -> Path:
     return write_task_store(tmp_path_factory.mktemp("stores") / "cartpole", ["classic/cartpole"], vocabulary, text)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def lines_of(file: Path) -> list[dict[str, Any]]:

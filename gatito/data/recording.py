@@ -6,8 +6,6 @@ the label (DART, Laskey et al. 2017): the expert shows how to come back, the noi
 
 import contextlib
 import math
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, SupportsFloat
 
@@ -15,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 from minari.data_collector import EpisodeBuffer
 
+from gatito.data.alarm import time_limit
 from gatito.data.episode import check_values, copied, stack
 from gatito.data.minari_episodes import EXPLORATORY
 from gatito.data.tasks import ExpertFailed, Policy, TaskSpec
@@ -68,7 +67,8 @@ def collect_episode(
     actions, exploratory = [], []
     rewards: list[float] = []
     ends: list[tuple[bool, bool]] = []
-    with simulation(lambda: f"{where}, timestep {len(ends)}"), cpu_limit(spec.cpu_limit_s):
+    slow = ExpertFailed(f"the episode took more than {spec.cpu_limit_s} s of CPU time")
+    with simulation(lambda: f"{where}, timestep {len(ends)}"), time_limit(spec.cpu_limit_s, "cpu", slow):
         observation, _ = env.reset(seed=seed)
         observations = [copied(observation)]  # some environments write the next one into the same array
         env.action_space.seed(seed)  # before the policy, which may draw from it
@@ -106,23 +106,3 @@ def collect_episode(
         truncations=[truncated for _, truncated in ends],
         infos={EXPLORATORY: np.array([*exploratory, False])[:, None]},
     )
-
-
-@contextlib.contextmanager
-def cpu_limit(limit_s: float | None) -> Iterator[None]:
-    """Raise `ExpertFailed` inside the block after so much CPU time; only the main thread gets signals."""
-    no_signals = threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer")
-    if limit_s is None or no_signals:
-        yield
-        return
-
-    def fail(*_: Any) -> None:
-        raise ExpertFailed(f"the episode took more than {limit_s} s of CPU time")
-
-    previous = signal.signal(signal.SIGVTALRM, fail)
-    signal.setitimer(signal.ITIMER_VIRTUAL, limit_s, 1.0)  # again, should a simulator swallow the first
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
-        signal.signal(signal.SIGVTALRM, previous)

@@ -1,18 +1,15 @@
 """Prompted rollouts while training, the tasks shared among the processes."""
 
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from gatito.data.alarm import time_limit
 from gatito.data.tasks import matching, registry
 from gatito.errors import UserError, nearest
 from gatito.eval.rollout import check_task, evaluate_task
@@ -77,7 +74,8 @@ def evaluate_while_training(
     for task in tasks[accelerator.process_index :: accelerator.num_processes]:
         try:
             look_up()
-            with _time_limit(config.evaluate_limit_s), torch.compiler.set_stance("force_eager"):
+            slow = TimeoutError(f"it took more than {config.evaluate_limit_s:g} s")
+            with time_limit(config.evaluate_limit_s, "wall", slow), torch.compiler.set_stance("force_eager"):
                 episodes, prompt = config.evaluate_episodes, config.evaluate_prompt
                 result = evaluate_task(model, processor, task, episodes=episodes, prompt=prompt, on_episode=look_up)
             found.append((task, result.score, ""))
@@ -109,22 +107,3 @@ def _write(
     tqdm.write(f"step {step}: {said}" + "".join(f"; {task} failed: {why}" for task, why in failed.items()))
     if config.tracker != "none":
         accelerator.log(values, step=step)
-
-
-@contextmanager
-def _time_limit(limit_s: float) -> Iterator[None]:
-    """Raise `TimeoutError` inside the block after so many seconds; only the main thread gets signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def fail(*_: Any) -> None:
-        raise TimeoutError(f"it took more than {limit_s:g} s")
-
-    previous = signal.signal(signal.SIGALRM, fail)
-    signal.setitimer(signal.ITIMER_REAL, limit_s, 1.0)  # again, should a simulator swallow the first
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, previous)

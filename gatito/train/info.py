@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gatito.data.packing import pack
-from gatito.data.sampler import Sampler, timestep_chunks, timestep_positions
+from gatito.data.sampler import timestep_chunks, timestep_positions
 from gatito.data.store import Store, TokenDataset
 from gatito.errors import UserError
 from gatito.model import GatitoConfig
@@ -16,6 +16,7 @@ from gatito.tokenizers.sequence import observations_predicted
 from gatito.tokenizers.vocabulary import ACTION_POSITION
 from gatito.train.configs import TrainConfig
 from gatito.train.flops import Counts, Flops, batch_counts, forward_flops
+from gatito.train.stream import stream_of
 
 SAMPLED_ROWS = 64
 """Rows of the stream that costs are measured on."""
@@ -106,14 +107,7 @@ def reach_of_layouts(layouts: Mapping[str, Layout], config: GatitoConfig) -> lis
 
 def sampled_rows(store: Store, config: GatitoConfig, train: TrainConfig) -> list[Row]:
     """The first rows that training would see."""
-    sampler = Sampler(
-        store=store,
-        context=config.context,
-        trunk=config.trunk,
-        seed=train.seed,
-        prompt_share=train.prompt_share,
-        predict_observations=train.predict_observations,
-    )
+    sampler = stream_of(store, config.trunk, train)
     rows = []
     for index in range(SAMPLED_ROWS):
         sequences, dataset = sampler.row(index), sampler.dataset(index)

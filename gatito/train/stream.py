@@ -12,10 +12,24 @@ from torch.utils.data import DataLoader, Dataset
 
 from gatito.data.packing import Batch
 from gatito.data.sampler import Sampler
+from gatito.data.store import Store
 from gatito.errors import UserError
+from gatito.tokenizers.trunk import Trunk
 from gatito.train.configs import TrainConfig
 
 Arrays = dict[str, NDArray[Any]]
+
+
+def stream_of(store: Store, trunk: Trunk, config: TrainConfig) -> Sampler:
+    """The stream of rows that a run is trained on."""
+    return Sampler(
+        store=store,
+        context=config.context,
+        trunk=trunk,
+        seed=config.seed,
+        prompt_share=config.prompt_share,
+        predict_observations=config.predict_observations,
+    )
 
 
 class MicroBatches(Dataset[Arrays]):

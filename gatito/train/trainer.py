@@ -35,7 +35,7 @@ from gatito.train.settings import check_same_settings, run_settings
 from gatito.train.sharding import begin_accelerator, is_sharded, whole_model
 from gatito.train.step import StepResult, optimizer_step
 from gatito.train.stop import Stop, Terminated, noticing_sigterm
-from gatito.train.stream import MicroBatches, loader, lost_workers_named
+from gatito.train.stream import MicroBatches, loader, lost_workers_named, stream_of
 from gatito.train.watch import EVALUATIONS, METRICS, Watch, forget_steps, read_lines
 
 MAX_SKIPPED = 3
@@ -54,14 +54,7 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     store = open_store(data)
     check_store(store)
     shape = recipe.model.build(store.vocabulary, config.context, store.text.end)
-    sampler = Sampler(
-        store=store,
-        context=config.context,
-        trunk=shape.trunk,
-        seed=config.seed,
-        prompt_share=config.prompt_share,
-        predict_observations=config.predict_observations,
-    )
+    sampler = stream_of(store, shape.trunk, config)
     accelerator = begin_accelerator(config, out)
     found = _checkpoint(config, out, accelerator)
     settings = run_settings(recipe, store)

@@ -1,0 +1,34 @@
+"""An alarm round what may take for ever: an expert that thinks, a simulator that hangs."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+TIMERS = {
+    "cpu": (getattr(signal, "ITIMER_VIRTUAL", None), getattr(signal, "SIGVTALRM", None)),
+    "wall": (getattr(signal, "ITIMER_REAL", None), getattr(signal, "SIGALRM", None)),
+}
+"""Timers and their signals by what they count; there are none on Windows."""
+
+
+@contextmanager
+def time_limit(limit_s: float | None, counting: Literal["cpu", "wall"], error: Exception) -> Iterator[None]:
+    """Raise `error` inside the block after so many seconds; only the main thread gets signals, others no limit."""
+    timer, number = TIMERS[counting]
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if limit_s is None or not in_main_thread or timer is None or number is None:
+        yield
+        return
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    previous = signal.signal(number, fail)
+    signal.setitimer(timer, limit_s, 1.0)  # again, should a simulator swallow the first
+    try:
+        yield
+    finally:
+        signal.setitimer(timer, 0.0)
+        signal.signal(number, previous)
