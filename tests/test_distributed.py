@@ -300,6 +300,7 @@ def test_the_copy_of_a_model_that_is_saved_has_its_weights_and_ties(vocabulary: 
     from gatito.train.sharding import whole_model
 
     model = tiny_model(vocabulary)
+    assert whole_model(model, model.config, kept=False) is None
     copy = whole_model(model, model.config)
     assert isinstance(copy, GatitoForCausalLM)
     assert copy.lm_head.weight is copy.model.embedding.tokens.weight

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from runs import assert_same_run
 from toy import tiny_model, tiny_recipe
+from tqdm import tqdm
 
 from gatito.data.store import open_store
 from gatito.model import GatitoForCausalLM
@@ -56,6 +58,7 @@ def save_for_ever(
     model: GatitoForCausalLM, processor: object, settings: dict[str, str], out: Path, first: int, pipe: int
 ) -> None:
     """Save one step after the other, each followed by a line in the pipe; never returns."""
+    tqdm.set_lock(threading.RLock())  # its usual one is shared with the parent, which would wait for a killed child
     step = first
     while True:
         optimizer = {"exp_avg/model.norm.weight": torch.full((32,), float(step))}

@@ -153,7 +153,7 @@ def test_a_simulator_that_hangs_is_given_up_and_counted(
     train(tiny_recipe(steps=2, evaluate_every=2, evaluate_limit_s=0.5), cartpole, tmp_path)
     assert time.monotonic() - began < 30
     (line,) = lines_of(tmp_path / "evaluations.jsonl")
-    assert "it took more than 0.5 s" in line["failed"]["classic/cartpole"]
+    assert "the evaluation took more than 0.5 s" in line["failed"]["classic/cartpole"]
 
 
 def test_an_evaluation_that_was_interrupted_is_done_when_the_run_continues(
@@ -221,6 +221,7 @@ def test_a_run_continues_from_the_step_it_is_told(tmp_path: Path, store: Path) -
     again = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, resume_step=3))
     train(again, store, tmp_path)
     found = weights_of(list_checkpoints(tmp_path)[-1])
+    assert [path.name for path in (tmp_path / "abandoned-1").iterdir()] != []
     assert sorted(metrics_of(tmp_path)) == list(range(1, 10))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 

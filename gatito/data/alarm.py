@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+REPEAT_S = 10.0
+"""Seconds after which the alarm comes again, should a simulator have swallowed it."""
 TIMERS = {
     "cpu": (getattr(signal, "ITIMER_VIRTUAL", None), getattr(signal, "SIGVTALRM", None)),
     "wall": (getattr(signal, "ITIMER_REAL", None), getattr(signal, "SIGALRM", None)),
@@ -15,20 +17,27 @@ TIMERS = {
 
 @contextmanager
 def time_limit(limit_s: float | None, counting: Literal["cpu", "wall"], error: Exception) -> Iterator[None]:
-    """Raise `error` inside the block after so many seconds; only the main thread gets signals, others no limit."""
+    """Raise `error` inside the block after so many seconds; only the main thread gets signals, others no limit.
+
+    What runs in compiled code is interrupted when it comes back to Python.
+    """
     timer, number = TIMERS[counting]
     in_main_thread = threading.current_thread() is threading.main_thread()
     if limit_s is None or not in_main_thread or timer is None or number is None:
         yield
         return
 
+    inside = True
+
     def fail(*_: Any) -> None:
-        raise error
+        if inside:
+            raise error
 
     previous = signal.signal(number, fail)
-    signal.setitimer(timer, limit_s, 1.0)  # again, should a simulator swallow the first
+    signal.setitimer(timer, limit_s, REPEAT_S)
     try:
         yield
     finally:
+        inside = False
         signal.setitimer(timer, 0.0)
         signal.signal(number, previous)

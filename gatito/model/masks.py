@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-_compiled = torch.compile(flex_attention, dynamic=False)
+# Where there is no GPU torch's compiler need not be imported, which takes a second.
+_flex = torch.compile(flex_attention, dynamic=False) if torch.cuda.is_available() else flex_attention
 Mask = Tensor | BlockMask | None
 """True where a query sees a key; None is plain causal attention."""
 
@@ -58,5 +59,6 @@ def segment_blocks(segments: Tensor) -> BlockMask:
 
 
 def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    """Attention (B, H, L, head_dim) under a mask of blocks; on a GPU by a compiled kernel, elsewhere written out."""
-    return _compiled(q, k, v, block_mask=mask) if q.is_cuda else flex_attention(q, k, v, block_mask=mask)
+    """Attention (B, H, L, head_dim) under a mask of blocks; by a compiled kernel where there is a GPU."""
+    attended: Tensor = _flex(q, k, v, block_mask=mask)
+    return attended

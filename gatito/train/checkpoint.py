@@ -69,7 +69,7 @@ def save_checkpoint(
             (folder / MANIFEST).write_text(json.dumps(hashes, indent=1))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot save {target}: {error}; what was saved before is intact") from None
-    # Newer ones can only be damaged ones that the run went back behind.
+    # Newer ones can only be damaged ones that the run went back behind; others were put aside.
     for old in [path for path in list_checkpoints(out) if path.name <= target.name][:-keep]:
         if not keep_every or step_of(old) % keep_every:
             remove_folder(old)
@@ -80,6 +80,19 @@ def list_checkpoints(out: Path) -> list[Path]:
     """Finished checkpoints below a run's folder, oldest first."""
     folder = out / FOLDER
     return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", p.name)) if folder.is_dir() else []
+
+
+def put_aside_newer(out: Path, step: int) -> None:
+    """Move the checkpoints after `step`, to which a run was told to go back, into `OUT/abandoned-K`, and say so."""
+    newer = [path for path in list_checkpoints(out) if step_of(path) > step]
+    if not newer:
+        return
+    numbers = (k for k in range(1, 10**6) if not (out / f"abandoned-{k}").exists())
+    aside = out / f"abandoned-{next(numbers)}"
+    aside.mkdir()
+    for path in newer:
+        path.rename(aside / path.name)
+    print(f"{len(newer)} checkpoints after step {step} are in {aside} now")
 
 
 def step_of(checkpoint: Path) -> int:

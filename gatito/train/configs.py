@@ -9,6 +9,9 @@ from gatito.model.configuration import MAX_DEPTH
 from gatito.tokenizers import Vocabulary
 from gatito.tokenizers.trunk import MAX_LATENTS
 
+MAX_EVALUATION_S = 6000
+"""Seconds of an evaluation, less than processes wait for each other."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -150,7 +153,7 @@ class TrainConfig:
     evaluate_prompt: Literal["none", "demo"] = "none"
     """Whether these episodes begin with a demonstration of the expert."""
     evaluate_limit_s: float = 1800.0
-    """Seconds after which a task of an evaluation is given up and counted as failed."""
+    """Seconds after which what is left of an evaluation is given up and counted as failed."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Where Accelerate also sends the metrics."""
 
@@ -172,6 +175,11 @@ class TrainConfig:
             raise UserError(f"--train.batch {self.batch} does not divide by --train.accumulation {self.accumulation}")
         if not 0 <= self.prompt_share <= 1:
             raise UserError(f"--train.prompt_share is {self.prompt_share}, allowed 0 to 1")
+        if self.evaluate_limit_s > MAX_EVALUATION_S:
+            raise UserError(
+                f"--train.evaluate_limit_s is {self.evaluate_limit_s:g}, allowed up to {MAX_EVALUATION_S}: other "
+                "processes wait no longer"
+            )
         if self.evaluate_tasks and not self.evaluate_every:
             raise UserError("--train.evaluate_tasks is given, but --train.evaluate_every is 0: nothing is evaluated")
         if self.minutes is not None and not self.minutes > 0:

@@ -59,7 +59,7 @@ def evaluate_while_training(
 ) -> None:
     """Score every task once and write the scores down.
 
-    Each process plays its share of the tasks. Whatever fails in one, or takes longer than `--train.evaluate_limit_s`,
+    Each process plays its share of the tasks. Whatever fails in one, or is not done after `--train.evaluate_limit_s`,
     is said of that task and counted: a process that raised, or hung, would leave the others waiting for it. Once any
     process was told to end, nothing is written.
     """
@@ -74,8 +74,11 @@ def evaluate_while_training(
     for task in tasks[accelerator.process_index :: accelerator.num_processes]:
         try:
             look_up()
-            slow = TimeoutError(f"it took more than {config.evaluate_limit_s:g} s")
-            with time_limit(config.evaluate_limit_s, "wall", slow), torch.compiler.set_stance("force_eager"):
+            left = config.evaluate_limit_s - (time.monotonic() - began)
+            slow = TimeoutError(f"the evaluation took more than {config.evaluate_limit_s:g} s")
+            if left <= 0:
+                raise slow
+            with time_limit(left, "wall", slow), torch.compiler.set_stance("force_eager"):
                 episodes, prompt = config.evaluate_episodes, config.evaluate_prompt
                 result = evaluate_task(model, processor, task, episodes=episodes, prompt=prompt, on_episode=look_up)
             found.append((task, result.score, ""))

@@ -84,8 +84,10 @@ def training_memory(
 
 def _copies(config: GatitoConfig, parameters: Parameters, size: int, sharded: bool) -> int:
     if sharded:
-        # What is outside of blocks stays gathered; of blocks, this and the next. Then the gradients of as much.
-        return 2 * size * (parameters.total - parameters.trunk + 2 * parameters.trunk // config.num_hidden_layers)
+        # What is outside of blocks stays gathered; of blocks, this and the next. Then the gradients of as much, and
+        # autocast's copies of all that was gathered.
+        gathered = parameters.total - parameters.trunk + 2 * parameters.trunk // config.num_hidden_layers
+        return 2 * FLOAT * gathered + (HALF * parameters.total if size == HALF else 0)
     return size * (parameters.non_embedding + parameters.token_table) if size == HALF else 0
 
 
@@ -173,9 +175,11 @@ def _container_bytes() -> list[int]:
     """What a control group (version 2) leaves to this process, in a list; empty where there is no limit."""
     try:
         limit, used = (int((CONTROL_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        lines = (line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
+        cached = sum(int(size) for name, size in lines if name in ("active_file", "inactive_file"))
     except (OSError, ValueError):  # "max" is no limit
         return []
-    return [max(0, limit - used)]
+    return [max(0, limit - used + cached)]
 
 
 def check_fits(need: Memory, available: int | None, train: TrainConfig, gpus: int) -> None:

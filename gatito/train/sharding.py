@@ -73,9 +73,18 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_model(model: torch.nn.Module, config: GatitoConfig) -> GatitoForCausalLM:
-    """A model of its own on the CPU with the weights of one that may be sharded; all processes have to call it."""
-    weights = {name: whole(value.detach()).cpu().clone() for name, value in model.state_dict().items()}
+def whole_model(model: torch.nn.Module, config: GatitoConfig, *, kept: bool = True) -> GatitoForCausalLM | None:
+    """A model of its own on the CPU with the weights of one that may be sharded; None where it is not `kept`.
+
+    Where parameters are sharded, all processes have to call it.
+    """
+    weights = {}
+    for name, value in model.state_dict().items():
+        gathered = whole(value.detach())
+        if kept:
+            weights[name] = gathered.cpu().clone()
+    if not kept:
+        return None
     with torch.device("meta"):
         copy = GatitoForCausalLM(config)
     copy.load_state_dict(weights, assign=True)

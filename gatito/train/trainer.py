@@ -23,7 +23,15 @@ from gatito.data.store import Store, open_store
 from gatito.errors import UserError
 from gatito.model import GatitoConfig, GatitoForCausalLM
 from gatito.train.card import model_card, processor_of
-from gatito.train.checkpoint import TrainingState, list_checkpoints, load_newest, load_step, save_checkpoint
+from gatito.train.checkpoint import (
+    FOLDER,
+    TrainingState,
+    list_checkpoints,
+    load_newest,
+    load_step,
+    put_aside_newer,
+    save_checkpoint,
+)
 from gatito.train.configs import Recipe, TrainConfig
 from gatito.train.evaluation import evaluate_while_training, tasks_to_evaluate
 from gatito.train.flops import batch_counts, batch_flops
@@ -72,17 +80,21 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     configure(plain, config, accelerator.device)
     model, optimizer = accelerator.prepare(plain, build_optimizer(plain, config))
     plain = accelerator.unwrap_model(model)
-    step, elapsed = 0, 0.0
+    step, elapsed, begins_at = 0, 0.0, None
     if found:
         restore_optimizer(plain, optimizer, found[1].optimizer)
-        step, elapsed = found[1].step, found[1].elapsed_s
+        begins_at, step, elapsed = found[0], found[1].step, found[1].elapsed_s
     del found  # the tensors of its files, which may be pruned
-    loop = _Loop(recipe, store, sampler, accelerator, model, plain, optimizer, out, settings)
+    loop = _Loop(recipe, store, sampler, accelerator, model, plain, optimizer, out, settings, begins_at)
     try:
         with lost_workers_named(), noticing_sigterm() as stop:
             return loop.run(step, elapsed, stop)
-    finally:
-        accelerator.end_training()
+    except Terminated:
+        raise
+    except BaseException:  # the other processes may be anywhere: they are not waited for
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        raise
 
 
 def _check_memory(shape: GatitoConfig, config: TrainConfig, sampler: Sampler, accelerator: Accelerator) -> None:
@@ -125,31 +137,42 @@ class _Loop:
         optimizer: Any,
         out: Path,
         settings: dict[str, Any],
+        begins_at: Path | None,
     ) -> None:
         self.config, self.recipe, self.store, self.sampler = recipe.train, recipe, store, sampler
         self.accelerator, self.model, self.plain, self.optimizer = accelerator, model, plain, optimizer
-        self.out, self.settings = out, settings
+        self.out, self.settings, self.saved = out, settings, begins_at
         self.processor = processor_of(store, sampler.trunk)
         self.tasks = tasks_to_evaluate(self.config, self.processor)
 
     def run(self, first_step: int, seconds_before: float, stop: Stop) -> Path:
         """Train to the end and return the last checkpoint; raises `Terminated` once it was told to end, and saved."""
         config = self.config
-        if self._is_over(first_step, seconds_before):
+        missing = self._evaluation_is_missing(first_step)
+        if self.saved and self._is_over(first_step, seconds_before) and not missing:
             self.accelerator.print(f"step {first_step} of {config.steps} is the end of this run: nothing to do")
-            return list_checkpoints(self.out)[-1]
+            self._end()
+            return self.saved
         self._begin(first_step)
         watch = Watch(config, self.sampler, self.accelerator, self.out, first_step)
         try:
+            if missing:
+                self._evaluate(first_step, watch, stop)
             step, elapsed = self._train(first_step, seconds_before, stop, watch)
             path = self._save(step, elapsed)
+            watch.say_domains()
         finally:
             watch.bar.close()
+        self._end()
+        return path
+
+    def _end(self) -> None:
+        """Finish trackers and the process group; all processes are here."""
         if self.accelerator.num_processes > 1:
             # gloo's threads drop the tensors of the last collective under the GIL, which torch keeps while it
             # joins them to end the process group: without this pause a run now and then hangs after its last step.
             time.sleep(0.2)
-        return path
+        self.accelerator.end_training()
 
     def _is_over(self, step: int, elapsed: float) -> bool:
         """Whether a run that continues from here has nothing left to do; a new one has at least a step."""
@@ -162,17 +185,16 @@ class _Loop:
         dataset = MicroBatches(self.sampler, config, accelerator.process_index, accelerator.num_processes)
         batches = loader(dataset, step, accelerator.device)
         began, skipped, elapsed, rate = time.monotonic(), 0, seconds_before, config.lr
-        if self._evaluation_is_missing(step):
-            self._evaluate(step, watch, stop)
         self.model.train()
         while True:
             elapsed, stopped = self._agree(seconds_before + time.monotonic() - began, stop)
+            if stopped:
+                path = self._save(step, elapsed)
+                self._end()
+                raise Terminated(f"told to end after step {step}; saved {path}, --train.resume auto continues")
             if self._is_over(step, elapsed):
                 watch.log(step, rate, elapsed)
                 return step, elapsed
-            if stopped:
-                path = self._save(step, elapsed)
-                raise Terminated(f"told to end after step {step}; saved {path}, --train.resume auto continues")
             rate = learning_rate(config, step, self._progress(step, elapsed))
             # The generators are seeded anew, so that stochastic depth does not depend on an interruption.
             torch.manual_seed(_step_seed(config.seed, step, accelerator.process_index))
@@ -182,16 +204,18 @@ class _Loop:
             skipped = 0 if result.is_finite else skipped + 1
             if skipped == MAX_SKIPPED:
                 raise UserError(self._why_aborted(step, watch.names(step, result.not_finite)))
-            if step % config.save_every == 0 and step < config.steps:
+            if step % config.save_every == 0 or step == config.steps:
                 with watch.aside():
                     self._save(step, elapsed)
-                    watch.say_domains(step)
+                if step < config.steps:
+                    watch.say_domains()
             self._evaluate(step, watch, stop)
 
     def _evaluation_is_missing(self, step: int) -> bool:
         """Whether that of the step from which a run continues was interrupted; what the main process reads counts."""
+        due = bool(self.tasks) and step > 0 and step % self.config.evaluate_every == 0
         done = {line["step"] for line in read_lines(self.out / EVALUATIONS)}
-        return bool(broadcast_object_list([step > 0 and step not in done])[0])
+        return bool(broadcast_object_list([due and step not in done])[0])
 
     def _progress(self, step: int, elapsed: float) -> float:
         """How much of the run is over, by its steps after the warm-up or by its minutes."""
@@ -207,6 +231,8 @@ class _Loop:
                 _mention_spare_latents(self.sampler)
                 self._describe_data()
             forget_steps(self.out, first_step)
+            if self.config.resume_step is not None:
+                put_aside_newer(self.out, first_step)
         if self.config.tracker != "none":
             self.accelerator.init_trackers("gatito", config={k: str(v) for k, v in self.settings.items()})
 
@@ -240,35 +266,41 @@ class _Loop:
             rows = [f"{(step - MAX_SKIPPED) * self.config.batch} to {step * self.config.batch - 1}"]
         return f"the loss is not finite at step {step} (stream rows {', '.join(rows)}); lower --train.lr"
 
-    def _whole_model(self) -> GatitoForCausalLM:
-        """The model, or a copy where each process holds a shard of it."""
+    def _whole_model(self, *, kept: bool = True) -> GatitoForCausalLM | None:
+        """The model, or a copy where each process holds a shard of it; None where that is not `kept`."""
         sharded = is_sharded(self.accelerator)
-        return whole_model(self.plain, self.plain.config) if sharded else self.plain
+        return whole_model(self.plain, self.plain.config, kept=kept) if sharded else self.plain
 
     def _evaluate(self, step: int, watch: Watch, stop: Stop) -> None:
         """Play the tasks, where it is their time."""
         if not self.tasks or step % self.config.evaluate_every:
             return
         with watch.aside():
-            model = self._whole_model().to(self.accelerator.device)
+            model = self._whole_model()
+            assert model is not None
+            model.to(self.accelerator.device)
             evaluate_while_training(
                 self.accelerator, model, self.processor, self.tasks, self.config, step, self.out, stop
             )
 
     def _save(self, step: int, elapsed: float) -> Path:
+        """Write a checkpoint, where the last one is not of this step already."""
         saves = self.accelerator.is_main_process
-        path = self.out / "checkpoints" / f"step-{step:08d}"
-        model = self._whole_model()
+        path = self.out / FOLDER / f"step-{step:08d}"
+        if self.saved == path:
+            return path
+        model = self._whole_model(kept=saves)
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         tensors: dict[str, torch.Tensor] = {}
         if saves or is_sharded(self.accelerator):  # then it takes all of them
             tensors = optimizer_tensors(self.plain, optimizer, kept=saves)
-        if saves:
+        if saves and model is not None:
             state = TrainingState(step=step, settings=self.settings, optimizer=tensors, elapsed_s=elapsed)
             card = model_card(self.recipe, self.store, step)
             keep = {"keep": self.config.keep, "keep_every": self.config.keep_every}
             path = save_checkpoint(self.out, model, self.processor, state, card, **keep)
         self.accelerator.wait_for_everyone()
+        self.saved = path
         return path
 
 

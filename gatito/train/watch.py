@@ -22,7 +22,8 @@ from gatito.train.peak import peak_flops
 from gatito.train.step import StepResult
 
 TIMINGS = ("tokens_per_s", "timesteps_per_s", "mfu", "loading_share", "eta_s")
-"""Fields of `metrics.jsonl` that the clock decides; all others are the same in the same run."""
+"""Fields of `metrics.jsonl` that the clock decides; all others are the same in the same run, but for the first line
+after SIGTERM where `log_every` is above 1: it is of the steps since then."""
 METRICS, SPIKES, EVALUATIONS = "metrics.jsonl", "spikes.jsonl", "evaluations.jsonl"
 REMEMBERED, ENOUGH = 100, 20
 """Losses that a new one is compared with, and how few are too few."""
@@ -148,12 +149,12 @@ class Watch:
             shown["left"] = self.bar.format_interval(values["eta_s"])
         self.bar.set_postfix(shown)
 
-    def say_domains(self, step: int) -> None:
+    def say_domains(self) -> None:
         """Print the losses by domain of the last line, for which there is no room beside the bar."""
         losses = {name: value for name, value in self.last.items() if name.startswith("domain_loss/")}
         if losses:
             said = ", ".join(f"{name.partition('/')[2]} {value:.3f}" for name, value in losses.items())
-            tqdm.write(f"step {step}: loss {self.last['loss']:.3f}; {said}")
+            tqdm.write(f"step {self.last['step']}: loss {self.last['loss']:.3f}; {said}")
 
     def _by_group(self, window: list[StepResult]) -> dict[str, float]:
         """Loss and accuracy by id group; the accuracy of actions is that of all groups but text."""
