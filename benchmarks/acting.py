@@ -43,7 +43,8 @@ def models(vocabulary: Vocabulary) -> tuple[GatitoForCausalLM, GPT2LMHeadModel]:
 
 def acting_ours(ours: GatitoForCausalLM, layout: Layout) -> Callable[[np.ndarray], float]:
     """One environment step of one session: returns milliseconds."""
-    actor = Actor(ours, layout)
+    actor = Actor(ours)
+    actor.reset(0, layout)
 
     def step(observation: np.ndarray) -> float:
         began = time.perf_counter()

@@ -1,11 +1,11 @@
-"""Steps N sessions of one task as one batch, with a key-value cache.
+"""Steps N sessions of any tasks as one batch, with a key-value cache.
 
 The window of a session is its prompt, whole past timesteps and the present one. When it would exceed the context,
 the oldest half of the timesteps leaves it and the rest is fed anew: evicting from the cache instead is exact for
 one layer only, since deeper keys have already looked at what was evicted.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,8 @@ class _Session:
     """One environment's context."""
 
     rng: np.random.Generator
+    layout: Layout
+    """Of the task that is played."""
     prompt: TokenSequence | None = None
     timesteps: list[TokenSequence] = field(default_factory=list)
     pending: list[TokenSequence] = field(default_factory=list)
@@ -37,6 +39,8 @@ class _Session:
     """Positions of the window that are."""
     used: int = 0
     """Positions of the window with the present timestep and its action."""
+    present: TokenSequence | None = None
+    """The observation that waits for an action."""
 
     def window(self) -> list[TokenSequence]:
         """Prompt and timesteps, in order."""
@@ -44,86 +48,119 @@ class _Session:
 
 
 class Actor:
-    """N sessions of one task."""
+    """N sessions, each of a task of its own."""
 
     def __init__(
-        self, model: GatitoForCausalLM, layout: Layout, num_sessions: int = 1, *, temperature: float = TEMPERATURE
+        self, model: GatitoForCausalLM, num_sessions: int = 1, *, temperature: float = TEMPERATURE
     ) -> None:
         """Actions are sampled at `temperature`, 0 takes the likeliest; of legal ids only."""
         if not temperature >= 0:
             raise UserError(f"temperature is {temperature}, allowed 0 (greedy) and more")
-        self.model, self.layout, self.temperature = model.eval(), layout, temperature
+        self.model, self.temperature = model.eval(), temperature
         self.context, self.trunk = int(model.config.context), model.config.trunk
         parameter = next(model.parameters())
         self.device = parameter.device
         # A call may be padded to the widest of its rows, at most a whole window.
         self.cache = SessionCache(model.config, num_sessions, 2 * self.context, self.device, parameter.dtype)
-        self.sessions = [_Session(rng=np.random.default_rng(s)) for s in range(num_sessions)]
-        self.trunk.check_action(layout.num_action_tokens, "this layout")
-        self._any_action = layout.action_tokens([start for start, _ in layout.legal_ids])
+        self.num_sessions = num_sessions
+        self.sessions: dict[int, _Session] = {}
+        """Those that were reset, by number."""
         self.num_clipped = 0
         """Observed values that the bins clipped, over all sessions."""
 
-    def reset(self, session: int, prompt: TokenSequence | None = None, seed: int = 0) -> None:
-        """Begin an episode: empty the session's context but for a prompt of whole timesteps.
+    def reset(self, session: int, layout: Layout, prompt: TokenSequence | None = None, seed: int = 0) -> None:
+        """Begin an episode of the task of `layout`: empty the context but for a prompt of whole timesteps.
 
         Raises `UserError` where the prompt exceeds half the context.
         """
+        if not 0 <= session < self.num_sessions:
+            raise UserError(f"session {session}, allowed 0 to {self.num_sessions - 1}")
+        self.trunk.check_action(layout.num_action_tokens, "this layout")
         used = 0 if prompt is None else self.trunk.length(prompt)
         if used > prompt_budget(self.context):
             raise UserError(f"a prompt of {used} positions, allowed {prompt_budget(self.context)}: half the context")
         pending = [] if prompt is None else [prompt]
-        self.sessions[session] = _Session(rng=np.random.default_rng(seed), prompt=prompt, pending=pending, used=used)
+        self.sessions[session] = _Session(
+            rng=np.random.default_rng(seed), layout=layout, prompt=prompt, pending=pending, used=used
+        )
+
+    def go_on(self, session: int, seed: int) -> None:
+        """Begin another episode of the same task within the same context."""
+        self.sessions[session].rng = np.random.default_rng(seed)
+
+    def observe(self, session: int, observation: Any, where: str = "observation") -> None:
+        """Take in what a session sees next; `decide` acts on it.
+
+        Raises `UserError`, and leaves the session as it was, for an observation that is not of the task's space or
+        does not fit the context; `where` names it.
+        """
+        own = self.sessions[session]
+        assert own.present is None, "a session observes once before it acts"
+        tokens = own.layout.observation_tokens(observation, where)
+        self._admit(own, tokens)
+        own.present = tokens
+        self.num_clipped += own.layout.num_clipped(own.layout.with_time_axis(observation))
 
     @torch.inference_mode()
-    def act(
-        self, observations: Mapping[int, Any], where: Callable[[int], str] = "session {}".format
-    ) -> dict[int, Any]:
-        """Observe and act in the given sessions: session to observation, session to action.
-
-        `where` names a session in the `UserError` for an observation that is not of the task's space.
-        """
-        active = sorted(observations)
-        seen = {s: self.layout.observation_tokens(observations[s], where(s)) for s in active}
-        for s in active:
-            self.num_clipped += self.layout.num_clipped(self.layout.with_time_axis(observations[s]))
-            self._admit(self.sessions[s], seen[s])
+    def decide(self) -> dict[int, Any]:
+        """Act in every session that has observed: session to action."""
+        active = [s for s in sorted(self.sessions) if self.sessions[s].present is not None]
+        if not active:
+            return {}
         state = self._feed(active)  # (R, D)
-        rows = self._decode(state, active) if self.model.model.action_decoder else self._predict(state, active)
-        for s, ids in zip(active, rows, strict=True):
-            self.sessions[s].timesteps.append(_timestep(seen[s], self.layout.action_tokens(ids)))
-        return {s: self.layout.action_from_tokens(ids) for s, ids in zip(active, rows, strict=True)}
+        chosen = self._decode(state, active) if self.model.model.action_decoder else self._predict(state, active)
+        actions = {}
+        for s, ids in chosen.items():
+            own = self.sessions[s]
+            assert own.present is not None
+            own.timesteps.append(_timestep(own.present, own.layout.action_tokens(ids)))
+            own.present = None
+            actions[s] = own.layout.action_from_tokens(ids)
+        return actions
 
-    def _predict(self, state: Tensor, active: Sequence[int]) -> np.ndarray:
-        """Ids (R, A) of actions whose tokens have positions in the trunk: each is fed before the next is chosen."""
-        chosen: list[np.ndarray] = []
-        for j, (start, stop) in enumerate(self.layout.legal_ids):
-            ids = self._choose(self.model.logits_over(state, start, stop), active) + start
-            chosen.append(ids)
-            for s, i in zip(active, ids, strict=True):
-                self.sessions[s].pending.append(self.layout.action_tokens([int(i)]))
-            if j + 1 < len(self.layout.legal_ids):
-                state = self._feed(active)
-        return np.stack(chosen, axis=1)
+    def act(self, observations: Mapping[int, Any]) -> dict[int, Any]:
+        """Observe and act in the given sessions: session to observation, session to action."""
+        for session, observation in observations.items():
+            self.observe(session, observation, f"session {session}")
+        return self.decide()
 
-    def _decode(self, state: Tensor, active: Sequence[int]) -> np.ndarray:
-        """Ids (R, A) of actions that a decoder predicts; the whole action waits for the next observation."""
+    def _predict(self, state: Tensor, active: Sequence[int]) -> dict[int, list[int]]:
+        """Ids of actions whose tokens have positions in the trunk: each is fed before the next is chosen."""
+        chosen: dict[int, list[int]] = {s: [] for s in active}
+        rows = list(active)
+        while True:
+            for s, i in zip(rows, self._choose(state, rows, [len(chosen[s]) for s in rows]), strict=True):
+                chosen[s].append(i)
+                self.sessions[s].pending.append(self.sessions[s].layout.action_tokens([i]))
+            rows = [s for s in rows if len(chosen[s]) < self.sessions[s].layout.num_action_tokens]
+            if not rows:
+                return chosen
+            state = self._feed(rows)
+
+    def _decode(self, state: Tensor, active: Sequence[int]) -> dict[int, list[int]]:
+        """Ids of actions that a decoder predicts; the whole action waits for the next observation."""
         decoder = self.model.model.action_decoder
         assert decoder is not None
-        cache, previous, chosen = DynamicCache(), None, []
-        for start, stop in self.layout.legal_ids:
+        lengths = [self.sessions[s].layout.num_action_tokens for s in active]
+        cache, previous = DynamicCache(), None
+        chosen: dict[int, list[int]] = {s: [] for s in active}
+        for j in range(max(lengths)):
             predicting = decoder.step(state, previous, cache)
-            ids = self._choose(self.model.logits_over(predicting, start, stop), active) + start
-            chosen.append(ids)
-            previous = self.model.model.embedding.tokens(torch.from_numpy(ids).to(self.device))
-        rows = np.stack(chosen, axis=1)
-        for s, ids in zip(active, rows, strict=True):
-            self.sessions[s].pending.append(self.layout.action_tokens(ids))
-        return rows
+            going = [r for r, n in enumerate(lengths) if j < n]
+            rows = [active[r] for r in going]
+            ids = torch.zeros(len(active), dtype=torch.int64)  # those of finished actions are not looked at
+            for r, i in zip(going, self._choose(predicting[going], rows, [j] * len(rows)), strict=True):
+                chosen[active[r]].append(i)
+                ids[r] = i
+            previous = self.model.model.embedding.tokens(ids.to(self.device))
+        for s, row in chosen.items():
+            self.sessions[s].pending.append(self.sessions[s].layout.action_tokens(row))
+        return chosen
 
     def _admit(self, session: _Session, observation: TokenSequence) -> None:
         """Put an observation into the window, making room for it and its action."""
-        needed = self.trunk.length(_timestep(observation, self._any_action))
+        any_action = session.layout.action_tokens([start for start, _ in session.layout.legal_ids])
+        needed = self.trunk.length(_timestep(observation, any_action))
         kept, used = session.timesteps, session.used
         prompt = 0 if session.prompt is None else self.trunk.length(session.prompt)
         while kept and used + needed > self.context:
@@ -163,12 +200,23 @@ class Actor:
             session.pending = []
         return hidden[torch.arange(len(active), device=self.device), lengths - 1]
 
-    def _choose(self, logits: Tensor, active: Sequence[int]) -> np.ndarray:
+    def _choose(self, state: Tensor, rows: Sequence[int], places: Sequence[int]) -> list[int]:
+        """The id of each session's action token number `place`, given the states (R, D) that predict it."""
+        spans = [self.sessions[s].layout.legal_ids[j] for s, j in zip(rows, places, strict=True)]
+        ids = [0] * len(rows)
+        for span in sorted(set(spans)):
+            members = [r for r, own in enumerate(spans) if own == span]
+            picked = self._pick(self.model.logits_over(state[members], *span), [rows[r] for r in members])
+            for r, i in zip(members, picked.tolist(), strict=True):
+                ids[r] = span[0] + i
+        return ids
+
+    def _pick(self, logits: Tensor, rows: Sequence[int]) -> np.ndarray:
         """Index (R,) into the legal ids, greedy or sampled with each session's own generator."""
         if self.temperature == 0.0:
             return logits.argmax(-1).cpu().numpy()
         cumulative = torch.softmax(logits.float().cpu().double() / self.temperature, -1).cumsum(-1).numpy()
-        draws = np.array([self.sessions[s].rng.random() for s in active])
+        draws = np.array([self.sessions[s].rng.random() for s in rows])
         return np.minimum((cumulative < draws[:, None]).sum(-1), logits.shape[-1] - 1)
 
 

@@ -81,7 +81,6 @@ class Agent:
         """Actions are sampled at `temperature`; 0 takes the likeliest."""
         self.model, self.processor, self.temperature = model, processor, temperature
         self._actor: Actor | None = None
-        self._task: str | None = None
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, temperature: float = TEMPERATURE) -> "Agent":
@@ -112,10 +111,9 @@ class Agent:
                     f"the first timestep of demonstration {demonstration.id} exceeds half of {config.context} "
                     "positions"
                 )
-        if self._task != task:
-            self._actor, self._task = Actor(self.model, layout, temperature=self.temperature), task
-        assert self._actor is not None
-        self._actor.reset(0, prompt, seed)
+        if self._actor is None:
+            self._actor = Actor(self.model, temperature=self.temperature)
+        self._actor.reset(0, layout, prompt, seed)
 
     def act(self, observation: Any) -> Any:
         """The action for an observation of the task's space."""

@@ -60,7 +60,7 @@ def record_episode(
     """Play one episode and film it; where rendering fails, the frames are drawings of the observations."""
     spec, layout = get_task(task), processor.layout(task)
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory; without a screen it would fail
-    observations, actions, total, speed = _play(spec, Actor(model, layout), seed)
+    observations, actions, total, speed = _play(spec, Actor(model), layout, seed)
     T = len(observations)
     limit = min(max_frames, MAX_MUJOCO_FRAMES) if spec.domain == "metaworld" else max_frames
     shown = np.unique(np.linspace(0, T - 1, min(limit, T)).round().astype(int)).tolist()
@@ -118,10 +118,10 @@ def draw_observation(observation: Any, layout: Layout) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _play(spec: TaskSpec, actor: Actor, seed: int) -> tuple[list[Any], list[Any], float, float]:
+def _play(spec: TaskSpec, actor: Actor, layout: Layout, seed: int) -> tuple[list[Any], list[Any], float, float]:
     """Observations, actions, return, and timesteps per second at the environment's own speed."""
     env = spec.make()
-    actor.reset(0, seed=seed)
+    actor.reset(0, layout, seed=seed)
     observations, actions, total, done = [env.reset(seed=seed)[0]], [], 0.0, False
     while not done:
         actions.append(actor.act({0: observations[-1]})[0])
