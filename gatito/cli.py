@@ -10,7 +10,6 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from gatito.errors import UserError
-from gatito.eval import TEMPERATURE
 from gatito.parsing import Parser, normalised, switches
 
 
@@ -143,27 +142,33 @@ def card(source: str, out: str | None = None, context: int = 1024) -> None:
 
 def evaluate(
     checkpoint: str,
+    config: Any,
     out: str,
     tasks: str | None = None,
-    episodes: int = 50,
-    prompt: Literal["none", "demo"] = "none",
-    temperature: float = TEMPERATURE,
+    env: str | None = None,
+    record: str | None = None,
+    videos: int = 4,
+    attention_step: int = 20,
 ) -> None:
-    """Score a checkpoint on seeded episodes and write results.json and report.html.
+    """Score a checkpoint on seeded episodes; write results.json, report.html and card.md.
 
     Args:
         checkpoint: Checkpoint folder, folder of a run, or `hf:owner/name` on the hub.
-        out: Folder for the results.
-        tasks: Task ids, separated by commas; all that the checkpoint knows by default.
-        episodes: Seeded episodes per task.
-        prompt: Whether each episode begins with a demonstration of the expert.
-        temperature: Of the sampled actions; 0 takes the likeliest.
+        config: An `EvaluationConfig`.
+        out: Folder for the results; the same command continues an evaluation that was killed.
+        tasks: Task ids, groups and patterns, separated by commas; all that the checkpoint knows by default.
+        env: Gymnasium id of an environment of yours that the checkpoint was trained on, or `module:id`.
+        record: Folder to write the episodes to, as Minari datasets.
+        videos: Episodes that are filmed: of the worst tasks and of the best.
+        attention_step: Timestep of the filmed episodes whose attention over the context the report shows.
     """
-    from gatito.commands import evaluate_checkpoint
     from gatito.data.tasks import matching
+    from gatito.eval_commands import evaluate_checkpoint
 
     chosen = matching(_names(tasks, "tasks")) if tasks is not None else None
-    evaluate_checkpoint(checkpoint, Path(out), chosen, episodes, prompt, temperature)
+    evaluate_checkpoint(
+        checkpoint, Path(out), chosen, env, config, record=record, videos=videos, attention_step=attention_step
+    )
 
 
 def push(checkpoint: str, to: str, private: bool = False) -> None:
@@ -195,6 +200,7 @@ def build_parser() -> Parser:
     """The parser of `gatito` with all its verbs."""
     from gatito import __version__
     from gatito.data.mixture import MixtureConfig
+    from gatito.eval.config import EvaluationConfig
     from gatito.train.configs import Recipe
 
     def verb(function: Any, positional: str | None = None) -> Parser:
@@ -245,7 +251,12 @@ def build_parser() -> Parser:
     train.add_argument("--out", type=str, required=True, help="folder of the run")
     verbs.add_subcommand("train", train)
 
-    verbs.add_subcommand("eval", verb(evaluate, "checkpoint"))
+    evaluation = Parser(description=(evaluate.__doc__ or "").split("\n")[0])
+    evaluation.add_argument("checkpoint", type=str, help=_help_of(evaluate, "checkpoint"))
+    evaluation.add_function_arguments(evaluate, as_positional=False, skip={"checkpoint", "config"})
+    evaluation.add_class_arguments(EvaluationConfig, None)
+    evaluation.set_defaults({"processes": 2})  # a crash there does not end the evaluation
+    verbs.add_subcommand("eval", evaluation)
     verbs.add_subcommand("push", verb(push, "checkpoint"))
     return main
 
@@ -270,6 +281,13 @@ def run(arguments: Sequence[str]) -> None:
         # A recipe may be looked at before the store that it names is built.
         data = chosen.data if typed or (chosen.data and is_store(chosen.data)) else None
         show_info(chosen.source, _recipe(parser, values) if is_recipe(chosen.source) else None, data, chosen.gpus)
+    elif values.verb == "eval":
+        from gatito.eval.config import EvaluationConfig
+
+        names = {f.name for f in fields(EvaluationConfig)}
+        typed = chosen.as_dict()
+        config = EvaluationConfig(**{name: typed.pop(name) for name in names})
+        evaluate(config=config, **typed)
     elif values.verb == "train":
         from accelerate import PartialState
 
@@ -285,7 +303,7 @@ def run(arguments: Sequence[str]) -> None:
             print(f"{path}\nnext: gatito eval {chosen.out} --out {chosen.out}/eval")
     else:
         functions: dict[str, Callable[..., None]] = {
-            "demo": demo, "tasks": tasks, "tokens": tokens, "eval": evaluate, "push": push
+            "demo": demo, "tasks": tasks, "tokens": tokens, "push": push
         }  # fmt: skip
         functions[values.verb](**chosen.as_dict())
 

@@ -20,7 +20,7 @@ from gatito.errors import UserError, nearest
 from gatito.eval.agent import load_checkpoint
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results, print_results, write_results
-from gatito.eval.rollout import evaluate, measure_references
+from gatito.eval.references import measure_references
 from gatito.policies import any_environment
 from gatito.recipes import recipe_names
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
@@ -215,29 +215,3 @@ def show_info(source: str, recipe: Recipe | None, data: str | None, gpus: int) -
     print(f"  {measured}; {cost.targets / cost.tokens:.1%} of the tokens are targets")
     if recipe:
         print_memory(training_memory(config, train, parameters, cost.dense, gpus), train, gpus)
-
-
-def evaluate_checkpoint(
-    checkpoint: str,
-    out: Path,
-    tasks: list[str] | None,
-    episodes: int,
-    prompt: Literal["none", "demo"],
-    temperature: float,
-) -> None:
-    """Score a checkpoint and write `results.json` and `report.html`."""
-    began = time.monotonic()
-    check_writable(out)
-    if (out / "results.json").exists():
-        raise UserError(f"{out / 'results.json'} exists; choose another --out or remove it")
-    model, processor = load_checkpoint(checkpoint)
-    chosen = tasks or sorted(set(processor.layouts) & set(registry()))
-    if not chosen:
-        raise UserError(f"checkpoint {checkpoint} knows no task that is registered here; name some with --tasks")
-    rows = evaluate(model, processor, chosen, episodes=episodes, prompt=prompt, temperature=temperature)
-    results = Results(tasks=rows, captions=None, seconds={"evaluate": time.monotonic() - began})
-    out.mkdir(parents=True, exist_ok=True)
-    write_results(results, out / "results.json")
-    write_report(Report(title=f"gatito: {checkpoint}", results=results), out / "report.html")
-    print_results(results)
-    tqdm.write(f"{out / 'results.json'}\n{out / 'report.html'}")

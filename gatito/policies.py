@@ -4,7 +4,6 @@ Only the user's own command line names code; no file does.
 """
 
 import dataclasses
-import hashlib
 import importlib
 import os
 import random
@@ -72,6 +71,11 @@ def _no_expert(env: gym.Env[Any, Any]) -> Policy:
     raise UserError(f"{env} has no scripted expert")
 
 
+def has_expert(spec: TaskSpec) -> bool:
+    """Whether a task has a policy of its own, or one that the user named."""
+    return spec.expert is not _no_expert
+
+
 def played_by(spec: TaskSpec, policy: str) -> tuple[TaskSpec, str]:
     """Return the task with another policy in its expert's place, and the name under which its episodes are kept.
 
@@ -85,11 +89,10 @@ def played_by(spec: TaskSpec, policy: str) -> tuple[TaskSpec, str]:
         return dataclasses.replace(spec, expert=partial(_by_function, policy)), name
     agent = _agent(policy)
     agent.processor.layout(spec.id)
-    digest = hashlib.sha256()
-    for tensor in agent.model.state_dict().values():
-        digest.update(tensor.cpu().numpy().tobytes())
+    from gatito.eval.agent import weights_sha256
+
     # Other weights are another agent, whatever the folder is called.
-    name = f"checkpoint-{name}-{digest.hexdigest()[:8]}"
+    name = f"checkpoint-{name}-{weights_sha256(agent.model)[:8]}"
     return dataclasses.replace(spec, expert=partial(_by_checkpoint, policy, spec.id)), name
 
 

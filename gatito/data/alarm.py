@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -13,13 +14,15 @@ TIMERS = {
     "wall": (getattr(signal, "ITIMER_REAL", None), getattr(signal, "SIGALRM", None)),
 }
 """Timers and their signals by what they count; there are none on Windows."""
+TIMES = {"cpu": time.process_time, "wall": time.monotonic}
+"""What the timers count."""
 
 
 @contextmanager
 def time_limit(limit_s: float | None, counting: Literal["cpu", "wall"], error: Exception) -> Iterator[None]:
     """Raise `error` inside the block after so many seconds; only the main thread gets signals, others no limit.
 
-    What runs in compiled code is interrupted when it comes back to Python.
+    What runs in compiled code is interrupted when it comes back to Python. A limit around this one goes on counting.
     """
     timer, number = TIMERS[counting]
     in_main_thread = threading.current_thread() is threading.main_thread()
@@ -33,11 +36,15 @@ def time_limit(limit_s: float | None, counting: Literal["cpu", "wall"], error: E
         if inside:
             raise error
 
+    began = TIMES[counting]()
+    around_s, repeat_s = signal.setitimer(timer, 0.0)
     previous = signal.signal(number, fail)
-    signal.setitimer(timer, limit_s, REPEAT_S)
+    signal.setitimer(timer, min(limit_s, around_s or limit_s), REPEAT_S)
     try:
         yield
     finally:
         inside = False
         signal.setitimer(timer, 0.0)
         signal.signal(number, previous)
+        if around_s:  # at once, where it was to ring in the meantime
+            signal.setitimer(timer, max(1e-6, around_s - (TIMES[counting]() - began)), repeat_s)

@@ -6,9 +6,12 @@ observation, _ = env.reset(seed=0)
 action = agent.act(observation)
 """
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
@@ -16,13 +19,12 @@ from transformers import PreTrainedConfig
 
 from gatito.data.checks import checked_tokens
 from gatito.data.episode import Episode
-from gatito.data.sampler import prompt_budget, prompt_timesteps
 from gatito.errors import UserError
 from gatito.eval import TEMPERATURE
-from gatito.eval.actor import Actor
+from gatito.eval.actor import Actor, Memory
+from gatito.eval.decoding import Decoding
+from gatito.eval.prompts import Prompt, prompt_of
 from gatito.model import GatitoConfig, GatitoForCausalLM, GatitoProcessor
-from gatito.tokenizers import Layout, TokenSequence
-from gatito.tokenizers.trunk import Trunk
 from gatito.train.checkpoint import resolve_checkpoint
 
 
@@ -61,67 +63,84 @@ def _downloaded(repository: str) -> str:
     return snapshot_download(repository, ignore_patterns=["training/*"])
 
 
-def prompt_from(demonstration: Episode, layout: Layout, trunk: Trunk, context: int) -> TokenSequence | None:
-    """The first whole timesteps of a demonstration that fit half the context (Reed et al. 2022, section 2.4).
-
-    None where not even the first fits.
-    """
-    where = f"demonstration {demonstration.id} of {demonstration.task}"
-    sequence, _ = checked_tokens(layout, demonstration, where=where)
-    last = prompt_timesteps(trunk.timestep_starts(sequence), 0, prompt_budget(context))
-    return sequence.timesteps(0, last, layout.vocabulary.patch) if last else None
+def weights_sha256(model: GatitoForCausalLM) -> str:
+    """Hash of all weights: another one is another agent, whatever its folder is called."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Agent:
     """One session: `reset` it for a task, then `act` on each observation."""
 
     def __init__(
-        self, model: GatitoForCausalLM, processor: GatitoProcessor, *, temperature: float = TEMPERATURE
+        self,
+        model: GatitoForCausalLM,
+        processor: GatitoProcessor,
+        *,
+        temperature: float = TEMPERATURE,
+        top_p: float = 1.0,
+        memory: Memory = "refill",
+        prompt_slides: bool = False,
     ) -> None:
-        """Actions are sampled at `temperature`; 0 takes the likeliest."""
-        self.model, self.processor, self.temperature = model, processor, temperature
-        self._actor: Actor | None = None
+        """Actions are sampled at `temperature` of the likeliest ids that make up `top_p`; 0 takes the likeliest."""
+        self.model, self.processor = model, processor
+        decoding = Decoding(temperature=temperature, top_p=top_p)
+        self._actor = Actor(model, decoding=decoding, memory=memory, prompt_slides=prompt_slides)
+        self._task: str | None = None
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, temperature: float = TEMPERATURE) -> "Agent":
-        """Load from a checkpoint folder, the folder of a run, or `hf:owner/name` on the hub."""
-        return cls(*load_checkpoint(path), temperature=temperature)
+    def from_pretrained(cls, path: str | Path, **options: Any) -> "Agent":
+        """Load from a checkpoint folder, the folder of a run, or `hf:owner/name` on the hub; options are those of
+        `Agent`."""
+        return cls(*load_checkpoint(path), **options)
 
     @property
     def tasks(self) -> list[str]:
         """Tasks that the checkpoint knows."""
         return sorted(self.processor.layouts)
 
-    def reset(self, task: str, demonstration: Episode | None = None, seed: int = 0) -> None:
-        """Begin an episode of a task, with or without a demonstration of the same task as prompt.
+    def reset(
+        self,
+        task: str,
+        demonstration: Episode | Sequence[Episode] | None = None,
+        seed: int = 0,
+        *,
+        part: Prompt = "beginning",
+    ) -> None:
+        """Begin an episode of a task, with or without demonstrations of the same task as prompt.
 
-        Raises `UserError` for an unknown task, and for a demonstration of another one or with too long a timestep.
+        Of each demonstration `part` says what is shown: its beginning, its end (the goal), or a drawn stretch. Raises
+        `UserError` for an unknown task, and for a demonstration of another one or with too long a timestep.
         """
         layout = self.processor.layout(task)
-        prompt = None
-        if demonstration is not None:
-            if demonstration.task != task:
-                raise UserError(
-                    f"a demonstration of {demonstration.task!r} cannot prompt {task!r}; give one of {task!r}"
-                )
-            config = self.model.config
-            prompt = prompt_from(demonstration, layout, config.trunk, config.context)
-            if prompt is None:
-                raise UserError(
-                    f"the first timestep of demonstration {demonstration.id} exceeds half of {config.context} "
-                    "positions"
-                )
-        if self._actor is None:
-            self._actor = Actor(self.model, temperature=self.temperature)
+        shown = [demonstration] if isinstance(demonstration, Episode) else list(demonstration or [])
+        named = []
+        for episode in shown:
+            if episode.task != task:
+                raise UserError(f"a demonstration of {episode.task!r} cannot prompt {task!r}; give one of {task!r}")
+            where = f"demonstration {episode.id} of {task}"
+            named.append((where, checked_tokens(layout, episode, where=where)[0]))
+        config = self.model.config
+        prompt = prompt_of(named, config.trunk, int(config.context), part, np.random.default_rng(seed))
         self._actor.reset(0, layout, prompt, seed)
+        self._task = task
+
+    def go_on(self, seed: int = 0) -> None:
+        """Begin another episode of the task at hand, within the same context."""
+        if self._task is None:
+            raise UserError("reset the agent for a task before it goes on: agent.reset(task=...)")
+        self._actor.go_on(0, seed)
 
     def act(self, observation: Any) -> Any:
         """The action for an observation of the task's space."""
-        if self._actor is None:
+        if self._task is None:
             raise UserError("reset the agent for a task before it acts: agent.reset(task=...)")
         return self._actor.act({0: observation})[0]
 
 
-def load_agent(path: str | Path, *, temperature: float = TEMPERATURE) -> Agent:
-    """Load an agent from a checkpoint folder, the folder of a run, or `hf:owner/name` on the hub."""
-    return Agent.from_pretrained(path, temperature=temperature)
+def load_agent(path: str | Path, **options: Any) -> Agent:
+    """Load an agent from a checkpoint folder, the folder of a run, or `hf:owner/name` on the hub; options are those
+    of `Agent`, such as `temperature=0`."""
+    return Agent.from_pretrained(path, **options)

@@ -1,274 +1,192 @@
-"""Seeded episodes of a policy, scored between the random policy (0) and the expert (1)."""
+"""Plays episodes: what simulators show becomes tokens, and what the model chooses is done in them."""
 
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-import gymnasium as gym
 import numpy as np
-from tqdm import tqdm
 
-from gatito.data.collect import end_with_parent
-from gatito.data.minari_episodes import episode_from_buffer
-from gatito.data.recording import collect_episode, finite_reward, simulation
-from gatito.data.tasks import EVALUATION_SEEDS, PROMPT_SEEDS, ExpertFailed, Reference, TaskSpec, get_task, reference
+from gatito.data.recording import finite_reward
+from gatito.data.tasks import TaskSpec
 from gatito.errors import UserError
-from gatito.eval import TEMPERATURE
 from gatito.eval.actor import Actor
-from gatito.eval.agent import prompt_from
-from gatito.eval.statistics import bootstrap_interval, wilson_interval
-from gatito.model import GatitoForCausalLM, GatitoProcessor
+from gatito.eval.prompts import Prompt
+from gatito.eval.scores import EpisodeRecord
+from gatito.eval.simulators import Act, Answer, Begin, Failed, Lost, Moment, Request, Simulators
 from gatito.tokenizers import Layout, TokenSequence
-from gatito.tokenizers.trunk import Trunk
-
-Prompt = Literal["none", "demo"]
-DEMONSTRATION_SCORE = 0.5
-"""Smallest score of an expert's episode that becomes a prompt."""
-NUM_SESSIONS = 25
-"""Environments stepped as one batch."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskResult:
-    """Scores of one task, a row of `results.json`."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """Episodes that are played one after the other in one context."""
 
-    id: str
-    """Task id."""
-    domain: str
-    """Part of the id before the slash."""
-    prompt: str
-    """`none` or `demo`."""
-    episodes: int
-    """Seeded episodes."""
-    mean_return: float
-    """Mean return (of success tasks: the success rate)."""
-    score: float
-    """(return - random) / (expert - random)."""
-    ci_low: float
-    """Lower end of the score's 95 % interval: bootstrap, for success tasks Wilson."""
-    ci_high: float
-    """Upper end."""
-    random: float
-    """Mean return of the random policy."""
-    expert: float
-    """Mean return of the scripted expert."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The row as written to `results.json`."""
-        values = asdict(self)
-        return {("return" if key == "mean_return" else key): value for key, value in values.items()}
+    spec: TaskSpec
+    """Their task."""
+    layout: Layout
+    """Of the checkpoint."""
+    part: Prompt
+    """What the context begins with."""
+    prompt: Callable[[], TokenSequence | None]
+    """Gives it; asked when the context begins."""
+    seeds: tuple[int, ...]
+    """One for each episode, of its environment and its sampled actions alike."""
 
 
-def demonstrations(spec: TaskSpec, layout: Layout, trunk: Trunk, context: int, count: int) -> list[TokenSequence]:
-    """Prompts out of `count` seeded expert episodes that are neither trained nor evaluated on."""
-    env, known = spec.make(), reference(spec.id)
-    prompts: list[TokenSequence] = []
-    too_long = failed = 0
-    for seed in range(PROMPT_SEEDS, PROMPT_SEEDS + 10 * count):
-        if len(prompts) == count:
-            break
-        try:
-            episode = episode_from_buffer(collect_episode(spec, env, seed), spec.id, "expert")
-        except ExpertFailed:
-            failed += 1
-            continue
-        prompt = prompt_from(episode, layout, trunk, context)
-        if known.score(episode.total_return) < DEMONSTRATION_SCORE:
-            failed += 1
-        elif prompt is None:
-            too_long += 1
-        else:
-            prompts.append(prompt)
-    env.close()
-    if len(prompts) < count:
-        raise UserError(
-            f"task {spec.id!r}: {len(prompts)} of {count} demonstrations; the expert failed in {failed} others, and "
-            f"of {too_long} not even the first timestep fits half the context of {context}"
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Played:
+    """An episode as it was played: T + 1 observations, T actions and rewards."""
+
+    spec: TaskSpec
+    part: Prompt
+    seed: int
+    observations: list[Any]
+    actions: list[Any]
+    rewards: list[float]
+    terminated: bool
+
+
+class Recorder(Protocol):
+    """Keeps whole episodes."""
+
+    def keep(self, played: Played) -> None:
+        """Keep one that was finished."""
+        ...
+
+
+@dataclass(kw_only=True, eq=False)
+class _Playing:
+    """A context as far as it was played."""
+
+    job: Job
+    records: list[EpisodeRecord] = field(default_factory=list)
+    """Of its finished episodes."""
+    observations: list[Any] = field(default_factory=list)
+    actions: list[Any] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    length: int = 0
+
+    @property
+    def seed(self) -> int:
+        """Of the episode at hand."""
+        return self.job.seeds[len(self.records)]
+
+    @property
+    def where(self) -> str:
+        """Names the timestep at hand."""
+        return f"task {self.job.spec.id!r}, seed {self.seed}, timestep {self.length}"
+
+    def record(self, failure: str = "") -> None:
+        """Close the episode at hand; the next one begins empty."""
+        total = None if failure else float(np.sum(self.rewards))
+        success = bool(total) if total is not None and self.job.spec.success else None
+        self.records.append(
+            EpisodeRecord(
+                task=self.job.spec.id,
+                prompt=self.job.part,
+                seed=self.seed,
+                order=len(self.records),
+                total_return=total,
+                length=self.length,
+                success=success,
+                failure=failure,
+            )
         )
-    return prompts
+        self.observations, self.actions, self.rewards, self.length = [], [], [], 0
+
+    def played(self, *, terminated: bool) -> Played:
+        """The episode at hand, which has come to its end."""
+        return Played(
+            spec=self.job.spec,
+            part=self.job.part,
+            seed=self.seed,
+            observations=self.observations,
+            actions=self.actions,
+            rewards=self.rewards,
+            terminated=terminated,
+        )
 
 
-def play(
-    spec: TaskSpec,
+def rollouts(
     actor: Actor,
-    seeds: Sequence[int],
-    prompts: Sequence[TokenSequence] | None = None,
-    on_episode: Callable[[], object] = lambda: None,
-) -> np.ndarray:
-    """Play one episode per seed and return the returns (N,); sessions take the next seed as they finish."""
-    count = min(len(actor.sessions), len(seeds))
-    envs: list[gym.Env[Any, Any]] = [spec.make() for _ in range(count)]
-    returns = np.zeros(len(seeds))
-    waiting: Iterator[int] = iter(range(len(seeds)))
-    playing: dict[int, int] = {}
-    observations: dict[int, Any] = {}
-
-    def begin(session: int) -> None:
-        episode = next(waiting, None)
-        if episode is None:
-            return
-        playing[session] = episode
-        actor.reset(session, prompts[episode % len(prompts)] if prompts else None, seed=seeds[episode])
-        with simulation(lambda: where(session)):
-            observations[session] = envs[session].reset(seed=seeds[episode])[0]
-
-    def where(session: int) -> str:
-        return f"task {spec.id!r}, seed {seeds[playing[session]]}"
-
-    try:
-        for session in range(count):
-            begin(session)
-        while playing:
-            for session, action in actor.act(observations, where).items():
-                with simulation(partial(where, session)):
-                    observation, reward, terminated, truncated, _ = envs[session].step(action)
-                returns[playing[session]] += finite_reward(reward, where(session))
-                observations[session] = observation
-                if terminated or truncated:
-                    del playing[session], observations[session]
-                    on_episode()
-                    begin(session)
-    finally:
-        for env in envs:
-            env.close()
-    return returns
-
-
-def check_task(processor: GatitoProcessor, task: str) -> tuple[TaskSpec, Layout, Reference]:
-    """What evaluating a task needs; raises `UserError` where it is unknown, unmeasured or has other spaces now."""
-    spec, layout, known = get_task(task), processor.layout(task), reference(task)
-    env = spec.make()
-    fresh = spec.layout(env, layout.vocabulary, layout.text)
-    env.close()
-    if fresh.sha256 != layout.sha256:
-        raise UserError(
-            f"task {task!r}: the environment's layout {fresh.sha256[:12]} is not the checkpoint's "
-            f"{layout.sha256[:12]}; the spaces have changed since the data was built, train again"
-        )
-    return spec, layout, known
-
-
-def evaluate_task(
-    model: GatitoForCausalLM,
-    processor: GatitoProcessor,
-    task: str,
+    simulators: Simulators,
+    jobs: Iterable[Job],
     *,
-    episodes: int = 50,
-    prompt: Prompt = "none",
-    temperature: float = TEMPERATURE,
+    recorder: Recorder | None = None,
     on_episode: Callable[[], object] = lambda: None,
-) -> TaskResult:
-    """Score a checkpoint on one task. Same checkpoint, task, episodes and prompt: same result."""
-    return _score(model, *check_task(processor, task), episodes, prompt, temperature, on_episode)
+) -> Iterator[list[EpisodeRecord]]:
+    """Play all jobs, as many at a time as the actor has sessions, and yield the records of each as it is finished.
 
+    All sessions step together; one whose job is finished takes the next, be it of another task. An episode whose
+    simulator raises, hangs, dies or returns what is not of its space or no number is recorded with the reason as its
+    `failure`, and so are those that were to follow it in its context; the others go on.
+    """
+    waiting = iter(jobs)
+    playing: dict[int, _Playing] = {}
+    requests: dict[int, Request] = {}
 
-def _score(
-    model: GatitoForCausalLM,
-    spec: TaskSpec,
-    layout: Layout,
-    known: Reference,
-    episodes: int,
-    prompt: Prompt,
-    temperature: float,
-    on_episode: Callable[[], object],
-) -> TaskResult:
-    trunk, context = model.config.trunk, int(model.config.context)
-    prompts = demonstrations(spec, layout, trunk, context, min(episodes, 20)) if prompt == "demo" else None
-    actor = Actor(model, layout, min(NUM_SESSIONS, episodes), temperature=temperature)
-    seeds = [EVALUATION_SEEDS + i for i in range(episodes)]
-    returns = play(spec, actor, seeds, prompts, on_episode)
-    if actor.num_clipped:
-        tqdm.write(f"{spec.id}: {actor.num_clipped} observed values outside their bounds, clipped by the bins")
-    scores = known.score(returns)
-    if spec.success:
-        rate_low, rate_high = wilson_interval(int(returns.sum()), episodes)
-        low, high = known.score(rate_low), known.score(rate_high)
-    else:
-        low, high = bootstrap_interval(scores)
-    return TaskResult(
-        id=spec.id,
-        domain=spec.domain,
-        prompt=prompt,
-        episodes=episodes,
-        mean_return=float(returns.mean()),
-        score=float(scores.mean()),
-        ci_low=low,
-        ci_high=high,
-        random=known.random,
-        expert=known.expert,
-    )
+    def begin(session: int, job: Job) -> None:
+        playing[session] = _Playing(job=job)
+        actor.reset(session, job.layout, job.prompt(), seed=job.seeds[0])
+        requests[session] = Begin(spec=job.spec, seed=job.seeds[0])
 
+    def take_next(session: int) -> None:
+        job = next(waiting, None)
+        if job is not None:
+            begin(session, job)
 
-def evaluate(
-    model: GatitoForCausalLM,
-    processor: GatitoProcessor,
-    tasks: Sequence[str],
-    *,
-    episodes: int = 50,
-    prompt: Prompt = "none",
-    temperature: float = TEMPERATURE,
-) -> list[TaskResult]:
-    """Score a checkpoint on several tasks, with one progress bar over all episodes."""
-    if episodes < 1:
-        raise UserError(f"--episodes is {episodes}, allowed 1 and more")
-    for task in tasks:
-        if list(tasks).count(task) > 1:
-            raise UserError(f"task {task!r} is listed twice; raise --episodes instead")
-    checked = [check_task(processor, task) for task in tasks]  # all of them before the first episode
-    results = []
-    with tqdm(total=len(tasks) * episodes, desc=f"evaluate, prompt {prompt}", unit="episode") as bar:
-        for spec, layout, known in checked:
-            results.append(_score(model, spec, layout, known, episodes, prompt, temperature, bar.update))
-    return results
+    def go_on(session: int, answer: Moment) -> list[EpisodeRecord]:
+        """Take in what a simulator shows; returns the records of a job that is finished."""
+        own = playing[session]
+        if own.length:  # not at its beginning
+            own.rewards.append(finite_reward(answer.reward, own.where))
+        ended = answer.terminated or answer.truncated
+        if recorder is not None:
+            own.observations.append(answer.observation)
+        if not ended:
+            actor.observe(session, answer.observation, own.where)
+            return []
+        if recorder is not None:
+            recorder.keep(own.played(terminated=answer.terminated))
+        own.record()
+        on_episode()
+        if len(own.records) < len(own.job.seeds):
+            actor.go_on(session, own.seed)
+            requests[session] = Begin(spec=own.job.spec, seed=own.seed)
+            return []
+        return own.records
 
+    def fail(session: int, reason: str) -> list[EpisodeRecord]:
+        own = playing[session]
+        own.record(reason)
+        on_episode()
+        while len(own.records) < len(own.job.seeds):
+            own.record("not played: an episode before it in its context failed")
+            on_episode()
+        return own.records
 
-def mean_score(results: Sequence[TaskResult]) -> float:
-    """Mean score over tasks."""
-    return float(np.mean([result.score for result in results])) if results else float("nan")
+    def answered(session: int, answer: Answer) -> list[EpisodeRecord]:
+        if isinstance(answer, Failed):
+            return fail(session, f"{playing[session].where}: {answer.reason}")
+        if isinstance(answer, Lost):
+            begin(session, playing[session].job)
+            return []
+        try:
+            return go_on(session, answer)
+        except UserError as error:
+            return fail(session, str(error))
 
-
-def measure_references(
-    tasks: Sequence[str], episodes: int = 100, processes: int = 1
-) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield tasks as they are measured, with the mean returns of the random policy and of the expert over seeded
-    episodes."""
-    with tqdm(total=len(tasks), desc="measure", unit="task") as bar:
-        if processes == 1:
-            for task in tasks:
-                yield task, _measure(task, episodes)
-                bar.update()
-            return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, context, end_with_parent) as pool:
-            futures = {pool.submit(_measure, task, episodes): task for task in tasks}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-                    bar.update()
-            except BrokenProcessPool:
-                raise UserError("a measuring process died; measure what is missing again") from None
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _measure(task: str, episodes: int) -> dict[str, float]:
-    spec = get_task(task)
-    env = spec.make()
-    means = {}
-    for agent in ("random", "expert"):
-        returns = []
-        for i in range(episodes):
-            try:
-                buffer = collect_episode(spec, env, EVALUATION_SEEDS + i, agent=agent)
-                returns.append(sum(buffer.rewards))
-            except ExpertFailed:  # passed over, as in collecting
-                continue
-        if not returns:
-            raise UserError(f"task {task!r}: the expert failed in all of {episodes} episodes")
-        means[agent] = float(np.mean(returns))
-    env.close()
-    return means
+    for session in range(actor.num_sessions):
+        take_next(session)
+    while requests:
+        asked, requests = requests, {}
+        for session, answer in sorted(simulators.exchange(asked).items()):
+            if session in playing and (records := answered(session, answer)):
+                del playing[session]
+                yield records
+                take_next(session)
+        for session, action in actor.decide().items():
+            own = playing[session]
+            own.length += 1
+            if recorder is not None:
+                own.actions.append(action)
+            requests[session] = Act(action=action)

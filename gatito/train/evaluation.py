@@ -12,7 +12,8 @@ from tqdm import tqdm
 from gatito.data.alarm import time_limit
 from gatito.data.tasks import matching, registry
 from gatito.errors import UserError, nearest
-from gatito.eval.rollout import check_task, evaluate_task
+from gatito.eval.config import EvaluationConfig
+from gatito.eval.evaluate import check_task, evaluate_task
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.train.configs import TrainConfig
 from gatito.train.stop import Stop
@@ -79,9 +80,9 @@ def evaluate_while_training(
             if left <= 0:
                 raise slow
             with time_limit(left, "wall", slow), torch.compiler.set_stance("force_eager"):
-                episodes, prompt = config.evaluate_episodes, config.evaluate_prompt
-                result = evaluate_task(model, processor, task, episodes=episodes, prompt=prompt, on_episode=look_up)
-            found.append((task, result.score, ""))
+                how = EvaluationConfig(episodes=config.evaluate_episodes, prompt=config.evaluate_prompt)
+                result = evaluate_task(model, processor, task, how, on_episode=look_up)
+            found.append((task, result.score, "" if result.score is not None else "no episode could be finished"))
         except _Interrupted:
             break
         except Exception as error:

@@ -1,0 +1,93 @@
+"""Episodes that are finished, written down one by one, so that an evaluation that was killed goes on where it was.
+
+OUT/evaluation.json           what is evaluated and how
+OUT/episodes-00000.jsonl      a line for each finished context, of process 0; other processes have files of their own
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from gatito.errors import UserError
+from gatito.eval.scores import EpisodeRecord
+
+SETTINGS = "evaluation.json"
+
+
+class Journal:
+    """The lines of one process, beside those of all others."""
+
+    def __init__(self, out: Path, settings: Mapping[str, Any], rank: int = 0) -> None:
+        """Open the journal of `out`; `settings` decide which episodes are played, and what they come out as.
+
+        Raises `UserError` where the folder holds an evaluation with other settings.
+        """
+        self.out, self.rank = out, rank
+        out.mkdir(parents=True, exist_ok=True)
+        found = _read(out / SETTINGS)
+        if found is None:
+            self._write_settings(settings)
+        elif found != json.loads(json.dumps(settings)):
+            differing = sorted(k for k in {*found, *settings} if found.get(k) != settings.get(k))
+            values = "; ".join(f"{k}: {found.get(k)!r} there, {settings.get(k)!r} here" for k in differing)
+            raise UserError(f"{out} holds an evaluation with other settings ({values}); choose another --out")
+        self.records = list(self._read_all())
+        """Of all processes, as far as they were finished when this was opened."""
+        path = out / f"episodes-{rank:05d}.jsonl"
+        _drop_half_a_line(path)
+        self._file = path.open("a")
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, records: Sequence[EpisodeRecord]) -> None:
+        """Write down a finished context; it outlives this process."""
+        self._file.write(json.dumps([record.to_json() for record in records]) + "\n")
+        self._file.flush()
+
+    def all_records(self, tasks: Sequence[str], prompts: Sequence[str]) -> list[EpisodeRecord]:
+        """What all processes have finished by now, in the order of tasks, prompts and seeds."""
+        found = {(r.task, r.prompt, r.seed): r for r in self._read_all()}
+        return sorted(found.values(), key=lambda r: (tasks.index(r.task), prompts.index(r.prompt), r.seed))
+
+    def remove(self) -> None:
+        """Remove the journal, once what it says stands in `results.json`."""
+        for path in (*self.out.glob("episodes-*.jsonl"), self.out / SETTINGS):
+            path.unlink(missing_ok=True)
+
+    def _read_all(self) -> list[EpisodeRecord]:
+        records = []
+        for path in sorted(self.out.glob("episodes-*.jsonl")):
+            for line in path.read_text().splitlines():
+                try:
+                    records.extend(EpisodeRecord.from_json(values) for values in json.loads(line))
+                except (ValueError, TypeError, KeyError):  # a process that was killed leaves half a line
+                    continue
+        return records
+
+    def _write_settings(self, settings: Mapping[str, Any]) -> None:
+        temporary = self.out / f".{SETTINGS}.{self.rank}"
+        temporary.write_text(json.dumps(settings, indent=1))
+        temporary.rename(self.out / SETTINGS)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); choose another --out") from None
+
+
+def _drop_half_a_line(path: Path) -> None:
+    """What is added must not go on after half a line."""
+    if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
+        path.write_bytes(content[: content.rfind(b"\n") + 1])

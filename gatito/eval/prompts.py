@@ -1,0 +1,156 @@
+"""What a context begins with: nothing, or parts of demonstrations of the same task."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from gatito.data.checks import checked_tokens
+from gatito.data.episode import Episode
+from gatito.data.minari_episodes import MinariSource, episode_from_buffer, is_dataset, open_minari
+from gatito.data.recording import collect_episode
+from gatito.data.sampler import goal_timesteps, prompt_budget, prompt_timesteps
+from gatito.data.tasks import PROMPT_SEEDS, ExpertFailed, Reference, TaskSpec
+from gatito.errors import UserError
+from gatito.tokenizers import Layout, TokenSequence
+from gatito.tokenizers.sequence import concatenate
+from gatito.tokenizers.trunk import Trunk
+
+Prompt = Literal["none", "beginning", "end", "uniform"]
+"""The paper acts with the beginning of a demonstration. It trains with ends, which show the goal, and uniformly drawn
+stretches (Reed et al. 2022, sections 2.3 and 2.4)."""
+PROMPTS: tuple[Prompt, ...] = ("none", "beginning", "end", "uniform")
+NUM_DEMONSTRATIONS = 20
+"""Demonstrations that the prompts of a task are taken from."""
+DEMONSTRATION_SCORE = 0.5
+"""Smallest score of an episode that becomes a prompt."""
+Demonstration = tuple[str, TokenSequence]
+"""How it is named in errors, and its tokens."""
+
+
+def prompt_of(
+    demonstrations: Sequence[Demonstration], trunk: Trunk, context: int, part: Prompt, rng: np.random.Generator
+) -> TokenSequence | None:
+    """A prompt of whole timesteps of each demonstration, all of them within half the context, in equal shares.
+
+    `part` says which: as many as fit from the first on, up to the last, or from one that is drawn. Raises `UserError`
+    for a demonstration of which not one timestep fits its share.
+    """
+    if part == "none" or not demonstrations:
+        return None
+    budget = prompt_budget(context) // len(demonstrations)
+    parts = []
+    for name, sequence in demonstrations:
+        starts = trunk.timestep_starts(sequence)
+        first = {"beginning": 0, "end": goal_timesteps(starts, budget)}.get(part)
+        if first is None:
+            first = int(rng.integers(sequence.num_timesteps))
+        last = sequence.num_timesteps if part == "end" else prompt_timesteps(starts, first, budget)
+        if first >= last:
+            t = min(first, sequence.num_timesteps - 1)
+            raise UserError(
+                f"{name}: timestep {t} takes {starts[t + 1] - starts[t]} positions, a prompt of "
+                f"{len(demonstrations)} demonstrations may take {budget} of each (half the context of {context}); "
+                "give fewer demonstrations, or train with a longer context"
+            )
+        parts.append(sequence.timesteps(first, last, trunk.vocabulary.patch))
+    return concatenate(parts)
+
+
+class Prompts:
+    """The prompts of a task, out of seeded episodes of its expert or out of a dataset."""
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        layout: Layout,
+        trunk: Trunk,
+        context: int,
+        *,
+        known: Reference | None,
+        count: int = NUM_DEMONSTRATIONS,
+        each: int = 1,
+        source: str | None = None,
+    ) -> None:
+        """Take up to `count` demonstrations, `each` of them to a prompt; `source` is a folder, see `datasets_of`.
+
+        Those that score below 0.5 are passed over where `known` tells. Raises `UserError` where the expert fails too
+        often, and for datasets of another task or layout.
+        """
+        if each < 1:
+            raise UserError(f"--demonstrations is {each}, allowed 1 and more")
+        self.trunk, self.context, self.each = trunk, context, each
+        episodes = _of_expert(spec, count) if source is None else _of_datasets(spec, layout, source)
+        self.demonstrations: list[Demonstration] = []
+        low = 0
+        for name, episode in episodes:
+            if len(self.demonstrations) == count:
+                break
+            if known is not None and known.score(episode.total_return) < DEMONSTRATION_SCORE:
+                low += 1
+                continue
+            self.demonstrations.append((name, checked_tokens(layout, episode, where=name)[0]))
+        wanted = count if source is None else each
+        if len(self.demonstrations) < wanted:
+            raise UserError(
+                f"task {spec.id!r}: {len(self.demonstrations)} of {wanted} demonstrations"
+                f"{f' in {source}' if source else ''}; {low} others score below {DEMONSTRATION_SCORE}"
+            )
+
+    def prompt(self, part: Prompt, number: int, seed: int) -> TokenSequence | None:
+        """The prompt of context `number`; what is drawn follows from the seed."""
+        N = len(self.demonstrations)
+        chosen = [self.demonstrations[(number * self.each + j) % N] for j in range(self.each)]
+        return prompt_of(chosen, self.trunk, self.context, part, np.random.default_rng([seed, 0x9E77]))
+
+
+def _of_expert(spec: TaskSpec, count: int) -> Iterator[tuple[str, Episode]]:
+    """Seeded episodes that are neither trained nor evaluated on."""
+    with closing(spec.make()) as env:
+        for seed in range(PROMPT_SEEDS, PROMPT_SEEDS + 10 * count):
+            try:
+                buffer = collect_episode(spec, env, seed)
+            except ExpertFailed:
+                continue
+            yield f"the expert's episode of {spec.id}, seed {seed}", episode_from_buffer(buffer, spec.id, "expert")
+
+
+def _of_datasets(spec: TaskSpec, layout: Layout, source: str) -> Iterator[tuple[str, Episode]]:
+    for dataset in datasets_of(spec.id, source):
+        _check_layout(dataset, spec, layout)
+        for episode in dataset.episodes():
+            yield f"{dataset.path}, episode {episode.id}", episode
+
+
+def datasets_of(task: str, source: str) -> list[MinariSource]:
+    """The Minari datasets of a task: the one that `source` is, or all in its folder for the task.
+
+    Raises `UserError` where there is none, and for one of another task.
+    """
+    folder = Path(source.removeprefix("minari:"))
+    below = sorted(path for path in (folder / task).glob("*") if is_dataset(path)) if folder.is_dir() else []
+    found = [open_minari(path) for path in below or [source.removeprefix("minari:")]]
+    for dataset in found:
+        if dataset.task != task:
+            raise UserError(
+                f"{dataset.path} holds demonstrations of {dataset.task!r}, which cannot prompt {task!r}; give a "
+                "dataset of that task, or a folder with one for each task"
+            )
+    return found
+
+
+def _check_layout(dataset: MinariSource, spec: TaskSpec, layout: Layout) -> None:
+    own = Layout.from_spaces(
+        dataset.dataset.observation_space,
+        dataset.dataset.action_space,
+        vocabulary=layout.vocabulary,
+        text=layout.text,
+        overrides=spec.overrides,
+    )
+    if own.sha256 != layout.sha256:
+        raise UserError(
+            f"{dataset.path}: its layout {own.sha256[:12]} is not the checkpoint's {layout.sha256[:12]} of "
+            f"{spec.id!r}; demonstrations must have the spaces that were trained on"
+        )

@@ -1,0 +1,84 @@
+"""Mean returns of the random policy and of the expert: what scores are measured between."""
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from gatito.data.collect import end_with_parent
+from gatito.data.filter import expert_return
+from gatito.data.recording import collect_episode
+from gatito.data.tasks import EVALUATION_SEEDS, ExpertFailed, TaskSpec, get_task, references
+from gatito.errors import UserError
+from gatito.eval.prompts import datasets_of
+from gatito.eval.scores import Baseline
+from gatito.policies import has_expert
+
+NUM_RANDOM_EPISODES = 50
+"""Episodes of the random policy, where a task's references were not measured before."""
+
+
+def baseline_of(spec: TaskSpec, demonstrations_from: str | None = None, expert: float | None = None) -> Baseline:
+    """What scores of a task are measured between.
+
+    Where it was not measured before, the random policy is now, and the expert is what the user says, or the best
+    stretch of the demonstrations (Reed et al. 2022, section 2.3), or the task's own expert, or unknown.
+    """
+    known = references().get(spec.id)
+    if known is not None:
+        return Baseline(random=known.random, expert=known.expert)
+    if expert is None and demonstrations_from is not None:
+        returns = [e.total_return for d in datasets_of(spec.id, demonstrations_from) for e in d.episodes()]
+        expert = expert_return(np.array(returns))
+    if expert is None and has_expert(spec):
+        expert = mean_return(spec, "expert", NUM_RANDOM_EPISODES)
+    return Baseline(random=mean_return(spec, "random", NUM_RANDOM_EPISODES), expert=expert)
+
+
+def measure_references(
+    tasks: Sequence[str], episodes: int = 100, processes: int = 1
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield tasks as they are measured, with the mean returns of the random policy and of the expert over seeded
+    episodes."""
+    with tqdm(total=len(tasks), desc="measure", unit="task") as bar:
+        if processes == 1:
+            for task in tasks:
+                yield task, _measure(task, episodes)
+                bar.update()
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, context, end_with_parent) as pool:
+            futures = {pool.submit(_measure, task, episodes): task for task in tasks}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+                    bar.update()
+            except BrokenProcessPool:
+                raise UserError("a measuring process died; measure what is missing again") from None
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _measure(task: str, episodes: int) -> dict[str, float]:
+    spec = get_task(task)
+    return {agent: mean_return(spec, agent, episodes) for agent in ("random", "expert")}
+
+
+def mean_return(spec: TaskSpec, agent: Literal["random", "expert"], episodes: int) -> float:
+    """Mean return over the first seeds of evaluation; raises `UserError` where the expert fails on all of them."""
+    returns = []
+    with closing(spec.make()) as env:
+        for i in range(episodes):
+            try:
+                buffer = collect_episode(spec, env, EVALUATION_SEEDS + i, agent=agent)
+                returns.append(sum(buffer.rewards))
+            except ExpertFailed:  # passed over, as in collecting
+                continue
+    if not returns:
+        raise UserError(f"task {spec.id!r}: the expert failed in all of {episodes} episodes")
+    return float(np.mean(returns))

@@ -1,0 +1,299 @@
+"""N simulators of any tasks, in this process or in a pool of others; one that fails costs its own episode alone.
+
+Gymnasium's vector environments hold one pair of spaces, step all together, and end with the first of them that fails.
+Here each slot holds the environment of whatever episode is played in it, built when it is first needed and kept for
+the next episode of the same task. Nothing resets by itself: an episode begins where `Begin` says so.
+
+In a pool a slot belongs to one process. A process that dies, or hangs in compiled code where no alarm reaches it, is
+replaced. The episode it was at has failed; the others that it held are `Lost`: played again from their seeds they come
+out as they would have.
+"""
+
+import contextlib
+import multiprocessing
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol
+
+import gymnasium as gym
+
+from gatito.data.alarm import time_limit
+from gatito.data.collect import end_with_parent
+from gatito.data.episode import copied
+from gatito.data.tasks import TaskSpec, get_task, registry
+from gatito.errors import UserError
+
+LIMIT_S = 60.0
+"""Seconds that a simulator may take to begin an episode, or for one timestep."""
+GRACE_S = 5.0
+"""Seconds more until the process of a simulator that does not answer is killed: first its own alarm rings."""
+MAX_DEATHS = 3
+"""Processes in a row that may die before they have answered once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begin:
+    """Asks for the first observation of an episode."""
+
+    spec: TaskSpec
+    """Its task."""
+    seed: int
+    """Given to `reset`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Act:
+    """Asks for the next timestep."""
+
+    action: Any
+    """Of the task's action space."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What a simulator shows."""
+
+    observation: Any
+    """Of the task's observation space."""
+    reward: float = 0.0
+    """Of the action before; 0 at the beginning."""
+    terminated: bool = False
+    """Whether the episode has come to an end of its own."""
+    truncated: bool = False
+    """Whether it was cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The episode cannot go on."""
+
+    reason: str
+    """What the simulator did."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """The process that held the episode has ended for the sake of another; it may begin again."""
+
+
+Request = Begin | Act
+Answer = Moment | Failed | Lost
+
+
+class Simulators(Protocol):
+    """What `rollouts` plays in."""
+
+    def exchange(self, requests: Mapping[int, Request]) -> dict[int, Answer]:
+        """Do what is asked of each slot, and return what each of them shows."""
+        ...
+
+    def close(self) -> None:
+        """Close all environments."""
+        ...
+
+
+class LocalSimulators:
+    """Simulators in this process: what crashes here ends it, and only hangs in Python are interrupted."""
+
+    def __init__(self, *, limit_s: float = LIMIT_S) -> None:
+        """A simulator may take `limit_s` seconds to answer."""
+        if not limit_s > 0:
+            raise UserError(f"--limit-s is {limit_s}, allowed above 0")
+        self.limit_s = limit_s
+        self._envs: dict[int, tuple[TaskSpec, gym.Env[Any, Any]]] = {}
+
+    def exchange(self, requests: Mapping[int, Request]) -> dict[int, Answer]:
+        """Do what is asked of each slot in turn."""
+        return {slot: self.answer(slot, request) for slot, request in sorted(requests.items())}
+
+    def answer(self, slot: int, request: Request) -> Answer:
+        """Do what is asked of one slot."""
+        slow = TimeoutError(f"no answer within {self.limit_s:g} s")
+        try:
+            with time_limit(self.limit_s, "wall", slow):
+                if isinstance(request, Begin):
+                    return Moment(observation=copied(self._env(slot, request.spec).reset(seed=request.seed)[0]))
+                observation, reward, terminated, truncated, _ = self._envs[slot][1].step(request.action)
+                # Copied: some environments write the next observation into the same array.
+                return Moment(
+                    observation=copied(observation),
+                    reward=float(reward),
+                    terminated=bool(terminated),
+                    truncated=bool(truncated),
+                )
+        except Exception as error:  # whatever another package's simulator raises
+            self._drop(slot)
+            return Failed(reason=(f"{type(error).__name__}: {error}".splitlines() or [""])[0])
+
+    def close(self) -> None:
+        """Close all environments."""
+        for slot in list(self._envs):
+            self._drop(slot)
+
+    def _env(self, slot: int, spec: TaskSpec) -> gym.Env[Any, Any]:
+        if slot in self._envs and self._envs[slot][0] is not spec:
+            self._drop(slot)
+        if slot not in self._envs:
+            self._envs[slot] = (spec, spec.make())
+        return self._envs[slot][1]
+
+    def _drop(self, slot: int) -> None:
+        if slot in self._envs:
+            with contextlib.suppress(Exception):  # what has failed may fail to close as well
+                self._envs.pop(slot)[1].close()
+
+
+@dataclass(kw_only=True)
+class _Worker:
+    """One process of the pool."""
+
+    process: BaseProcess
+    connection: Connection
+    waiting: list[int]
+    """Slots that it has not answered yet, in the order in which it will."""
+    deadline: float = 0.0
+    """When it must have given its next answer."""
+    held: set[int]
+    """Slots with an episode in it."""
+
+
+class SimulatorPool:
+    """Simulators in processes of their own, which step at the same time and may die."""
+
+    def __init__(self, processes: int, *, limit_s: float = LIMIT_S) -> None:
+        """Start the processes; each answers within `limit_s` seconds or is replaced."""
+        if processes < 1:
+            raise UserError(f"--processes is {processes}, allowed 1 and more, 0 to simulate in this process")
+        LocalSimulators(limit_s=limit_s)  # refuses what is no limit
+        self.limit_s, self._deaths = limit_s, 0
+        self._context = multiprocessing.get_context("spawn")
+        self._workers = [self._start() for _ in range(processes)]
+
+    def exchange(self, requests: Mapping[int, Request]) -> dict[int, Answer]:
+        """Do what is asked of each slot, the processes at the same time."""
+        answers: dict[int, Answer] = {}
+        for number in range(len(self._workers)):
+            self._ask(number, {s: r for s, r in sorted(requests.items()) if s % len(self._workers) == number}, answers)
+        while busy := [i for i, worker in enumerate(self._workers) if worker.waiting]:
+            deadline = min(self._workers[i].deadline for i in busy)
+            by_connection = {self._workers[i].connection: i for i in busy}
+            ready = wait(list(by_connection), max(0.0, deadline - time.monotonic()))
+            for connection in ready:
+                self._receive(by_connection[connection], answers)  # type: ignore[index]
+            for i in busy:
+                worker = self._workers[i]
+                if worker.waiting and time.monotonic() > worker.deadline and not worker.connection.poll():
+                    self._replace(i, f"no answer within {self.limit_s:g} s, its process was killed", answers)
+        return answers
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._workers:
+            self._end(worker)
+        self._workers = []
+
+    def _start(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs, self.limit_s), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process=process, connection=ours, waiting=[], held=set())
+
+    def _ask(self, number: int, requests: Mapping[int, Request], answers: dict[int, Answer]) -> None:
+        """Send a process what is asked of its slots."""
+        worker = self._workers[number]
+        worker.waiting = list(requests)
+        worker.deadline = time.monotonic() + self.limit_s + GRACE_S
+        worker.held.update(requests)
+        try:
+            for slot, request in requests.items():
+                worker.connection.send((slot, _by_name(request)))
+        except OSError:
+            self._replace(number, self._death(worker), answers)
+
+    def _receive(self, number: int, answers: dict[int, Answer]) -> None:
+        """Take one answer of a process."""
+        worker = self._workers[number]
+        try:
+            slot, answer = worker.connection.recv()
+        except (EOFError, OSError):
+            self._replace(number, self._death(worker), answers)
+            return
+        self._deaths = 0
+        worker.waiting.remove(slot)
+        worker.deadline = time.monotonic() + self.limit_s + GRACE_S
+        answers[slot] = answer
+
+    def _replace(self, number: int, reason: str, answers: dict[int, Answer]) -> None:
+        """Put a new process in the place of one that is dead or hangs: the first slot it owes an answer has failed."""
+        worker = self._workers[number]
+        self._end(worker)
+        self._deaths += 1
+        if self._deaths > MAX_DEATHS:
+            raise UserError(
+                f"{self._deaths} processes of simulators ended before they had answered ({reason}); look at one task "
+                "alone with --processes 0"
+            )
+        for slot in worker.held:
+            if not _has_ended(answers.get(slot)):
+                answers[slot] = Lost()
+        if worker.waiting:
+            answers[worker.waiting[0]] = Failed(reason=reason)
+        self._workers[number] = self._start()
+
+    @staticmethod
+    def _death(worker: _Worker) -> str:
+        worker.process.join(GRACE_S)
+        return f"its process ended with exit code {worker.process.exitcode}"
+
+    @staticmethod
+    def _end(worker: _Worker) -> None:
+        worker.process.kill()
+        worker.process.join()
+        worker.connection.close()
+
+
+def simulators(processes: int, *, limit_s: float = LIMIT_S) -> Simulators:
+    """Simulators in so many processes, 0 for this one."""
+    return LocalSimulators(limit_s=limit_s) if processes == 0 else SimulatorPool(processes, limit_s=limit_s)
+
+
+@contextlib.contextmanager
+def closing(these: Simulators) -> Iterator[Simulators]:
+    """Close them at the end."""
+    try:
+        yield these
+    finally:
+        these.close()
+
+
+def _has_ended(answer: Answer | None) -> bool:
+    """Whether the episode of a slot needs its environment no more."""
+    return isinstance(answer, Failed) or (isinstance(answer, Moment) and (answer.terminated or answer.truncated))
+
+
+def _by_name(request: Request) -> Any:
+    """A task of the registry travels as its id: what builds it need not be sendable."""
+    if isinstance(request, Begin) and registry().get(request.spec.id) is request.spec:
+        return (request.spec.id, request.seed)
+    return request
+
+
+def _serve(connection: Connection, limit_s: float) -> None:
+    """Answer what comes, one after the other."""
+    end_with_parent()
+    here = LocalSimulators(limit_s=limit_s)
+    sent: dict[str, TaskSpec] = {}
+    while True:
+        try:
+            slot, request = connection.recv()
+        except EOFError:
+            return
+        if isinstance(request, tuple):
+            request = Begin(spec=get_task(request[0]), seed=request[1])
+        elif isinstance(request, Begin):  # a copy each time; the environment is kept for the first
+            request = Begin(spec=sent.setdefault(request.spec.id, request.spec), seed=request.seed)
+        connection.send((slot, here.answer(slot, request)))

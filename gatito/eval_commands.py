@@ -1,0 +1,154 @@
+"""What `gatito eval` does."""
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+
+from gatito.data.publish import check_writable
+from gatito.data.tasks import TaskSpec, registry
+from gatito.errors import UserError
+from gatito.eval.agent import load_checkpoint, weights_sha256
+from gatito.eval.attention import view_attention
+from gatito.eval.card import write_card
+from gatito.eval.config import EvaluationConfig
+from gatito.eval.evaluate import CheckedTask, baselines_of, check_tasks, evaluate
+from gatito.eval.journal import Journal
+from gatito.eval.record import RolloutRecorder
+from gatito.eval.report import Report, write_report
+from gatito.eval.results import Results, print_results, write_results
+from gatito.eval.scores import EpisodeRecord, TaskResult
+from gatito.eval.videos import Video, record_episode
+from gatito.model import GatitoForCausalLM, GatitoProcessor
+from gatito.model.int8 import quantize_int8
+from gatito.policies import any_environment, modules_of
+
+LONGEST_WAIT = timedelta(days=7)
+"""For the slowest process of an evaluation."""
+
+
+def evaluate_checkpoint(
+    checkpoint: str,
+    out: Path,
+    tasks: list[str] | None,
+    env: str | None,
+    config: EvaluationConfig,
+    *,
+    record: str | None = None,
+    videos: int = 0,
+    attention_step: int = 20,
+) -> None:
+    """Score a checkpoint; write `results.json`, `report.html` and `card.md`.
+
+    Several processes (`torchrun`, `accelerate launch`) share the episodes through the folder `out`.
+    """
+    began = time.monotonic()
+    check_writable(out)
+    if (out / "results.json").exists():
+        raise UserError(f"{out / 'results.json'} exists; choose another --out or remove it")
+    if videos < 0:
+        raise UserError(f"--videos is {videos}, allowed 0 and more")
+    processes = PartialState(timeout=LONGEST_WAIT)
+    model, processor = load_checkpoint(checkpoint)
+    settings = {"checkpoint": checkpoint, "weights": weights_sha256(model)[:16], **config.to_json()}
+    if config.int8:
+        model = quantize_int8(model)
+    checked = check_tasks(processor, _chosen(checkpoint, processor, tasks, env), config)
+    settings["tasks"] = [task.spec.id for task in checked]
+    recorder = None
+    if record is not None:
+        envs = {task.spec.id: task.env for task in checked}
+        recorder = RolloutRecorder(out / ".recorded", Path(record), envs)
+        recorder.check([task.spec for task in checked], config.prompts)
+        settings["record"] = record
+    share = (processes.process_index, processes.num_processes)
+    with Journal(out, settings, rank=share[0]) as journal:
+        evaluate(model, processor, checked, config, journal=journal, recorder=recorder, share=share)
+        processes.wait_for_everyone()
+        if not processes.is_main_process:
+            return
+        results = Results(
+            records=journal.all_records(settings["tasks"], config.prompts),
+            baselines=baselines_of(checked),
+            checkpoint=checkpoint,
+            settings=settings | machine(),
+            seconds={"evaluate": time.monotonic() - began},
+        )
+        # Written before anything is filmed: whatever fails there must not cost the scores.
+        write_results(results, out / "results.json")
+        if recorder is not None:
+            for folder in recorder.publish([task.spec for task in checked], config.prompts, checkpoint):
+                tqdm.write(str(folder))
+        journal.remove()
+    _write_pages(results, out, checkpoint, model, processor, checked, config, videos, attention_step)
+    print_results(results)
+    tqdm.write("\n".join(str(out / name) for name in ("results.json", "report.html", "card.md")))
+
+
+def machine() -> dict[str, Any]:
+    """What an evaluation ran on."""
+    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def _chosen(
+    checkpoint: str, processor: GatitoProcessor, tasks: list[str] | None, env: str | None
+) -> Sequence[str | TaskSpec]:
+    """The tasks that are evaluated: named ones, an environment of the user's, or all that the checkpoint knows."""
+    if env is not None:
+        if tasks is not None:
+            raise UserError("give --tasks or --env, not both")
+        modules, name = modules_of(env, None)
+        return [any_environment(name or "", modules)]
+    chosen = tasks or sorted(set(processor.layouts) & set(registry()))
+    if not chosen:
+        known = ", ".join(sorted(processor.layouts)) or "none"
+        raise UserError(
+            f"checkpoint {checkpoint} knows no task that is registered here (it knows {known}); an environment of "
+            "yours is evaluated by --env [module:]ID"
+        )
+    return chosen
+
+
+def _write_pages(
+    results: Results,
+    out: Path,
+    checkpoint: str,
+    model: GatitoForCausalLM,
+    processor: GatitoProcessor,
+    checked: Sequence[CheckedTask],
+    config: EvaluationConfig,
+    videos: int,
+    attention_step: int,
+) -> None:
+    """The report with videos of the worst and the best, and the card."""
+    specs = {task.spec.id: task.spec for task in checked}
+    filmed: list[Video] = []
+    views = []
+    for row in tqdm(worst_and_best(results.tasks, videos), desc="film", unit="episode", disable=not videos):
+        episode = lowest(results.records, row)
+        filmed.append(record_episode(model, processor, specs[row.id], out / "videos", seed=episode.seed))
+        step = min(attention_step, max(0, episode.length - 1))
+        views.append(view_attention(model, processor, specs[row.id], step, seed=episode.seed))
+    report = Report(title=f"gatito: {checkpoint}", results=results, videos=filmed, attention=views)
+    write_report(report, out / "report.html")
+    write_card(results, out / "card.md")
+
+
+def worst_and_best(rows: Sequence[TaskResult], count: int) -> list[TaskResult]:
+    """Rows of as many tasks with the first of the prompts: the worse half of them the worst, the rest the best."""
+    first = [row for row in rows if row.prompt == rows[0].prompt and row.episodes]
+    ranked = sorted(first, key=lambda row: (row.score is not None, row.score or 0.0))
+    if len(ranked) <= count:
+        return ranked
+    return ranked[: (count + 1) // 2] + ranked[len(ranked) - count // 2 :]
+
+
+def lowest(records: Sequence[EpisodeRecord], row: TaskResult) -> EpisodeRecord:
+    """The finished episode of a row with the lowest return, the first of a context."""
+    own = [r for r in records if (r.task, r.prompt) == (row.id, row.prompt) and r.total_return is not None]
+    return min(own, key=lambda r: (r.order, r.total_return or 0.0))
