@@ -1,303 +1,285 @@
-"""Scoring a checkpoint: seeds, repeatability, what is written, and what is refused."""
+"""Playing episodes: of any tasks in one batch, of simulators that fail, one after the other in a context, recorded."""
 
 import dataclasses
-import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium import spaces
-from toy import Line, ToyEnv, layout_of, tiny_model
+from gymnasium.vector import AutoresetMode
+from simulated import FAULTY, GRID, Points, points
+from toy import Line, layout_of, tiny_model, toy_sequence
 
-from gatito.data.collection import CollectConfig
-from gatito.data.recording import collect_episode
-from gatito.data.tasks import EVALUATION_SEEDS, PROMPT_SEEDS, ExpertFailed, Reference, TaskSpec
+from gatito.data.minari_episodes import open_minari
+from gatito.data.tasks import EVALUATION_SEEDS, TaskSpec
 from gatito.errors import UserError
-from gatito.eval import rollout
+from gatito.eval import simulators as simulating
 from gatito.eval.actor import Actor
-from gatito.eval.results import Results, write_results
-from gatito.eval.rollout import (
-    TaskResult,
-    demonstrations,
-    evaluate,
-    evaluate_task,
-    mean_score,
-    measure_references,
-    play,
-)
-from gatito.eval.statistics import bootstrap_interval, wilson_interval
-from gatito.model import GatitoProcessor
-from gatito.tokenizers import TextTokenizer, Vocabulary
-from gatito.tokenizers.trunk import Trunk
+from gatito.eval.decoding import Decoding
+from gatito.eval.record import RolloutRecorder
+from gatito.eval.rollout import Job, rollouts
+from gatito.eval.scores import EpisodeRecord
+from gatito.eval.simulators import LocalSimulators, SimulatorPool, Simulators, closing
+from gatito.eval.vector import VectorSimulators
+from gatito.model import GatitoForCausalLM
+from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary
 
-SEEDS: list[int] = []
+GREEDY = Decoding(temperature=0.0)
+SEEDS = [EVALUATION_SEEDS + i for i in range(8)]
+FAULTS = ["raises", "dies", "hangs", "hangs where no alarm is heard", "returns NaN", "rewards NaN"]
+FAULTS += ["returns another shape", "returns text"]
 
 
-class Recorded(ToyEnv):
-    """Remembers with which seeds it was reset; the reward depends on the action."""
+class Toy:
+    """What jobs are made of."""
 
-    def __init__(self) -> None:
-        super().__init__(spaces.Box(-9.0, 9.0, (3,), np.float32), spaces.Discrete(4), length=6)
+    def __init__(self, vocabulary: Vocabulary, text: TextTokenizer) -> None:
+        self.layouts = {spec.id: layout_of(spec.make(), vocabulary, text) for spec in (points(), GRID)}
 
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        assert seed is not None
-        SEEDS.append(seed)
-        self.length = 4 + seed % 5
-        return super().reset(seed=seed)
+    def job(self, spec: TaskSpec, *seeds: int, prompt: TokenSequence | None = None) -> Job:
+        part: Any = "none" if prompt is None else "beginning"
+        return Job(spec=spec, layout=self.layouts[spec.id], part=part, prompt=lambda: prompt, seeds=seeds)
 
-    def step(self, action: Any) -> Any:
-        observation, _, terminated, truncated, info = super().step(action)
-        return observation, float(action) + float(observation[0]) / 10, terminated, truncated, info
-
-
-class Success(Recorded):
-    """The return is 1 where the episode ends on the right with another action than three, else 0."""
-
-    def step(self, action: Any) -> Any:
-        observation, _, terminated, truncated, info = super().step(action)
-        return observation, float(terminated and observation[0] > 0 and action != 3), terminated, truncated, info
-
-
-def always_three(env: Any) -> Any:
-    return lambda observation: np.int64(3)
-
-
-def always_two(env: Any) -> Any:
-    return lambda observation: np.int64(2)
-
-
-SPECS = {
-    "toy/points": TaskSpec(id="toy/points", make=Recorded, expert=always_three),
-    "toy/success": TaskSpec(id="toy/success", make=Success, expert=always_two, success=True),
-}
-KNOWN = {"toy/points": Reference(random=0.0, expert=20.0), "toy/success": Reference(random=0.25, expert=0.75)}
-
-
-@pytest.fixture(autouse=True)
-def toy_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    SEEDS.clear()
-    monkeypatch.setattr(rollout, "get_task", SPECS.__getitem__)
-    monkeypatch.setattr(rollout, "reference", KNOWN.__getitem__)
+    def jobs(self, spec: TaskSpec, seeds: Sequence[int] = SEEDS) -> list[Job]:
+        return [self.job(spec, seed) for seed in seeds]
 
 
 @pytest.fixture
-def processor(vocabulary: Vocabulary, text: TextTokenizer) -> GatitoProcessor:
-    return GatitoProcessor(
-        Trunk(vocabulary=vocabulary), text, {t: layout_of(s.make(), vocabulary, text) for t, s in SPECS.items()}
-    )
+def toy(vocabulary: Vocabulary, text: TextTokenizer) -> Toy:
+    return Toy(vocabulary, text)
 
 
-@pytest.mark.parametrize("prompt", ["none", "demo"])
+@pytest.fixture
+def model(vocabulary: Vocabulary) -> GatitoForCausalLM:
+    return tiny_model(vocabulary, context=128)
+
+
+def play(actor: Actor, jobs: Sequence[Job], these: Simulators | None = None, **options: Any) -> list[EpisodeRecord]:
+    with closing(these or LocalSimulators()) as simulators:
+        return [record for records in rollouts(actor, simulators, jobs, **options) for record in records]
+
+
+def by_key(records: Sequence[EpisodeRecord]) -> dict[Any, Any]:
+    found = {(r.task, r.prompt, r.seed): (r.total_return, r.length, r.order, r.failure) for r in records}
+    assert len(found) == len(records)
+    return found
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_same_evaluation_twice_gives_the_same_results(
-    processor: GatitoProcessor, vocabulary: Vocabulary, prompt: Any, temperature: float
+def test_sessions_of_different_tasks_play_as_each_alone(
+    toy: Toy, model: GatitoForCausalLM, temperature: float
 ) -> None:
-    model = tiny_model(vocabulary)
-    first, second = (
-        evaluate(model, processor, list(SPECS), episodes=7, prompt=prompt, temperature=temperature) for _ in range(2)
-    )
+    """Row 12: other spaces, lengths, prompts and resets in one batch."""
+    prompt = toy_sequence(GRID.make(), toy.layouts[GRID.id], 7).head(40, 0)  # type: ignore[arg-type]
+    prompt = prompt.timesteps(0, 3, toy.layouts[GRID.id].vocabulary.patch)
+    jobs = [toy.job(spec, seed) for seed in SEEDS for spec in (points(), GRID)]
+    jobs += [toy.job(GRID, seed, prompt=prompt) for seed in SEEDS[:3]]
+    decoding = Decoding(temperature=temperature)
+    together = by_key(play(Actor(model, 6, decoding=decoding), jobs))
+    alone = [by_key(play(Actor(model, 1, decoding=decoding), [job])) for job in jobs]
+    assert together == {key: value for one in alone for key, value in one.items()}
+    assert len({value[0] for value in together.values()}) > 5  # and they do differ
+
+
+def test_the_same_rollouts_twice_give_the_same_records(toy: Toy, model: GatitoForCausalLM) -> None:
+    """Row 19."""
+    first, second = (play(Actor(model, 5), toy.jobs(points())) for _ in range(2))
     assert first == second
-    other = evaluate(tiny_model(vocabulary, seed=1), processor, list(SPECS), episodes=7, prompt=prompt)
-    assert other[0].mean_return != first[0].mean_return
+    other = play(Actor(tiny_model(toy.layouts[GRID.id].vocabulary, seed=1, context=128), 5), toy.jobs(points()))
+    assert [r.total_return for r in other] != [r.total_return for r in first]
 
 
-def test_the_results_do_not_depend_on_the_number_of_sessions(
-    processor: GatitoProcessor, vocabulary: Vocabulary
+def test_processes_play_the_same_episodes_as_this_one(toy: Toy, model: GatitoForCausalLM) -> None:
+    jobs = [*toy.jobs(points()), *toy.jobs(GRID, SEEDS[:3])]
+    here = play(Actor(model, 5), jobs)
+    assert play(Actor(model, 5), jobs, SimulatorPool(2)) == here
+
+
+def test_a_vector_environment_plays_the_same_episodes(toy: Toy, model: GatitoForCausalLM) -> None:
+    envs = gym.vector.SyncVectorEnv([points().make] * 3, autoreset_mode=AutoresetMode.DISABLED)
+    here = play(Actor(model, 3), toy.jobs(points()))
+    assert play(Actor(model, 3), toy.jobs(points()), VectorSimulators(envs)) == here
+    assert {r.length for r in here} == {4, 5, 6, 7, 8}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_of_many_simulators_that_fails_costs_its_own_episode_alone(
+    fault: str, toy: Toy, model: GatitoForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, spec = tiny_model(vocabulary), SPECS["toy/points"]
-    layout = processor.layout("toy/points")
-    seeds = [EVALUATION_SEEDS + i for i in range(9)]
-    prompts = demonstrations(spec, layout, Trunk(vocabulary=layout.vocabulary), 64, 4)
-    alone, few, many = (play(spec, Actor(model, layout, n), seeds, prompts) for n in (1, 4, 25))
-    np.testing.assert_array_equal(alone, few)
-    np.testing.assert_array_equal(alone, many)
-    assert len(set(alone.tolist())) > 3
-
-
-def test_evaluation_and_prompt_seeds_are_disjoint_from_training_seeds(
-    processor: GatitoProcessor, vocabulary: Vocabulary
-) -> None:
-    evaluate_task(tiny_model(vocabulary), processor, "toy/points", episodes=30, prompt="demo")
-    prompts = {s for s in SEEDS if s >= PROMPT_SEEDS}
-    played = {s for s in SEEDS if s < PROMPT_SEEDS}
-    assert played == {EVALUATION_SEEDS + i for i in range(30)}
-    assert prompts == {PROMPT_SEEDS + i for i in range(20)}
-    # Collecting refuses to come near.
-    CollectConfig(episodes=10, first_seed=EVALUATION_SEEDS - 10)
-    with pytest.raises(UserError, match="are kept for evaluation"):
-        CollectConfig(episodes=11, first_seed=EVALUATION_SEEDS - 10)
-
-
-def test_demonstrations_pass_over_seeds_on_which_the_expert_fails(processor: GatitoProcessor) -> None:
-    def moody(env: Any) -> Any:
-        def act(observation: Any) -> np.int64:
-            if SEEDS[-1] % 2:
-                raise ExpertFailed("not today")
-            return np.int64(3)
-
-        return act
-
-    spec = dataclasses.replace(SPECS["toy/points"], expert=moody)
-    prompts = demonstrations(spec, processor.layout("toy/points"), processor.trunk, 64, 3)
-    assert len(prompts) == 3
-    assert [s - PROMPT_SEEDS for s in SEEDS] == [0, 1, 2, 3, 4]
-    assert all(0 < len(p) <= 32 and len(p) % 5 == 0 for p in prompts)
-
-
-def test_demonstrations_pass_over_seeds_on_which_the_expert_scores_low(processor: GatitoProcessor) -> None:
-    spec, returns = SPECS["toy/success"], []
-    prompts = demonstrations(spec, processor.layout("toy/success"), processor.trunk, 64, 3)
-    env = spec.make()
-    for seed in SEEDS.copy():
-        episode = collect_episode(spec, env, seed)
-        returns.append(sum(episode.rewards))
-    assert len(prompts) == 3 == sum(returns)
-    assert returns[-1] == 1
-    assert 0 in returns
-
-
-def test_a_prompt_that_does_not_fit_is_refused(processor: GatitoProcessor) -> None:
-    with pytest.raises(
-        UserError, match=r"0 of 1 demonstrations; .* of 10 not even the first timestep fits half the context of 8"
-    ):
-        demonstrations(SPECS["toy/points"], processor.layout("toy/points"), processor.trunk, 8, 1)
-
-
-def test_a_reward_that_is_no_number_never_becomes_a_score(processor: GatitoProcessor, vocabulary: Vocabulary) -> None:
-    class Broken(Recorded):
-        def step(self, action: Any) -> Any:
-            observation, _, *rest = super().step(action)
-            return observation, float("nan"), *rest
-
-    spec = dataclasses.replace(SPECS["toy/points"], make=Broken)
-    with pytest.raises(UserError, match=rf"task 'toy/points', seed {EVALUATION_SEEDS}: the reward is nan"):
-        play(spec, Actor(tiny_model(vocabulary), processor.layout("toy/points"), 2), [EVALUATION_SEEDS] * 2)
-
-
-def test_a_simulator_that_fails_while_acting_is_named_with_its_seed(
-    processor: GatitoProcessor, vocabulary: Vocabulary
-) -> None:
-    class Broken(Recorded):
-        def step(self, action: Any) -> Any:
-            raise RuntimeError("the arm fell off")
-
-    spec = dataclasses.replace(SPECS["toy/points"], make=Broken)
-    with pytest.raises(UserError, match=r"'toy/points', seed 7: the environment .* RuntimeError: the arm fell off"):
-        play(spec, Actor(tiny_model(vocabulary), processor.layout("toy/points")), [7])
-
-
-def test_a_layout_that_differs_is_found_before_the_first_episode(
-    processor: GatitoProcessor, vocabulary: Vocabulary
-) -> None:
-    processor.layouts["toy/success"] = layout_of(Line(), vocabulary, processor.text)
-    with pytest.raises(UserError, match="the spaces have changed"):
-        evaluate(tiny_model(vocabulary), processor, ["toy/points", "toy/success"], episodes=3)
-    assert SEEDS == []
-
-
-def test_scores_and_intervals_are_those_of_the_returns(processor: GatitoProcessor, vocabulary: Vocabulary) -> None:
-    model = tiny_model(vocabulary)
-    seeds = [EVALUATION_SEEDS + i for i in range(12)]
-    for task, spec in SPECS.items():
-        returns = play(spec, Actor(model, processor.layout(task), 12), seeds)
-        result = evaluate_task(model, processor, task, episodes=12)
-        known = KNOWN[task]
-        assert (result.id, result.domain, result.prompt, result.episodes) == (task, "toy", "none", 12)
-        assert result.mean_return == pytest.approx(returns.mean())
-        assert result.score == pytest.approx((returns.mean() - known.random) / (known.expert - known.random))
-        if spec.success:
-            assert 0 < returns.sum() < 12
-            low, high = wilson_interval(int(returns.sum()), 12)
-            expected = ((low - 0.25) / 0.5, (high - 0.25) / 0.5)
-        else:
-            expected = bootstrap_interval(returns / known.expert)
-        assert (result.ci_low, result.ci_high) == pytest.approx(expected)
-        assert result.ci_low < result.score < result.ci_high
-
-
-def test_a_random_and_an_expert_reference_are_measured_on_the_evaluation_seeds() -> None:
-    measured = dict(measure_references(["toy/success"], episodes=8))["toy/success"]
-    assert measured["expert"] == 5 / 8  # episodes that end on the right
-    assert 0.0 < measured["random"] < 1.0
-    assert set(SEEDS) == {EVALUATION_SEEDS + i for i in range(8)}
-    assert dict(measure_references(["toy/success"], episodes=8))["toy/success"] == measured
-
-
-def test_changed_spaces_are_refused_with_both_layouts(processor: GatitoProcessor, vocabulary: Vocabulary) -> None:
-    class Changed(Recorded):
-        def __init__(self) -> None:
-            super().__init__()
-            self.action_space = spaces.Discrete(5)
-
-    SPECS["toy/changed"] = dataclasses.replace(SPECS["toy/points"], id="toy/changed", make=Changed)
-    KNOWN["toy/changed"] = KNOWN["toy/points"]
-    processor.layouts["toy/changed"] = processor.layouts["toy/points"]
-    try:
-        with pytest.raises(UserError) as error:
-            evaluate_task(tiny_model(vocabulary), processor, "toy/changed", episodes=1)
-    finally:
-        del SPECS["toy/changed"], KNOWN["toy/changed"]
-    assert processor.layouts["toy/points"].sha256[:12] in str(error.value)
-    assert "the spaces have changed since the data was built, train again" in str(error.value)
-
-
-def test_a_task_that_the_checkpoint_does_not_know_is_refused_before_any_episode(
-    processor: GatitoProcessor, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rollout, "get_task", lambda task: SPECS["toy/points"])
-    with pytest.raises(UserError, match="not trained on task 'toy/point'; did you mean 'toy/points'"):
-        evaluate(tiny_model(vocabulary), processor, ["toy/points", "toy/point"], episodes=1)
-    assert SEEDS == []
-    with pytest.raises(UserError, match="--episodes is 0, allowed 1 and more"):
-        evaluate(tiny_model(vocabulary), processor, ["toy/points"], episodes=0)
-
-
-def result(prompt: str, score: float) -> TaskResult:
-    values = {"mean_return": 1.0, "ci_low": 0.1, "ci_high": 0.9, "random": 0.0, "expert": 2.0}
-    return TaskResult(id="toy/points", domain="toy", prompt=prompt, episodes=5, score=score, **values)
-
-
-def test_results_json_has_exactly_its_schema(tmp_path: Path) -> None:
-    results = Results(
-        tasks=[result("none", 0.5), result("none", 0.25), result("demo", 1.0)], seconds={"evaluate": 2.5}
+    """Row 18. Greedy: what shares a batch is another, and a sampled bin may differ by rounding."""
+    monkeypatch.setattr(simulating, "GRACE_S", 1.0)
+    sound = by_key(play(Actor(model, 4, decoding=GREEDY), toy.jobs(points())))
+    ticks: list[int] = []
+    found = by_key(
+        play(
+            Actor(model, 4, decoding=GREEDY),
+            toy.jobs(points(fault)),
+            SimulatorPool(2, limit_s=2.0),
+            on_episode=lambda: ticks.append(1),
+        )
     )
-    write_results(results, tmp_path / "results.json")
-    values = json.loads((tmp_path / "results.json").read_text())
-    assert list(values) == ["schema", "mean_score", "tasks", "captions", "seconds"]
-    assert values["schema"] == 1
-    assert values["mean_score"] == 0.375  # over the unprompted tasks
-    assert values["captions"] is None
-    assert values["seconds"] == {"evaluate": 2.5}
-    keys = ["id", "domain", "prompt", "episodes", "return", "score", "ci_low", "ci_high", "random", "expert"]
-    assert [list(row) for row in values["tasks"]] == [keys] * 3
-    assert values["tasks"][2] == {
-        "id": "toy/points",
-        "domain": "toy",
-        "prompt": "demo",
-        "episodes": 5,
-        "return": 1.0,
-        "score": 1.0,
-        "ci_low": 0.1,
-        "ci_high": 0.9,
-        "random": 0.0,
-        "expert": 2.0,
+    key = ("toy/points", "none", FAULTY)
+    total, length, _, failure = found.pop(key)
+    assert (total, length) == (None, 3)
+    assert f"task 'toy/points', seed {FAULTY}, timestep 3" in failure
+    assert sound.pop(key)[3] == ""
+    assert found == sound  # the others finish, as they would have
+    assert len(ticks) == 8
+
+
+def test_every_reason_says_what_the_simulator_did(toy: Toy, model: GatitoForCausalLM) -> None:
+    reasons = {
+        "raises": "RuntimeError: the arm fell off",
+        "returns NaN": "NaN or Inf in",
+        "rewards NaN": "the reward is nan",
+        "returns another shape": r"shape \(2,\), expected \(3,\)",
+        "returns text": "expected float32",
     }
-    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
-    assert mean_score([result("demo", 0.5), result("none", 1.0)]) == 0.75
+    for fault, reason in reasons.items():
+        (record,) = play(Actor(model), [toy.job(points(fault), FAULTY)])
+        assert record.total_return is None
+        assert re.search(reason, record.failure), record.failure
+
+
+def test_an_observation_that_does_not_fit_the_context_fails_its_episode(
+    toy: Toy, vocabulary: Vocabulary
+) -> None:
+    small = tiny_model(vocabulary, context=8)
+    records = play(Actor(small, 2), [toy.job(GRID, SEEDS[0]), toy.job(points(), SEEDS[0])])
+    failures = {r.task: r.failure for r in records}
+    assert "exceed the context of 8" in failures["toy/grid"]
+    assert failures["toy/points"] == ""
+
+
+def test_episodes_of_one_context_see_those_before(toy: Toy, model: GatitoForCausalLM) -> None:
+    chained = play(Actor(model, 2, decoding=GREEDY), [toy.job(points(), *SEEDS[:3]), toy.job(GRID, *SEEDS[:2])])
+    assert [(r.task, r.seed, r.order) for r in sorted(chained, key=lambda r: (r.task, r.order))] == [
+        *(("toy/grid", seed, i) for i, seed in enumerate(SEEDS[:2])),
+        *(("toy/points", seed, i) for i, seed in enumerate(SEEDS[:3])),
+    ]
+    alone = by_key(play(Actor(model, 2, decoding=GREEDY), [*toy.jobs(points(), SEEDS[:3]), *toy.jobs(GRID, SEEDS[:2])]))
+    for record in chained:
+        same = alone["toy/points" if "points" in record.task else "toy/grid", "none", record.seed][:2]
+        assert (record.order == 0) <= ((record.total_return, record.length) == same)
+    later = [r.total_return != alone[r.task, "none", r.seed][0] for r in chained if r.order]
+    assert any(later)
+
+
+def test_the_context_of_successive_episodes_is_both_of_them(toy: Toy, model: GatitoForCausalLM) -> None:
+    actor = Actor(model, 1, decoding=GREEDY)
+    play(actor, [toy.job(points(), *SEEDS[:2])])
+    lengths = [4 + seed % 5 for seed in SEEDS[:2]]
+    assert len(actor.sessions[0].window()) == sum(lengths)
+
+
+def test_what_follows_a_failed_episode_in_its_context_is_counted_as_failed(
+    toy: Toy, model: GatitoForCausalLM
+) -> None:
+    records = play(Actor(model), [toy.job(points("raises"), FAULTY, FAULTY + 1)])
+    assert [r.total_return for r in records] == [None, None]
+    assert [r.seed for r in records] == [FAULTY, FAULTY + 1]
+    assert "not played" in records[1].failure
+
+
+def test_a_context_that_was_lost_begins_again_with_its_first_episode(
+    toy: Toy, model: GatitoForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [toy.job(points("dies"), SEEDS[3], SEEDS[4]), toy.job(points("dies"), FAULTY)]
+    sound = by_key(play(Actor(model, 2, decoding=GREEDY), [toy.job(points(), SEEDS[3], SEEDS[4])]))
+    found = by_key(play(Actor(model, 2, decoding=GREEDY), jobs, SimulatorPool(1)))
+    assert found.pop(("toy/points", "none", FAULTY))[0] is None
+    assert found == sound
 
 
 def test_an_episode_that_ends_at_once_makes_room_for_the_next_seed(
     vocabulary: Vocabulary, text: TextTokenizer
 ) -> None:
     layout = layout_of(Line(), vocabulary, text)
-    spec = TaskSpec(id="toy/line", make=Line, expert=always_three)
+    spec = TaskSpec(id="toy/line", make=Line, expert=lambda env: lambda observation: 0)
+    jobs = [Job(spec=spec, layout=layout, part="none", prompt=lambda: None, seeds=(s,)) for s in range(10)]
     done: list[int] = []
-    returns = play(
-        spec,
-        Actor(tiny_model(vocabulary), layout, 3, temperature=0),
-        list(range(10)),
-        on_episode=lambda: done.append(1),
-    )
-    assert len(returns) == len(done) == 10
-    assert len(set(returns.tolist())) == 1  # the line is the same for every seed
+    records = play(Actor(tiny_model(vocabulary), 3, decoding=GREEDY), jobs, on_episode=lambda: done.append(1))
+    assert len(records) == len(done) == 10
+    assert len({r.total_return for r in records}) == 1  # the line is the same for every seed
+
+
+def test_simulators_are_built_when_they_are_needed(toy: Toy, model: GatitoForCausalLM) -> None:
+    built: list[int] = []
+
+    class Counted(Points):
+        def __init__(self, render_mode: str | None = None) -> None:
+            super().__init__()
+            built.append(1)
+
+    spec = dataclasses.replace(points(), make=Counted)
+    play(Actor(model, 6), toy.jobs(spec, SEEDS[:2]))
+    assert len(built) == 2  # not one for each session
+    play(Actor(model, 2), toy.jobs(spec))
+    assert len(built) == 4  # and kept for the next episodes
+
+
+def recorder(tmp_path: Path) -> RolloutRecorder:
+    envs: dict[str, gym.Env[Any, Any]] = {"toy/points": Points(), "toy/grid": GRID.make()}
+    return RolloutRecorder(tmp_path / "work", tmp_path / "recorded", envs)
+
+
+def test_recorded_rollouts_are_a_dataset_of_the_episodes_that_were_scored(
+    toy: Toy, model: GatitoForCausalLM, tmp_path: Path
+) -> None:
+    keeps = recorder(tmp_path)
+    jobs = [*toy.jobs(points("raises")), *toy.jobs(GRID, SEEDS[:2])]
+    records = play(Actor(model, 4), jobs, recorder=keeps)
+    assert [r.seed for r in records if r.failure] == [FAULTY], [r.failure for r in records]
+    specs = [points(), GRID]
+    written = keeps.publish(specs, ["none"], "run/a")
+    assert written == [tmp_path / "recorded" / task / "rollouts-none-v0" for task in ("toy/points", "toy/grid")]
+    assert not (tmp_path / "work").exists()
+    by_seed = {(r.task, r.seed): r for r in records}
+    for spec, folder in zip(specs, written, strict=True):
+        source = open_minari(folder)
+        assert source.task == spec.id
+        episodes = list(source.episodes())
+        played = [r for r in records if r.task == spec.id and not r.failure]
+        assert sorted(e.seed for e in episodes if e.seed is not None) == sorted(r.seed for r in played)
+        for episode in episodes:
+            record = by_seed[spec.id, episode.seed or 0]
+            assert (len(episode), episode.total_return) == (record.length, record.total_return)
+    with pytest.raises(UserError, match=r"--record: .*rollouts-none-v0 exists"):
+        keeps.check(specs, ["none"])
+
+
+def test_recorded_actions_replay_to_the_recorded_observations(
+    toy: Toy, model: GatitoForCausalLM, tmp_path: Path
+) -> None:
+    keeps = recorder(tmp_path)
+    play(Actor(model, 2), toy.jobs(GRID, SEEDS[:2]), recorder=keeps)
+    (folder,) = keeps.publish([GRID], ["none"], "run/a")
+    env = GRID.make()
+    for episode in open_minari(folder).episodes():
+        observation = env.reset(seed=episode.seed)[0]
+        for t in range(len(episode)):
+            assert episode.observations["mission"][t] == observation["mission"]
+            np.testing.assert_array_equal(episode.observations["at"][t], observation["at"])
+            observation, reward, *_ = env.step(episode.actions[t])
+            assert reward == episode.rewards[t]
+
+
+def test_an_episode_whose_values_are_not_of_its_spaces_is_scored_but_not_recorded(
+    toy: Toy, model: GatitoForCausalLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = dataclasses.replace(GRID, make=Unsaid)
+    keeps = recorder(tmp_path)
+    (record,) = play(Actor(model), [toy.job(spec, SEEDS[0])], recorder=keeps)
+    assert record.total_return is not None
+    assert keeps.publish([spec], ["none"], "run/a") == []
+    assert "not recorded: task 'toy/grid'" in capsys.readouterr().out
+
+
+class Unsaid(type(GRID.make())):  # type: ignore[misc]
+    """Its mission has a sign that its space has not."""
+
+    def _observation(self) -> Any:
+        return super()._observation() | {"mission": "go!"}

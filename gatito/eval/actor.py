@@ -47,13 +47,16 @@ class _Session:
         return [*([self.prompt] if self.prompt is not None else []), *self.timesteps]
 
 
+Memory = str
+
 class Actor:
     """N sessions, each of a task of its own."""
 
     def __init__(
-        self, model: GatitoForCausalLM, num_sessions: int = 1, *, temperature: float = TEMPERATURE
+        self, model: GatitoForCausalLM, num_sessions: int = 1, *, decoding=None, memory="refill", prompt_slides=False, compiled=False
     ) -> None:
         """Actions are sampled at `temperature`, 0 takes the likeliest; of legal ids only."""
+        temperature = decoding.temperature if decoding else 1.0
         if not temperature >= 0:
             raise UserError(f"temperature is {temperature}, allowed 0 (greedy) and more")
         self.model, self.temperature = model.eval(), temperature

@@ -28,6 +28,8 @@ from gatito.errors import UserError
 
 LIMIT_S = 60.0
 """Seconds that a simulator may take to begin an episode, or for one timestep."""
+STARTUP_S = 300.0
+"""Seconds that a process may take until it takes requests."""
 GRACE_S = 5.0
 """Seconds more until the process of a simulator that does not answer is killed: first its own alarm rings."""
 MAX_DEATHS = 3
@@ -158,6 +160,8 @@ class _Worker:
     """When it must have given its next answer."""
     held: set[int]
     """Slots with an episode in it."""
+    is_ready: bool = False
+    """Whether it takes requests."""
 
 
 class SimulatorPool:
@@ -169,7 +173,9 @@ class SimulatorPool:
             raise UserError(f"--processes is {processes}, allowed 1 and more, 0 to simulate in this process")
         LocalSimulators(limit_s=limit_s)  # refuses what is no limit
         self.limit_s, self._deaths = limit_s, 0
-        self._context = multiprocessing.get_context("spawn")
+        # Forked from a process that has imported this and nothing else has run in: a new one is there at once.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__])
         self._workers = [self._start() for _ in range(processes)]
 
     def exchange(self, requests: Mapping[int, Request]) -> dict[int, Answer]:
@@ -206,7 +212,7 @@ class SimulatorPool:
         """Send a process what is asked of its slots."""
         worker = self._workers[number]
         worker.waiting = list(requests)
-        worker.deadline = time.monotonic() + self.limit_s + GRACE_S
+        worker.deadline = time.monotonic() + (self.limit_s + GRACE_S if worker.is_ready else STARTUP_S)
         worker.held.update(requests)
         try:
             for slot, request in requests.items():
@@ -222,10 +228,12 @@ class SimulatorPool:
         except (EOFError, OSError):
             self._replace(number, self._death(worker), answers)
             return
-        self._deaths = 0
-        worker.waiting.remove(slot)
         worker.deadline = time.monotonic() + self.limit_s + GRACE_S
-        answers[slot] = answer
+        worker.is_ready = True
+        if answer is not None:
+            self._deaths = 0
+            worker.waiting.remove(slot)
+            answers[slot] = answer
 
     def _replace(self, number: int, reason: str, answers: dict[int, Answer]) -> None:
         """Put a new process in the place of one that is dead or hangs: the first slot it owes an answer has failed."""
@@ -287,6 +295,7 @@ def _serve(connection: Connection, limit_s: float) -> None:
     end_with_parent()
     here = LocalSimulators(limit_s=limit_s)
     sent: dict[str, TaskSpec] = {}
+    connection.send((None, None))
     while True:
         try:
             slot, request = connection.recv()

@@ -59,7 +59,7 @@ class VectorSimulators:
 
     def _step(self, actions: Mapping[int, Any]) -> dict[int, Answer]:
         if self._resting.any():  # what is stepped without an episode; it begins anew before it has one
-            self.envs.reset(options={"reset_mask": self._resting.copy()})
+            self.envs.reset(seed=[0] * self.envs.num_envs, options={"reset_mask": self._resting.copy()})
         N, space = self.envs.num_envs, self.envs.single_action_space
         every = [actions.get(slot, self._idle) for slot in range(N)]
         batch = concatenate(space, every, create_empty_array(space, N))

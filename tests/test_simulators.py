@@ -1,0 +1,198 @@
+"""One of N simulators may raise, die, hang or return what is no number: its episode has failed, the others go on."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+from simulated import FAULTY, GRID, points
+
+from gatito.data.tasks import EVALUATION_SEEDS, TaskSpec
+from gatito.errors import UserError
+from gatito.eval import simulators as module
+from gatito.eval.simulators import (
+    Act,
+    Begin,
+    Failed,
+    LocalSimulators,
+    Lost,
+    Moment,
+    SimulatorPool,
+    Simulators,
+    closing,
+    simulators,
+)
+from gatito.eval.vector import VectorSimulators
+
+SEEDS = [EVALUATION_SEEDS + i for i in range(4)]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE_S", 1.0)
+
+
+def begin_all(these: Simulators, spec: TaskSpec) -> dict[int, Any]:
+    return these.exchange({slot: Begin(spec=spec, seed=seed) for slot, seed in enumerate(SEEDS)})
+
+
+def steps(these: Simulators, count: int, slots: Mapping[int, int] | range = range(4)) -> Iterator[dict[int, Any]]:
+    for _ in range(count):
+        yield these.exchange({slot: Act(action=np.int64(1)) for slot in slots})
+
+
+def of_two_kinds() -> list[Callable[[], Simulators]]:
+    return [lambda: simulators(0, limit_s=5), lambda: simulators(2, limit_s=5)]
+
+
+@pytest.mark.parametrize("make", of_two_kinds(), ids=["here", "in processes"])
+def test_simulators_show_what_the_environments_show(make: Callable[[], Simulators]) -> None:
+    env = points().make()
+    seen = {slot: env.reset(seed=seed)[0] for slot, seed in enumerate(SEEDS)}
+    with closing(make()) as these:
+        shown = begin_all(these, points())
+        for slot, moment in shown.items():
+            np.testing.assert_array_equal(moment.observation, seen[slot])
+            assert (moment.reward, moment.terminated, moment.truncated) == (0.0, False, False)
+        env.reset(seed=SEEDS[1])
+        for t in range(4 + SEEDS[1] % 5):
+            observation, reward, terminated, _, _ = env.step(np.int64(1))
+            moment = these.exchange({1: Act(action=np.int64(1))})[1]
+            np.testing.assert_array_equal(moment.observation, observation)
+            assert (moment.reward, moment.terminated) == (reward, terminated), t
+        assert moment.terminated
+
+
+@pytest.mark.parametrize("make", of_two_kinds(), ids=["here", "in processes"])
+def test_a_slot_may_play_another_task_next(make: Callable[[], Simulators]) -> None:
+    with closing(make()) as these:
+        begin_all(these, points())
+        shown = these.exchange({0: Begin(spec=GRID, seed=5), 1: Act(action=np.int64(0))})
+        assert sorted(shown[0].observation) == ["at", "mission"]
+        assert shown[1].observation.shape == (3,)
+
+
+@pytest.mark.parametrize("make", of_two_kinds(), ids=["here", "in processes"])
+def test_a_simulator_that_raises_costs_its_own_episode_alone(make: Callable[[], Simulators]) -> None:
+    with closing(make()) as these:
+        begin_all(these, points("raises"))
+        *_, last = steps(these, 3)
+        assert last[2] == Failed(reason="RuntimeError: the arm fell off")
+        assert all(isinstance(last[slot], Moment) for slot in (0, 1, 3))
+        again = these.exchange({2: Begin(spec=points(), seed=SEEDS[0])})
+        assert isinstance(again[2], Moment)
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_simulator_that_hangs_in_python_costs_its_own_episode_alone(processes: int) -> None:
+    with closing(simulators(processes, limit_s=0.5 if processes == 0 else 3)) as these:
+        begin_all(these, points("hangs"))
+        *_, last = steps(these, 3)
+        assert isinstance(last[2], Failed)
+        assert "TimeoutError: no answer within" in last[2].reason
+        assert all(isinstance(last[slot], Moment) for slot in (0, 1, 3))
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("dies", "its process ended with exit code 11"), ("hangs where no alarm is heard", "its process was killed")],
+)
+def test_a_process_that_ends_is_replaced_and_what_it_held_may_begin_again(fault: str, reason: str) -> None:
+    with closing(SimulatorPool(2, limit_s=3)) as these:
+        begin_all(these, points(fault))
+        *_, last = steps(these, 3)
+        assert isinstance(last[2], Failed)
+        assert reason in last[2].reason
+        assert last[0] == Lost()  # in the same process
+        assert isinstance(last[1], Moment)
+        assert isinstance(last[3], Moment)
+        again = these.exchange({0: Begin(spec=points(fault), seed=SEEDS[0]), 1: Act(action=np.int64(1))})
+        assert all(isinstance(answer, Moment) for answer in again.values())
+
+
+def test_processes_that_die_at_once_end_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_DEATHS", 1)
+    monkeypatch.setattr(module, "_serve", exit_at_once)
+    with (
+        closing(SimulatorPool(1, limit_s=3)) as these,
+        pytest.raises(UserError, match="2 processes of simulators ended before they had answered"),
+    ):
+        for _ in range(5):
+            begin_all(these, points())
+
+
+def exit_at_once(*_: Any) -> None:
+    raise SystemExit(3)
+
+
+def test_the_processes_step_at_the_same_time() -> None:
+    with closing(SimulatorPool(2, limit_s=20)) as these:
+        spec = TaskSpec(id="toy/slow", make=Slow, expert=no_expert)
+        these.exchange({slot: Begin(spec=spec, seed=0) for slot in range(2)})
+        began = time.monotonic()
+        these.exchange({slot: Act(action=0) for slot in range(2)})
+        assert time.monotonic() - began < 1.9  # one second each
+
+
+class Slow(gym.Env[Any, Any]):
+    """Sleeps a second for each timestep."""
+
+    observation_space = gym.spaces.Discrete(2)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return 0, {}
+
+    def step(self, action: Any) -> Any:
+        time.sleep(1.0)
+        return 0, 0.0, False, False, {}
+
+
+def no_expert(env: Any) -> Any:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(("processes", "limit_s"), [(-1, 1.0), (0, 0.0), (1, float("nan"))])
+def test_impossible_numbers_are_refused(processes: int, limit_s: float) -> None:
+    with pytest.raises(UserError, match=r"--(processes|limit-s) is"):
+        simulators(processes, limit_s=limit_s)
+
+
+def vector(mode: AutoresetMode = AutoresetMode.DISABLED, num_envs: int = 3) -> gym.vector.VectorEnv[Any, Any, Any]:
+    return gym.vector.SyncVectorEnv([points().make] * num_envs, autoreset_mode=mode)
+
+
+def test_a_vector_environment_shows_what_its_environments_show_alone() -> None:
+    alone, together = LocalSimulators(), VectorSimulators(vector())
+    requests: dict[int, Any] = {slot: Begin(spec=points(), seed=SEEDS[slot]) for slot in range(3)}
+    ended, rounds = 0, 0
+    while requests:
+        rounds += 1
+        a, b = alone.exchange(requests), together.exchange(requests)
+        assert a.keys() == b.keys()
+        requests = {}
+        for slot, one in a.items():
+            other: Any = b[slot]
+            assert isinstance(one, Moment)
+            np.testing.assert_array_equal(one.observation, other.observation)
+            assert (one.reward, one.terminated, one.truncated) == (other.reward, other.terminated, other.truncated)
+            if not one.terminated:
+                requests[slot] = Act(action=np.int64(rounds % 4))
+            elif ended < 4:  # others begin while some are under way, and some rest at the end
+                ended += 1
+                requests[slot] = Begin(spec=points(), seed=SEEDS[0] + ended)
+    assert ended == 4
+    together.close()
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_a_vector_environment_that_resets_by_itself_is_refused(mode: AutoresetMode) -> None:
+    with pytest.raises(UserError, match=r"resets by itself .*AutoresetMode.DISABLED"):
+        VectorSimulators(vector(mode))
+
+
+def test_the_faulty_seed_is_one_of_those_that_are_played() -> None:
+    assert FAULTY in SEEDS
