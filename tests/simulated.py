@@ -6,9 +6,9 @@ import time
 from functools import partial
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from toy import ToyEnv
 
 from gatito.data.tasks import EVALUATION_SEEDS, TaskSpec
 
@@ -16,14 +16,35 @@ FAULTY = EVALUATION_SEEDS + 2
 """The seed whose episode goes wrong, at its third timestep."""
 
 
-class Points(ToyEnv):
+class Drawn(gym.Env[Any, Any]):
+    """Observations that are drawn from the space, for `length` timesteps."""
+
+    length = 10
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.t = 0
+        return self.draw(), {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), (action, self.action_space)
+        self.t += 1
+        return self.draw(), 1.0, self.t >= self.length, False, {}
+
+    def draw(self) -> Any:
+        self.observation_space.seed(int(self.np_random.integers(1 << 30)))
+        return self.observation_space.sample()
+
+
+class Points(Drawn):
     """Between four and eight timesteps of three numbers; the reward is the action and a tenth of what is seen."""
 
     SEEDS: ClassVar[list[int]] = []
     """With which it was reset, in this process."""
+    observation_space = spaces.Box(-9.0, 9.0, (3,), np.float32)
+    action_space = spaces.Discrete(4)
 
     def __init__(self, fault: str = "", render_mode: str | None = None) -> None:
-        super().__init__(spaces.Box(-9.0, 9.0, (3,), np.float32), spaces.Discrete(4), length=6)
         self.fault = fault
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
@@ -35,7 +56,7 @@ class Points(ToyEnv):
     def step(self, action: Any) -> Any:
         observation, _, terminated, truncated, info = super().step(action)
         reward = float(action) + float(observation[0]) / 10
-        if self.seed == FAULTY and len(self.actions) == 3:
+        if self.seed == FAULTY and self.t == 3:
             observation, reward = self._go_wrong(observation, reward)
         return observation, reward, terminated, truncated, info
 
@@ -60,16 +81,24 @@ class Points(ToyEnv):
         return observation, reward
 
 
-class Grid(ToyEnv):
+class Grid(Drawn):
     """Ten timesteps of what is where and a mission, with two actions at once."""
 
+    MISSIONS = ("go", "if the expression is a class", "return the next object name")
+    observation_space = spaces.Dict(
+        at=spaces.MultiDiscrete([4, 4]), mission=spaces.Text(64, charset="abcdefghijklmnopqrstuvwxyz ")
+    )
+    action_space = spaces.MultiDiscrete([3, 5])
+
     def __init__(self, render_mode: str | None = None) -> None:
-        seen = spaces.Dict(at=spaces.MultiDiscrete([4, 4]), mission=spaces.Text(64, charset="abcdefghijklmnopqrstuvwxyz "))
-        super().__init__(seen, spaces.MultiDiscrete([3, 5]), length=10)
+        pass
 
     def step(self, action: Any) -> Any:
         observation, _, *rest = super().step(action)
         return observation, float(action[0] * 5 + action[1]), *rest
+
+    def draw(self) -> Any:
+        return super().draw() | {"mission": self.MISSIONS[int(self.np_random.integers(len(self.MISSIONS)))]}
 
 
 def always_three(env: Any) -> Any:

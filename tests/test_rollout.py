@@ -10,8 +10,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
-from simulated import FAULTY, GRID, Points, points
-from toy import Line, layout_of, tiny_model, toy_sequence
+from simulated import FAULTY, GRID, Grid, Points, points
+from toy import Line, layout_of, tiny_model, toy_episode
 
 from gatito.data.minari_episodes import open_minari
 from gatito.data.tasks import EVALUATION_SEEDS, TaskSpec
@@ -73,8 +73,8 @@ def test_sessions_of_different_tasks_play_as_each_alone(
     toy: Toy, model: GatitoForCausalLM, temperature: float
 ) -> None:
     """Row 12: other spaces, lengths, prompts and resets in one batch."""
-    prompt = toy_sequence(GRID.make(), toy.layouts[GRID.id], 7).head(40, 0)  # type: ignore[arg-type]
-    prompt = prompt.timesteps(0, 3, toy.layouts[GRID.id].vocabulary.patch)
+    layout, shown = toy.layouts[GRID.id], toy_episode(GRID.make(), 7)  # type: ignore[arg-type]
+    prompt = layout.episode_tokens(shown.observations, shown.actions).timesteps(0, 3, layout.vocabulary.patch)
     jobs = [toy.job(spec, seed) for seed in SEEDS for spec in (points(), GRID)]
     jobs += [toy.job(GRID, seed, prompt=prompt) for seed in SEEDS[:3]]
     decoding = Decoding(temperature=temperature)
@@ -278,8 +278,8 @@ def test_an_episode_whose_values_are_not_of_its_spaces_is_scored_but_not_recorde
     assert "not recorded: task 'toy/grid'" in capsys.readouterr().out
 
 
-class Unsaid(type(GRID.make())):  # type: ignore[misc]
+class Unsaid(Grid):
     """Its mission has a sign that its space has not."""
 
-    def _observation(self) -> Any:
-        return super()._observation() | {"mission": "go!"}
+    def draw(self) -> Any:
+        return super().draw() | {"mission": "go!"}
