@@ -146,7 +146,7 @@ def evaluate(
     out: str,
     tasks: str | None = None,
     episodes: int = 50,
-    prompt: Literal["none", "demo"] = "none",
+    prompt: Literal["none", "beginning"] = "none",
     temperature: float = TEMPERATURE,
 ) -> None:
     """Score a checkpoint on seeded episodes and write results.json and report.html.

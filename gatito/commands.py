@@ -18,9 +18,10 @@ from gatito.data.store import Store, TokenDataset, is_store, open_store
 from gatito.data.tasks import ExpertFailed, get_task, groups, matching, references, registry
 from gatito.errors import UserError, nearest
 from gatito.eval.agent import load_checkpoint
+from gatito.eval.card import write_card
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results, print_results, write_results
-from gatito.eval.rollout import evaluate, measure_references
+from gatito.eval.rollout import baselines_of, evaluate, measure_references
 from gatito.policies import any_environment
 from gatito.recipes import recipe_names
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
@@ -222,7 +223,7 @@ def evaluate_checkpoint(
     out: Path,
     tasks: list[str] | None,
     episodes: int,
-    prompt: Literal["none", "demo"],
+    prompt: Literal["none", "beginning"],
     temperature: float,
 ) -> None:
     """Score a checkpoint and write `results.json` and `report.html`."""
@@ -234,10 +235,26 @@ def evaluate_checkpoint(
     chosen = tasks or sorted(set(processor.layouts) & set(registry()))
     if not chosen:
         raise UserError(f"checkpoint {checkpoint} knows no task that is registered here; name some with --tasks")
-    rows = evaluate(model, processor, chosen, episodes=episodes, prompt=prompt, temperature=temperature)
-    results = Results(tasks=rows, captions=None, seconds={"evaluate": time.monotonic() - began})
+    records = evaluate(model, processor, chosen, episodes=episodes, prompt=prompt, temperature=temperature)
+    results = Results(
+        records=records,
+        baselines=baselines_of(chosen),
+        checkpoint=checkpoint,
+        settings={"episodes": episodes, "temperature": temperature},
+        seconds={"evaluate": time.monotonic() - began},
+    )
     out.mkdir(parents=True, exist_ok=True)
     write_results(results, out / "results.json")
-    write_report(Report(title=f"gatito: {checkpoint}", results=results), out / "report.html")
+    write_card(results, out / "card.md")
+    run = Path(checkpoint)
+    write_report(
+        Report(
+            title=f"gatito: {checkpoint}",
+            results=results,
+            metrics=run / "metrics.jsonl",
+            evaluations=run / "evaluations.jsonl",
+        ),
+        out / "report.html",
+    )
     print_results(results)
-    tqdm.write(f"{out / 'results.json'}\n{out / 'report.html'}")
+    tqdm.write("\n".join(str(out / name) for name in ("results.json", "report.html", "card.md")))

@@ -22,10 +22,11 @@ from gatito.data.publish import check_writable
 from gatito.data_commands import describe_store
 from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint
+from gatito.eval.card import write_card
 from gatito.eval.language import caption_images, caption_score, continue_texts
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results, print_results, write_results
-from gatito.eval.rollout import evaluate
+from gatito.eval.rollout import baselines_of, evaluate
 from gatito.eval.videos import record_episode
 from gatito.model import GatitoForCausalLM
 from gatito.recipes import load_recipe
@@ -136,15 +137,23 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
         checkpoint = train(recipe, out / "store", run)
     with stages.stage("evaluate", "4/5 evaluate, without and with a demonstration as prompt"):
         model, processor = load_checkpoint(checkpoint)
-        rows = [
+        records = [
             *evaluate(model, processor, list(TASKS), episodes=size.episodes, prompt="none"),
-            *evaluate(model, processor, list(TASKS), episodes=size.prompted_episodes, prompt="demo"),
+            *evaluate(model, processor, list(TASKS), episodes=size.prompted_episodes, prompt="beginning"),
         ]
         captions = caption_images(model, processor, size.images)
         written = continue_texts(model, processor, list(BEGINNINGS))
     scores = caption_score(captions)
     # Written now as well: whatever fails while filming must not cost the scores.
-    write_results(Results(tasks=rows, captions=scores, seconds=stages.seconds), out / "results.json")
+    results = Results(
+        records=records,
+        baselines=baselines_of(list(TASKS)),
+        checkpoint=str(run),
+        settings={"episodes": size.episodes, "episodes with a prompt": size.prompted_episodes},
+        captions=scores,
+        seconds=stages.seconds,
+    )
+    write_results(results, out / "results.json")
     with stages.stage("report", "5/5 record videos and write the report"):
         videos = [record_episode(model, processor, task) for task in tqdm(SHOWN, desc="film", unit="episode")]
         timesteps, images = {}, {}
@@ -157,13 +166,14 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
                 fields = [f for f in layout.observations if f.kind == "image"] if layout else []
                 height, width = fields[0].shape[:2] if fields else (PATCH, PATCH)
                 images[source] = from_patches(shown.patches, (height, width, 3))[0]
-    results = Results(tasks=rows, captions=scores, seconds=stages.seconds)
     write_results(results, out / "results.json")
+    write_card(results, out / "card.md")
     following = next_commands(out)
     report = Report(
         title="gatito demo",
         results=results,
         metrics=run / "metrics.jsonl",
+        evaluations=run / "evaluations.jsonl",
         timesteps=timesteps,
         images=images,
         videos=videos,
@@ -200,7 +210,7 @@ def next_commands(out: Path) -> list[str]:
     """Commands that go on from here, as typed."""
     run, store = out / "run", out / "store"
     return [
-        f"gatito eval {run} --tasks {SHOWN[0]} --episodes 50 --prompt demo --out {out / 'eval'}",
+        f"gatito eval {run} --tasks {SHOWN[0]} --episodes 50 --prompt beginning --out {out / 'eval'}",
         f"gatito tokens {out / 'datasets' / SHOWN[2] / 'noisy-v0'} --episode 0",
         f"gatito train --config demo --data {store} --train.steps 10000 --train.minutes 120 --out runs/longer",
         f"gatito data collect --tasks babyai/pickup-loc --episodes 500 --out {out / 'more'}",

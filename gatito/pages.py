@@ -57,6 +57,14 @@ def facts_list(facts: Mapping[str, str]) -> str:
     return f"<dl>{''.join(f'<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>' for k, v in facts.items())}</dl>"
 
 
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], label: str) -> str:
+    """Rows of texts under their names, in a frame of their own that scrolls where the page is narrow."""
+    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    drawn = f"<table><thead><tr>{names}</tr></thead><tbody>\n{body}\n</tbody></table>"
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{drawn}</div>'
+
+
 def legend(names: Mapping[str, str]) -> str:
     """Colour swatches: class to words."""
     items = "".join(

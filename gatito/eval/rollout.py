@@ -4,7 +4,6 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -20,47 +19,16 @@ from gatito.errors import UserError
 from gatito.eval import TEMPERATURE
 from gatito.eval.actor import Actor
 from gatito.eval.agent import prompt_from
-from gatito.eval.statistics import bootstrap_interval, wilson_interval
+from gatito.eval.scores import Baseline, EpisodeRecord, TaskResult, task_results
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.tokenizers import Layout, TokenSequence
 from gatito.tokenizers.trunk import Trunk
 
-Prompt = Literal["none", "demo"]
+Prompt = Literal["none", "beginning"]
 DEMONSTRATION_SCORE = 0.5
 """Smallest score of an expert's episode that becomes a prompt."""
 NUM_SESSIONS = 25
 """Environments stepped as one batch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskResult:
-    """Scores of one task, a row of `results.json`."""
-
-    id: str
-    """Task id."""
-    domain: str
-    """Part of the id before the slash."""
-    prompt: str
-    """`none` or `demo`."""
-    episodes: int
-    """Seeded episodes."""
-    mean_return: float
-    """Mean return (of success tasks: the success rate)."""
-    score: float
-    """(return - random) / (expert - random)."""
-    ci_low: float
-    """Lower end of the score's 95 % interval: bootstrap, for success tasks Wilson."""
-    ci_high: float
-    """Upper end."""
-    random: float
-    """Mean return of the random policy."""
-    expert: float
-    """Mean return of the scripted expert."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The row as written to `results.json`."""
-        values = asdict(self)
-        return {("return" if key == "mean_return" else key): value for key, value in values.items()}
 
 
 def demonstrations(spec: TaskSpec, layout: Layout, trunk: Trunk, context: int, count: int) -> list[TokenSequence]:
@@ -98,8 +66,12 @@ def play(
     seeds: Sequence[int],
     prompts: Sequence[TokenSequence] | None = None,
     on_episode: Callable[[], object] = lambda: None,
+    lengths: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Play one episode per seed and return the returns (N,); sessions take the next seed as they finish."""
+    """Play one episode per seed and return the returns (N,); sessions take the next seed as they finish.
+
+    The timesteps of each are added to `lengths` (N,).
+    """
     count = min(len(actor.sessions), len(seeds))
     envs: list[gym.Env[Any, Any]] = [spec.make() for _ in range(count)]
     returns = np.zeros(len(seeds))
@@ -127,6 +99,8 @@ def play(
                 with simulation(partial(where, session)):
                     observation, reward, terminated, truncated, _ = envs[session].step(action)
                 returns[playing[session]] += finite_reward(reward, where(session))
+                if lengths is not None:
+                    lengths[playing[session]] += 1
                 observations[session] = observation
                 if terminated or truncated:
                     del playing[session], observations[session]
@@ -163,44 +137,40 @@ def evaluate_task(
     on_episode: Callable[[], object] = lambda: None,
 ) -> TaskResult:
     """Score a checkpoint on one task. Same checkpoint, task, episodes and prompt: same result."""
-    return _score(model, *check_task(processor, task), episodes, prompt, temperature, on_episode)
+    spec, layout, known = check_task(processor, task)
+    records = _play_task(model, spec, layout, episodes, prompt, temperature, on_episode)
+    (result,) = task_results(records, {task: Baseline(random=known.random, expert=known.expert)})
+    return result
 
 
-def _score(
+def _play_task(
     model: GatitoForCausalLM,
     spec: TaskSpec,
     layout: Layout,
-    known: Reference,
     episodes: int,
     prompt: Prompt,
     temperature: float,
     on_episode: Callable[[], object],
-) -> TaskResult:
+) -> list[EpisodeRecord]:
     trunk, context = model.config.trunk, int(model.config.context)
-    prompts = demonstrations(spec, layout, trunk, context, min(episodes, 20)) if prompt == "demo" else None
+    prompts = demonstrations(spec, layout, trunk, context, min(episodes, 20)) if prompt == "beginning" else None
     actor = Actor(model, layout, min(NUM_SESSIONS, episodes), temperature=temperature)
     seeds = [EVALUATION_SEEDS + i for i in range(episodes)]
-    returns = play(spec, actor, seeds, prompts, on_episode)
+    lengths = np.zeros(episodes, np.int64)
+    returns = play(spec, actor, seeds, prompts, on_episode, lengths)
     if actor.num_clipped:
         tqdm.write(f"{spec.id}: {actor.num_clipped} observed values outside their bounds, clipped by the bins")
-    scores = known.score(returns)
-    if spec.success:
-        rate_low, rate_high = wilson_interval(int(returns.sum()), episodes)
-        low, high = known.score(rate_low), known.score(rate_high)
-    else:
-        low, high = bootstrap_interval(scores)
-    return TaskResult(
-        id=spec.id,
-        domain=spec.domain,
-        prompt=prompt,
-        episodes=episodes,
-        mean_return=float(returns.mean()),
-        score=float(scores.mean()),
-        ci_low=low,
-        ci_high=high,
-        random=known.random,
-        expert=known.expert,
-    )
+    return [
+        EpisodeRecord(
+            task=spec.id,
+            prompt=prompt,
+            seed=seed,
+            total_return=float(total),
+            length=int(length),
+            success=bool(total) if spec.success else None,
+        )
+        for seed, total, length in zip(seeds, returns, lengths, strict=True)
+    ]
 
 
 def evaluate(
@@ -211,24 +181,24 @@ def evaluate(
     episodes: int = 50,
     prompt: Prompt = "none",
     temperature: float = TEMPERATURE,
-) -> list[TaskResult]:
-    """Score a checkpoint on several tasks, with one progress bar over all episodes."""
+) -> list[EpisodeRecord]:
+    """Play episodes of several tasks, with one progress bar over all of them."""
     if episodes < 1:
         raise UserError(f"--episodes is {episodes}, allowed 1 and more")
     for task in tasks:
         if list(tasks).count(task) > 1:
             raise UserError(f"task {task!r} is listed twice; raise --episodes instead")
     checked = [check_task(processor, task) for task in tasks]  # all of them before the first episode
-    results = []
+    records: list[EpisodeRecord] = []
     with tqdm(total=len(tasks) * episodes, desc=f"evaluate, prompt {prompt}", unit="episode") as bar:
-        for spec, layout, known in checked:
-            results.append(_score(model, spec, layout, known, episodes, prompt, temperature, bar.update))
-    return results
+        for spec, layout, _ in checked:
+            records.extend(_play_task(model, spec, layout, episodes, prompt, temperature, bar.update))
+    return records
 
 
-def mean_score(results: Sequence[TaskResult]) -> float:
-    """Mean score over tasks."""
-    return float(np.mean([result.score for result in results])) if results else float("nan")
+def baselines_of(tasks: Sequence[str]) -> dict[str, Baseline]:
+    """The measured references of tasks."""
+    return {task: Baseline(random=reference(task).random, expert=reference(task).expert) for task in tasks}
 
 
 def measure_references(

@@ -150,7 +150,7 @@ class TrainConfig:
     """Task ids, groups and patterns to evaluate, separated by commas; by default all that are trained on."""
     evaluate_episodes: int = 10
     """Seeded episodes per task and evaluation."""
-    evaluate_prompt: Literal["none", "demo"] = "none"
+    evaluate_prompt: Literal["none", "beginning"] = "none"
     """Whether these episodes begin with a demonstration of the expert."""
     evaluate_limit_s: float = 1800.0
     """Seconds after which what is left of an evaluation is given up and counted as failed."""
