@@ -19,8 +19,10 @@ from gatito.data.tasks import ExpertFailed, get_task, groups, matching, referenc
 from gatito.errors import UserError, nearest
 from gatito.eval.agent import load_checkpoint
 from gatito.eval.card import write_card
+from gatito.eval.compare import compare, prompts_of
+from gatito.eval.compare_report import check_comparison, print_comparison, write_comparison
 from gatito.eval.report import Report, write_report
-from gatito.eval.results import Results, print_results, write_results
+from gatito.eval.results import Results, print_results, read_results, write_results
 from gatito.eval.rollout import baselines_of, evaluate, measure_references
 from gatito.policies import any_environment
 from gatito.recipes import recipe_names
@@ -258,3 +260,25 @@ def evaluate_checkpoint(
     )
     print_results(results)
     tqdm.write("\n".join(str(out / name) for name in ("results.json", "report.html", "card.md")))
+
+
+def compare_results(sources: list[str], prompts: str | None, out: Path | None) -> None:
+    """Compare two evaluations, or two prompts of one; print the table and write a page."""
+    if len(sources) > 2:
+        raise UserError(f"{len(sources)} results are named, expected one or two: gatito compare A B")
+    first, second = sources[0], sources[-1]
+    chosen = prompts_of(prompts) if prompts is not None else None
+    if len(sources) == 1 and chosen is None:
+        raise UserError(
+            f"{first} alone compares with nothing; name a second, or two prompts: --prompts none,beginning"
+        )
+    page = check_comparison(out)[0] if out is not None else None
+    if page is not None:
+        check_writable(page.parent)
+    a, b = read_results(first), read_results(second)
+    said = [f", prompt {prompt}" for prompt in chosen] if chosen else ["", ""]
+    found = compare(a, b, prompts=chosen, names=(f"{first}{said[0]}", f"{second}{said[1]}"))
+    print_comparison(found)
+    if page is not None:
+        write_comparison(found, page)
+        print(f"{page}\n{page.with_suffix('.json')}")

@@ -93,16 +93,15 @@ def by_domain(results: Results) -> str:
     for domain, in_domain in groupby(rows, lambda row: row.domain):
         means = [group for group in results.domains if group.name == domain and group.mean is not None]
         bars = [_bar(group.prompt, group.mean, group.mean_low, group.mean_high) for group in means]
-        whole = bar_row(f"mean of {domain}", bars, low, high).replace('class="bar"', 'class="bar whole"', 1)
         parts.append(
             f"<details{is_open}><summary><h3>{escape(domain)}</h3></summary>{axis_row(low, high, SCORE_MARKS)}"
         )
-        parts.append(whole)
+        parts.append(bar_row(f"mean of {domain}", bars, low, high, whole=True))
         for task, group in groupby(in_domain, lambda row: row.id):
             bars = [_bar(row.prompt, row.score, row.ci_low, row.ci_high) for row in group]
             parts.append(bar_row(task.partition("/")[2], bars, low, high))
         parts.append("</details>")
-    lead = "Bars are mean scores, lines their 95 % intervals: bootstrap over episodes, Wilson where returns are successes."
+    lead = "Bars are mean scores, lines their 95 % intervals: bootstrap over episodes, Wilson's of success rates."
     return section("Scores by domain", lead, "\n".join(parts))
 
 
@@ -118,7 +117,7 @@ def by_prompt(results: Results) -> str:
         total = found.overall[0] if found and found.overall else None
         rows.append(
             (
-                PROMPT_WORDS[group.prompt],
+                group.prompt,
                 with_interval(group.mean, group.mean_low, group.mean_high),
                 with_interval(group.iqm, group.iqm_low, group.iqm_high),
                 str(group.tasks),

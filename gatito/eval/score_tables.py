@@ -27,7 +27,14 @@ def what_went_wrong(results: Results) -> str:
             for group in failures[:NUM_FAILURES]
         ]
         parts.append("<h3>Episodes that were not finished</h3>")
-        parts.append(table(("task", "prompt", "episodes", "seeds", "what happened"), rows, "Failed episodes"))
+        parts.append(
+            table(
+                ("task", "prompt", "episodes", "seeds", "what happened"),
+                rows,
+                "Failed episodes",
+                ("seeds", "what happened"),
+            )
+        )
         if len(failures) > NUM_FAILURES:
             parts.append(f"<p>{len(failures) - NUM_FAILURES} more kinds of failures are in results.json.</p>")
     if worst:
@@ -91,4 +98,5 @@ def without_score(results: Results) -> str:
     ]
     names = ("task", "prompt", "return", "success", "episodes", "failed", "why")
     lead = "These are in no mean and in no chart."
-    return section("Tasks without a score", lead, table(names, rows, "Tasks without a score")) if rows else ""
+    body = table(names, rows, "Tasks without a score", ("why",))
+    return section("Tasks without a score", lead, body) if rows else ""

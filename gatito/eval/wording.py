@@ -16,13 +16,14 @@ ABSENT = "-"
 
 
 def decimals(x: float | None, spec: str = ".2f") -> str:
-    """A number in this format."""
-    return ABSENT if x is None else f"{x + 0.0:{spec}}"
+    """A number in this format; what rounds to zero has no minus."""
+    text = ABSENT if x is None else f"{x:{spec}}"
+    return text if text == ABSENT or text.strip("-+0.%") else text.lstrip("-")
 
 
 def interval(low: float | None, high: float | None, spec: str = ".2f") -> str:
     """An interval's ends."""
-    return ABSENT if low is None or high is None else f"{low:{spec}} to {high:{spec}}"
+    return ABSENT if low is None or high is None else f"{decimals(low, spec)} to {decimals(high, spec)}"
 
 
 def with_interval(x: float | None, low: float | None, high: float | None, spec: str = ".2f") -> str:
