@@ -269,9 +269,7 @@ def compare_results(sources: list[str], prompts: str | None, out: Path | None) -
     first, second = sources[0], sources[-1]
     chosen = prompts_of(prompts) if prompts is not None else None
     if len(sources) == 1 and chosen is None:
-        raise UserError(
-            f"{first} alone compares with nothing; name a second, or two prompts: --prompts none,beginning"
-        )
+        raise UserError(f"{first} is compared with nothing; name another, or two prompts: --prompts none,beginning")
     page = check_comparison(out)[0] if out is not None else None
     if page is not None:
         check_writable(page.parent)

@@ -1,8 +1,6 @@
 """Scoring a checkpoint: seeds, repeatability, what is written, and what is refused."""
 
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +14,8 @@ from gatito.data.tasks import EVALUATION_SEEDS, PROMPT_SEEDS, ExpertFailed, Refe
 from gatito.errors import UserError
 from gatito.eval import rollout
 from gatito.eval.actor import Actor
-from gatito.eval.results import Results, write_results
-from gatito.eval.rollout import (
-    TaskResult,
-    demonstrations,
-    evaluate,
-    evaluate_task,
-    mean_score,
-    measure_references,
-    play,
-)
+from gatito.eval.rollout import demonstrations, evaluate, evaluate_task, measure_references, play
+from gatito.eval.scores import seed_of
 from gatito.eval.statistics import bootstrap_interval, wilson_interval
 from gatito.model import GatitoProcessor
 from gatito.tokenizers import TextTokenizer, Vocabulary
@@ -88,7 +78,7 @@ def processor(vocabulary: Vocabulary, text: TextTokenizer) -> GatitoProcessor:
     )
 
 
-@pytest.mark.parametrize("prompt", ["none", "demo"])
+@pytest.mark.parametrize("prompt", ["none", "beginning"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_same_evaluation_twice_gives_the_same_results(
     processor: GatitoProcessor, vocabulary: Vocabulary, prompt: Any, temperature: float
@@ -99,7 +89,8 @@ def test_the_same_evaluation_twice_gives_the_same_results(
     )
     assert first == second
     other = evaluate(tiny_model(vocabulary, seed=1), processor, list(SPECS), episodes=7, prompt=prompt)
-    assert other[0].mean_return != first[0].mean_return
+    assert [record.total_return for record in other] != [record.total_return for record in first]
+    assert [record.seed for record in other] == 2 * [EVALUATION_SEEDS + i for i in range(7)]
 
 
 def test_the_results_do_not_depend_on_the_number_of_sessions(
@@ -118,7 +109,7 @@ def test_the_results_do_not_depend_on_the_number_of_sessions(
 def test_evaluation_and_prompt_seeds_are_disjoint_from_training_seeds(
     processor: GatitoProcessor, vocabulary: Vocabulary
 ) -> None:
-    evaluate_task(tiny_model(vocabulary), processor, "toy/points", episodes=30, prompt="demo")
+    evaluate_task(tiny_model(vocabulary), processor, "toy/points", episodes=30, prompt="beginning")
     prompts = {s for s in SEEDS if s >= PROMPT_SEEDS}
     played = {s for s in SEEDS if s < PROMPT_SEEDS}
     assert played == {EVALUATION_SEEDS + i for i in range(30)}
@@ -211,7 +202,7 @@ def test_scores_and_intervals_are_those_of_the_returns(processor: GatitoProcesso
             low, high = wilson_interval(int(returns.sum()), 12)
             expected = ((low - 0.25) / 0.5, (high - 0.25) / 0.5)
         else:
-            expected = bootstrap_interval(returns / known.expert)
+            expected = bootstrap_interval(returns / known.expert, seed_of(task, "none"))
         assert (result.ci_low, result.ci_high) == pytest.approx(expected)
         assert result.ci_low < result.score < result.ci_high
 
@@ -251,40 +242,6 @@ def test_a_task_that_the_checkpoint_does_not_know_is_refused_before_any_episode(
     assert SEEDS == []
     with pytest.raises(UserError, match="--episodes is 0, allowed 1 and more"):
         evaluate(tiny_model(vocabulary), processor, ["toy/points"], episodes=0)
-
-
-def result(prompt: str, score: float) -> TaskResult:
-    values = {"mean_return": 1.0, "ci_low": 0.1, "ci_high": 0.9, "random": 0.0, "expert": 2.0}
-    return TaskResult(id="toy/points", domain="toy", prompt=prompt, episodes=5, score=score, **values)
-
-
-def test_results_json_has_exactly_its_schema(tmp_path: Path) -> None:
-    results = Results(
-        tasks=[result("none", 0.5), result("none", 0.25), result("demo", 1.0)], seconds={"evaluate": 2.5}
-    )
-    write_results(results, tmp_path / "results.json")
-    values = json.loads((tmp_path / "results.json").read_text())
-    assert list(values) == ["schema", "mean_score", "tasks", "captions", "seconds"]
-    assert values["schema"] == 1
-    assert values["mean_score"] == 0.375  # over the unprompted tasks
-    assert values["captions"] is None
-    assert values["seconds"] == {"evaluate": 2.5}
-    keys = ["id", "domain", "prompt", "episodes", "return", "score", "ci_low", "ci_high", "random", "expert"]
-    assert [list(row) for row in values["tasks"]] == [keys] * 3
-    assert values["tasks"][2] == {
-        "id": "toy/points",
-        "domain": "toy",
-        "prompt": "demo",
-        "episodes": 5,
-        "return": 1.0,
-        "score": 1.0,
-        "ci_low": 0.1,
-        "ci_high": 0.9,
-        "random": 0.0,
-        "expert": 2.0,
-    }
-    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
-    assert mean_score([result("demo", 0.5), result("none", 1.0)]) == 0.75
 
 
 def test_an_episode_that_ends_at_once_makes_room_for_the_next_seed(

@@ -8,7 +8,7 @@ from gatito.errors import UserError
 from gatito.eval.compare import ENOUGH_PAIRS, Comparison, GroupComparison, TaskComparison
 from gatito.eval.score_charts import Bar, axis_row, bar_row
 from gatito.eval.wording import counted, decimals, with_interval
-from gatito.pages import legend, section, table, write_page
+from gatito.pages import facts_list, legend, section, table, write_page
 
 VERDICTS = {"better": "B is better", "worse": "B is worse", "undecided": "undecided"}
 """Colours of the bars."""
@@ -60,13 +60,13 @@ def _at_a_glance(found: Comparison) -> str:
         f"prompt {group.prompt}</div>"
         for group in found.overall
     ]
-    facts = table(("", "what"), [("A", found.a), ("B", found.b)], "What is compared")
+    facts = facts_list({"A": found.a, "B": found.b})
     lead = (
         "Each pair is one episode of A and one of B of the same task, prompt, seed and order. Scores place returns "
         "between the random policy (0) and the expert (1). Of twenty tasks that are the same, one is expected to "
         "look better or worse."
     )
-    return section("At a glance", lead, f'{facts}<div class="cards">{"".join(cards)}</div><p>{_pairing(found)}</p>')
+    return section("At a glance", lead, f'<div class="cards">{"".join(cards)}</div>{facts}<p>{_pairing(found)}</p>')
 
 
 def _bars(found: Comparison) -> str:
@@ -101,22 +101,22 @@ def _tasks(found: Comparison) -> str:
         (
             row.id,
             row.prompt,
+            row.verdict,
             row.unit,
             decimals(row.a),
             decimals(row.b),
             _difference(row),
             decimals(row.improvement),
             str(row.pairs),
-            row.verdict,
         )
         for row in found.tasks
     ]
-    names = ("task", "prompt", "of", "A", "B", "B - A", "share improved", "pairs", "verdict")
+    names = ("task", "prompt", "verdict", "of", "A", "B", "B - A", "share improved", "pairs")
     lead = (
         f"A task is decided where its interval excludes 0 and it has {ENOUGH_PAIRS} pairs or more. Tasks without a "
         "baseline are compared by their returns and are in no mean."
     )
-    return section("All tasks", lead, table(names, rows, "All tasks", ("of", "verdict")))
+    return section("All tasks", lead, table(names, rows, "All tasks", ("verdict", "of")))
 
 
 def _difference(row: TaskComparison | GroupComparison) -> str:

@@ -27,14 +27,8 @@ def what_went_wrong(results: Results) -> str:
             for group in failures[:NUM_FAILURES]
         ]
         parts.append("<h3>Episodes that were not finished</h3>")
-        parts.append(
-            table(
-                ("task", "prompt", "episodes", "seeds", "what happened"),
-                rows,
-                "Failed episodes",
-                ("seeds", "what happened"),
-            )
-        )
+        words = ("seeds", "what happened")
+        parts.append(table(("task", "prompt", "episodes", *words), rows, "Failed episodes", words))
         if len(failures) > NUM_FAILURES:
             parts.append(f"<p>{len(failures) - NUM_FAILURES} more kinds of failures are in results.json.</p>")
     if worst:
