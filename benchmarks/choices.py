@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace, variant: str, seed: int, out: Path) -> No
     rows = [evaluate_task(model, processor, task, episodes=arguments.episodes) for task in tasks]
     captions = caption_score(caption_images(model, processor))
     result["captions"] = captions["exact"]
-    result["mean score"] = statistics.mean(row.score for row in rows)
+    result["mean score"] = statistics.mean(row.score for row in rows if row.score is not None)
     result["tasks"] = {row.id: [row.score, row.ci_low, row.ci_high] for row in rows}
     (out / "result.json").write_text(json.dumps(result))
 

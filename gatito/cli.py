@@ -171,6 +171,19 @@ def evaluate(
     )
 
 
+def compare(sources: list[str], prompts: str | None = None, out: str | None = None) -> None:
+    """Compare two evaluations on the episodes that both played, or two prompts of one.
+
+    Args:
+        sources: One or two folders with results.json, or such files: A, and B where it is another.
+        prompts: Two, such as `none,beginning`: A with the first is paired with B, or A again, with the second.
+        out: HTML file, or folder for compare.html; the same is written as JSON beside it.
+    """
+    from gatito.eval_commands import compare_results
+
+    compare_results(sources, prompts, None if out is None else Path(out))
+
+
 def push(checkpoint: str, to: str, private: bool = False) -> None:
     """Upload a checkpoint with its model card to the Hugging Face hub.
 
@@ -257,6 +270,7 @@ def build_parser() -> Parser:
     evaluation.add_class_arguments(EvaluationConfig, None)
     evaluation.set_defaults({"processes": 2})  # a crash there does not end the evaluation
     verbs.add_subcommand("eval", evaluation)
+    verbs.add_subcommand("compare", verb(compare, "sources"))
     verbs.add_subcommand("push", verb(push, "checkpoint"))
     return main
 
@@ -303,7 +317,7 @@ def run(arguments: Sequence[str]) -> None:
             print(f"{path}\nnext: gatito eval {chosen.out} --out {chosen.out}/eval")
     else:
         functions: dict[str, Callable[..., None]] = {
-            "demo": demo, "tasks": tasks, "tokens": tokens, "push": push
+            "demo": demo, "tasks": tasks, "tokens": tokens, "compare": compare, "push": push
         }  # fmt: skip
         functions[values.verb](**chosen.as_dict())
 

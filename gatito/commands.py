@@ -18,8 +18,6 @@ from gatito.data.store import Store, TokenDataset, is_store, open_store
 from gatito.data.tasks import ExpertFailed, get_task, groups, matching, references, registry
 from gatito.errors import UserError, nearest
 from gatito.eval.agent import load_checkpoint
-from gatito.eval.report import Report, write_report
-from gatito.eval.results import Results, print_results, write_results
 from gatito.eval.references import measure_references
 from gatito.policies import any_environment
 from gatito.recipes import recipe_names

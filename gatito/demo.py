@@ -22,11 +22,12 @@ from gatito.data.publish import check_writable
 from gatito.data_commands import describe_store
 from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint
+from gatito.eval.card import write_card
 from gatito.eval.config import EvaluationConfig
+from gatito.eval.evaluate import baselines_of, check_tasks, evaluate
 from gatito.eval.language import caption_images, caption_score, continue_texts
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results, print_results, write_results
-from gatito.eval.evaluate import baselines_of, check_tasks, evaluate
 from gatito.eval.videos import record_episode
 from gatito.model import GatitoForCausalLM
 from gatito.recipes import load_recipe
@@ -166,11 +167,13 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
                 height, width = fields[0].shape[:2] if fields else (PATCH, PATCH)
                 images[source] = from_patches(shown.patches, (height, width, 3))[0]
     write_results(results, out / "results.json")
+    write_card(results, out / "card.md")
     following = next_commands(out)
     report = Report(
         title="gatito demo",
         results=results,
         metrics=run / "metrics.jsonl",
+        evaluations=run / "evaluations.jsonl",
         timesteps=timesteps,
         images=images,
         videos=videos,

@@ -1,4 +1,4 @@
-"""What `gatito eval` does."""
+"""What `gatito eval` and `gatito compare` do."""
 
 import time
 from collections.abc import Sequence
@@ -16,12 +16,14 @@ from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint, weights_sha256
 from gatito.eval.attention import view_attention
 from gatito.eval.card import write_card
+from gatito.eval.compare import compare, prompts_of
+from gatito.eval.compare_report import check_comparison, print_comparison, write_comparison
 from gatito.eval.config import EvaluationConfig
 from gatito.eval.evaluate import CheckedTask, baselines_of, check_tasks, evaluate
 from gatito.eval.journal import Journal
 from gatito.eval.record import RolloutRecorder
 from gatito.eval.report import Report, write_report
-from gatito.eval.results import Results, print_results, write_results
+from gatito.eval.results import Results, print_results, read_results, write_results
 from gatito.eval.scores import EpisodeRecord, TaskResult
 from gatito.eval.videos import Video, record_episode
 from gatito.model import GatitoForCausalLM, GatitoProcessor
@@ -134,7 +136,15 @@ def _write_pages(
         filmed.append(record_episode(model, processor, specs[row.id], out / "videos", seed=episode.seed))
         step = min(attention_step, max(0, episode.length - 1))
         views.append(view_attention(model, processor, specs[row.id], step, seed=episode.seed))
-    report = Report(title=f"gatito: {checkpoint}", results=results, videos=filmed, attention=views)
+    run = Path(checkpoint)
+    report = Report(
+        title=f"gatito: {checkpoint}",
+        results=results,
+        metrics=run / "metrics.jsonl",
+        evaluations=run / "evaluations.jsonl",
+        videos=filmed,
+        attention=views,
+    )
     write_report(report, out / "report.html")
     write_card(results, out / "card.md")
 
@@ -152,3 +162,23 @@ def lowest(records: Sequence[EpisodeRecord], row: TaskResult) -> EpisodeRecord:
     """The finished episode of a row with the lowest return, the first of a context."""
     own = [r for r in records if (r.task, r.prompt) == (row.id, row.prompt) and r.total_return is not None]
     return min(own, key=lambda r: (r.order, r.total_return or 0.0))
+
+
+def compare_results(sources: list[str], prompts: str | None, out: Path | None) -> None:
+    """Compare two evaluations, or two prompts of one; print the table and write a page."""
+    if len(sources) > 2:
+        raise UserError(f"{len(sources)} results are named, expected one or two: gatito compare A B")
+    first, second = sources[0], sources[-1]
+    chosen = prompts_of(prompts) if prompts is not None else None
+    if len(sources) == 1 and chosen is None:
+        raise UserError(f"{first} is compared with nothing; name another, or two prompts: --prompts none,beginning")
+    page = check_comparison(out)[0] if out is not None else None
+    if page is not None:
+        check_writable(page.parent)
+    a, b = read_results(first), read_results(second)
+    said = [f", prompt {prompt}" for prompt in chosen] if chosen else ["", ""]
+    found = compare(a, b, prompts=chosen, names=(f"{first}{said[0]}", f"{second}{said[1]}"))
+    print_comparison(found)
+    if page is not None:
+        write_comparison(found, page)
+        print(f"{page}\n{page.with_suffix('.json')}")

@@ -57,6 +57,19 @@ def facts_list(facts: Mapping[str, str]) -> str:
     return f"<dl>{''.join(f'<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>' for k, v in facts.items())}</dl>"
 
 
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], label: str, words: Sequence[str] = ()) -> str:
+    """Rows of texts under their names, in a frame of their own that scrolls where the page is narrow.
+
+    The columns named in `words` are read from the left, as are the first two.
+    """
+    kinds = [' class="words"' if name in words else "" for name in head]
+    names = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, head, strict=True))
+    lines = (zip(kinds, row, strict=True) for row in rows)
+    body = "\n".join(f"<tr>{''.join(f'<td{kind}>{escape(cell)}</td>' for kind, cell in line)}</tr>" for line in lines)
+    drawn = f"<table><thead><tr>{names}</tr></thead><tbody>\n{body}\n</tbody></table>"
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{drawn}</div>'
+
+
 def legend(names: Mapping[str, str]) -> str:
     """Colour swatches: class to words."""
     items = "".join(

@@ -101,7 +101,7 @@ BAD = {
     "data build --config mixture-source.yaml --out b": "unknown kind of source 'caption'; did you mean 'captions'?",
     "data build --config mixture-captions.yaml --out b": "unknown caption dataset 'digit'; did you mean 'digits'?",
     "eval ./nothing --promt demo --out e": "unknown option '--promt'; did you mean '--prompt'?",
-    "eval ./nothing --prompt demos --out e": "'demos'; did you mean 'demo'?",
+    "eval ./nothing --prompt begining --out e": "'begining'; did you mean 'beginning'?",
     # what is not there
     "": "a verb is missing; --help lists them",
     "data": "a verb is missing; --help lists them",
@@ -483,13 +483,14 @@ def test_an_evaluation_writes_its_results_and_a_report(run: Run, folder: Path) -
     assert run("data", "build", "--config", "mix.yaml", "--out", "s")[0] == 0
     small = "--train.steps 2 --model.width 16 --model.layers 1 --model.heads 1 --model.feed_forward 16"
     assert run(*f"train --config tiny --data s --out r {small}".split())[0] == 0
-    code, out, _ = run(*["eval", "r", "--episodes", "2", "--prompt", "demo", "--out", "r/eval"])
+    code, out, _ = run(*["eval", "r", "--episodes", "2", "--prompt", "beginning", "--out", "r/eval"])
     assert code == 0
     assert "classic/cartpole" in out
     results = json.loads((folder / "r" / "eval" / "results.json").read_text())
-    assert sorted(results) == ["captions", "mean_score", "schema", "seconds", "tasks"]
-    keys = "id domain prompt episodes return score ci_low ci_high random expert"
-    assert sorted(results["tasks"][0]) == sorted(keys.split())
+    assert results["schema"] == 2
+    assert [record["prompt"] for record in results["records"]] == ["beginning", "beginning"]
+    assert (results["tasks"][0]["id"], results["tasks"][0]["episodes"]) == ("classic/cartpole", 2)
+    assert "model-index" in (folder / "r" / "eval" / "card.md").read_text()
     assert "<svg" in (folder / "r" / "eval" / "report.html").read_text()
     code, out, _ = run("tokens", "minari:d/classic/cartpole/noisy-v0", "--json")
     assert code == 0

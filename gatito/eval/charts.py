@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from gatito.eval.rollout import TaskResult
+from gatito.data.tasks import domain_of
 from gatito.pages import legend, share
 
 HEIGHT = 200
@@ -18,42 +18,41 @@ Points = Sequence[tuple[float, float]]
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of `metrics.jsonl` by step, the last where a run was resumed; values that are not finite are left out."""
+    """Numbers of a file of JSON lines by step, the last where a run was resumed; what is not finite is left out."""
     rows: dict[float, dict[str, float]] = {}
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
             values = json.loads(line)
         except json.JSONDecodeError:  # a run that was killed leaves half a line
             continue
-        rows[values["step"]] = {key: float(value) for key, value in values.items() if math.isfinite(value)}
+        numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
+        rows[values["step"]] = {key: float(value) for key, value in numbers.items() if math.isfinite(value)}
     return [rows[step] for step in sorted(rows)]
 
 
-def score_axis(low: float, high: float) -> str:
-    """The scale above score bars: where random and expert are."""
-    texts = "".join(
-        f'<text x="{_percent(x, low, high)}" y="14" text-anchor="{anchor}">{words}</text>'
-        for x, words, anchor in ((0.0, "0 random", "start" if low > -0.3 else "middle"), (1.0, "1 expert", "end"))
-    )
-    return f'<svg height="18" aria-hidden="true">{texts}</svg>'
+def score_curves(rows: Sequence[Mapping[str, float]], domains: Sequence[str]) -> str:
+    """Scores over training from rows of `evaluations.jsonl`: the mean over all tasks, and over those of each domain.
 
-
-def score_bars(rows: Sequence[TaskResult], low: float, high: float) -> str:
-    """One bar per row of the same task, with its interval; what exceeds [low, high] is cut."""
-    parts = [
-        f'<line x1="{_percent(x, low, high)}" x2="{_percent(x, low, high)}" y1="-4" y2="100%"/>' for x in (0.0, 1.0)
-    ]
-    words = []
-    for i, row in enumerate(rows):
-        left, right = sorted((0.0, min(high, max(low, row.score))))
-        y = 2 + 13 * i
-        start, width = _percent(left, low, high), f"{max(0.4, 100 * (right - left) / (high - low)):.2f}%"
-        parts.append(f'<rect class="{escape(row.prompt)}" x="{start}" y="{y}" width="{width}" height="11" rx="2"/>')
-        whisker = f'x1="{_percent(row.ci_low, low, high)}" x2="{_percent(row.ci_high, low, high)}"'
-        parts.append(f'<line class="whisker" {whisker} y1="{y + 5.5}" y2="{y + 5.5}"/>')
-        words.append(f"prompt {row.prompt}: {row.score:.2f}, {row.ci_low:.2f} to {row.ci_high:.2f}")
-    label = escape(f"{rows[0].id}, {'; '.join(words)}")
-    return f'<svg height="{13 * len(rows) + 2}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    Those of the report, `domains`, have its colours.
+    """
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        found: dict[str, list[float]] = {}
+        for key, score in row.items():
+            if key.startswith("score/"):
+                found.setdefault(domain_of(key.removeprefix("score/")), []).append(score)
+        for domain, scores in sorted(found.items()):
+            series.setdefault(domain, []).append((row["step"], sum(scores) / len(scores)))
+        if "score" in row:
+            series.setdefault("", []).append((row["step"], row["score"]))
+    if not series:
+        return ""
+    known = [*domains, *sorted(set(series) - {"", *domains})]
+    kinds = {name: colour_of(name, known) if name else "all" for name in series}
+    what = "Mean score of tasks while training"
+    drawn = curve({kinds[name]: points for name, points in series.items()}, log=False, what=what)
+    last = {kinds[name]: f"{name or 'all tasks'} {points[-1][1]:.2f}" for name, points in series.items()}
+    return f'<div class="charts"><div><h3>{what}</h3>{drawn}{legend(last)}</div></div>'
 
 
 def learning_curves(rows: Sequence[Mapping[str, float]]) -> str:
@@ -72,14 +71,15 @@ def learning_curves(rows: Sequence[Mapping[str, float]]) -> str:
 
 
 def curve(series: Mapping[str, Points], *, log: bool, what: str) -> str:
-    """Lines over steps; without `log` the values are shares, drawn between 0 and 1."""
-    values = [max(y, 1e-6) for points in series.values() for _, y in points]
-    low, high = (0.9 * min(values), 1.1 * max(values)) if log else (0.0, 1.0)
-    last = max(x for points in series.values() for x, _ in points)
+    """Lines over steps; without `log` between 0 and 1, or what exceeds these."""
+    values = [y for points in series.values() for _, y in points]
+    low, high = min(0.0, *values), max(1.0, *values)
+    if log:
+        low, high = 0.9 * max(1e-6, min(values)), 1.1 * max(1e-6, *values)
+    last = max(x for points in series.values() for x, _ in points) or 1.0
 
     def down(y: float) -> float:
-        y = max(y, 1e-6) if log else y
-        return math.log(high / y) / math.log(high / low) if log else 1.0 - y
+        return math.log(high / max(y, 1e-6)) / math.log(high / low) if log else (high - y) / (high - low)
 
     lines = "".join(
         f'<polyline class="{escape(name)}" points="'
@@ -117,5 +117,11 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [m * 10.0**d for d in decades for m in multiples if low <= m * 10.0**d <= high]
 
 
-def _percent(x: float, low: float, high: float) -> str:
+def percent(x: float, low: float, high: float) -> str:
+    """Where x is between low and high, as SVG writes a length."""
     return f"{share(x, low, high):.2%}"
+
+
+def colour_of(domain: str, domains: Sequence[str]) -> str:
+    """The class of a domain's colour, one of `d0`, `d1` and so on; the first twelve differ."""
+    return f"d{domains.index(domain)}"

@@ -3,21 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gatito.eval.charts import learning_curves, read_metrics, score_axis, score_bars, stacked_bar
+from gatito.eval.charts import learning_curves, read_metrics, score_curves, stacked_bar
 from gatito.eval.language import Caption
 from gatito.eval.results import Results
-from gatito.eval.rollout import TaskResult, mean_score
+from gatito.eval.score_sections import at_a_glance, by_domain, by_order, by_prompt, tasks_above_expert
+from gatito.eval.score_tables import all_tasks, what_went_wrong, without_score
 from gatito.eval.videos import Video, encode_gif
-from gatito.pages import data_uri, facts_list, legend, modality_legend, png_uri, section, timestep_chips, write_page
+from gatito.pages import data_uri, legend, modality_legend, png_uri, section, timestep_chips, write_page
 
-PROMPTS = {"none": "no prompt", "demo": "a demonstration as prompt"}
-"""What the prompts of `TaskResult` are called."""
 NUM_CAPTIONS, NUM_WRONG = 24, 8
 """Captions shown, and how many wrong ones among them at most (where there are enough right ones)."""
 
@@ -32,6 +30,8 @@ class Report:
     """Scores of the checkpoint."""
     metrics: Path | None = None
     """`metrics.jsonl` of the run."""
+    evaluations: Path | None = None
+    """`evaluations.jsonl` of the run: scores while it was trained."""
     timesteps: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Source name to the rows of one timestep, see `token_rows`."""
     images: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -51,91 +51,35 @@ class Report:
 def write_report(report: Report, path: Path) -> None:
     """Write the page, whole or not at all."""
     sections = [
-        _headline(report),
-        _scores(report.results),
-        _learning(report.metrics),
+        at_a_glance(report.results, report.facts),
+        what_went_wrong(report.results),
+        tasks_above_expert(report.results),
+        by_domain(report.results),
+        by_prompt(report.results),
+        by_order(report.results),
+        _learning(report.metrics, report.evaluations, report.results),
         _videos(report.videos),
         _tokens(report.timesteps, report.images),
         _captions(report.captions),
         _texts(report.texts),
-        _table(report.results.tasks),
+        all_tasks(report.results),
+        without_score(report.results),
         _minutes(report.results.seconds),
         _commands(report.next_commands),
     ]
     write_page(path, "gatito.eval", title=report.title, sections=sections)
 
 
-def _headline(report: Report) -> str:
-    cards = []
-    for prompt, words in PROMPTS.items():
-        rows = [row for row in report.results.tasks if row.prompt == prompt]
-        if rows:
-            cards.append(f"<div><b>{mean_score(rows):.2f}</b>mean score of {len(rows)} tasks, {words}</div>")
-    if (c := report.results.captions) is not None:
-        cards.append(
-            f"<div><b>{c['exact']:.1%}</b>exact captions of {c['images']} held-out images, 95 % interval "
-            f"{c['ci_low']:.1%} to {c['ci_high']:.1%}; always the commonest answer: {c['commonest_answer']:.1%}</div>"
-        )
-    lead = (
-        "A score places a task's mean return between the random policy (0) and the scripted expert (1). Episodes are "
-        "seeded, and their seeds were not trained on."
-    )
-    return section("At a glance", lead, f'<div class="cards">{"".join(cards)}</div>{facts_list(report.facts)}')
-
-
-def _ordered(rows: Sequence[TaskResult]) -> list[TaskResult]:
-    return sorted(rows, key=lambda row: (row.domain, row.id, row.prompt != "none"))
-
-
-def _scores(results: Results) -> str:
-    rows = _ordered(results.tasks)
-    if not rows:
-        return ""
-    low = min(0.0, max(-1.0, min(row.ci_low for row in rows)))
-    high = max(1.0, min(2.0, max(row.ci_high for row in rows)))
-    prompts = [prompt for prompt in PROMPTS if any(row.prompt == prompt for row in rows)]
-    parts = [legend({prompt: PROMPTS[prompt] for prompt in prompts})]
-    for domain, in_domain in groupby(rows, lambda row: row.domain):
-        parts.append(f'<h3>{escape(domain)}</h3>\n<div class="bar axis"><span class="name"></span>')
-        parts.append(f"{score_axis(low, high)}</div>")
-        for task, group in groupby(in_domain, lambda row: row.id):
-            pair = list(group)
-            values = "".join(f"<span>{row.score:.2f}</span>" for row in pair)
-            parts.append(
-                f'<div class="bar"><span class="name">{escape(task.partition("/")[2])}</span>'
-                f'{score_bars(pair, low, high)}<span class="values">{values}</span></div>'
-            )
-    lead = (
-        "Bars are mean scores, lines their 95 % intervals: bootstrap over episodes, Wilson where success is 0 or 1."
-    )
-    return section("Scores by domain", lead, "\n".join(parts))
-
-
-def _table(tasks: Sequence[TaskResult]) -> str:
-    if not tasks:
-        return ""
-    names = ("task", "prompt", "return", "random", "expert", "score", "95 % interval", "episodes")
-    head = "".join(f"<th>{name}</th>" for name in names)
-    body = "\n".join(
-        f"<tr><td>{escape(r.id)}</td><td>{escape(r.prompt)}</td><td>{r.mean_return:.2f}</td><td>{r.random:.2f}</td>"
-        f"<td>{r.expert:.2f}</td><td>{r.score:.2f}</td><td>{r.ci_low:.2f} to {r.ci_high:.2f}</td>"
-        f"<td>{r.episodes}</td></tr>"
-        for r in _ordered(tasks)
-    )
-    lead = "The good and the bad; of success tasks the return is the share of successful episodes."
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
-    return section(
-        "All tasks", lead, f'<div class="scroll" role="region" tabindex="0" aria-label="All tasks">{table}</div>'
-    )
-
-
-def _learning(metrics: Path | None) -> str:
+def _learning(metrics: Path | None, evaluations: Path | None, results: Results) -> str:
     rows = read_metrics(metrics) if metrics else []
+    played = read_metrics(evaluations) if evaluations else []
+    domains = sorted({row.domain for row in results.tasks})
     lead = (
-        "By the ids of the target, over training steps; the legend gives the last value. Continuous and discrete "
-        "targets are actions, text targets are captions and documents."
+        "Over training steps; the legend gives the last value. Losses are by the ids of the target: continuous and "
+        "discrete targets are actions, text targets are captions and documents."
     )
-    return section("Learning", lead, learning_curves(rows)) if rows else ""
+    body = score_curves(played, domains) + (learning_curves(rows) if rows else "")
+    return section("Learning", lead, body) if body else ""
 
 
 def _videos(videos: Sequence[Video]) -> str:

@@ -1,0 +1,142 @@
+"""Scores as Markdown for a model card, with the `model-index` that the Hugging Face hub reads."""
+
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from gatito.eval.groups import GroupResult
+from gatito.eval.results import Results
+from gatito.eval.scores import TaskResult
+from gatito.eval.wording import ABSENT, PROMPT_WORDS, counted, decimals, interval, why_unscored, with_interval
+
+MODEL = "gatito"
+"""Name in the index of a checkpoint that has none."""
+TASK_TYPE = "reinforcement-learning"
+RETURN, SCORE, SUCCESS = "total_reward", "expert_normalized_total_reward", "success_rate"
+"""Metrics of a task, as model cards of the hub call the first two; those of many begin with `mean` or `iqm`."""
+
+
+def results_card(results: Results) -> str:
+    """YAML front matter with a `model-index`, and a section with the scores."""
+    name = Path(results.checkpoint).name or MODEL
+    front = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=TASK_TYPE,
+        tags=["gatito", TASK_TYPE],
+        model_name=name,
+        eval_results=model_index(results) or None,
+    )
+    return f"---\n{front.to_yaml()}\n---\n{results_section(results)}"
+
+
+def write_card(results: Results, path: Path) -> None:
+    """Write the card, whole or not at all."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(results_card(results), encoding="utf-8")
+    temporary.rename(path)
+
+
+def model_index(results: Results) -> list[EvalResult]:
+    """Every score and return of tasks, domains and all; the prompt is the configuration of the dataset."""
+    found = [result for group in (*results.overall, *results.domains) for result in _of_group(group)]
+    return found + [result for row in results.tasks for result in _of_task(row)]
+
+
+def _of_task(row: TaskResult) -> list[EvalResult]:
+    values = {
+        RETURN: ("return", row.mean_return),
+        SCORE: ("score", row.score),
+        SUCCESS: ("success rate", row.success),
+    }
+    return _entries(row.id, f"{row.id}, {PROMPT_WORDS[row.prompt]}", row.prompt, values)
+
+
+def _of_group(group: GroupResult) -> list[EvalResult]:
+    values = {
+        f"mean_{SCORE}": ("mean score", group.mean),
+        f"iqm_{SCORE}": ("interquartile mean of scores", group.iqm),
+    }
+    name = f"{group.name}, {counted(group.tasks, 'task')}, {PROMPT_WORDS[group.prompt]}"
+    return _entries(group.name, name, group.prompt, values)
+
+
+def _entries(kind: str, name: str, prompt: str, values: dict[str, tuple[str, float | None]]) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type=TASK_TYPE,
+            task_name="Reinforcement learning",
+            dataset_type=kind,
+            dataset_name=name,
+            dataset_config=f"prompt-{prompt}",
+            metric_type=metric,
+            metric_name=words,
+            metric_value=round(value, 4),
+        )
+        for metric, (words, value) in values.items()
+        if value is not None
+    ]
+
+
+def results_section(results: Results) -> str:
+    """The scores as Markdown, without front matter."""
+    summary = _table(
+        ("", "prompt", "tasks", "mean score (95 % interval)", "interquartile mean (95 % interval)"),
+        [
+            (
+                group.name,
+                group.prompt,
+                str(group.tasks),
+                with_interval(group.mean, group.mean_low, group.mean_high),
+                with_interval(group.iqm, group.iqm_low, group.iqm_high),
+            )
+            for group in (*results.overall, *results.domains)
+        ],
+    )
+    tasks = _table(
+        ("task", "prompt", "return", "score", "95 % interval", "success", "episodes", "failed"),
+        [
+            (
+                row.id,
+                row.prompt,
+                decimals(row.mean_return),
+                decimals(row.score),
+                interval(row.ci_low, row.ci_high),
+                decimals(row.success, ".0%"),
+                str(row.episodes),
+                str(row.failed),
+            )
+            for row in results.tasks
+        ],
+    )
+    unscored = [row for row in results.tasks if row.score is None]
+    parts = [
+        "## Scores\n",
+        "Mean return of seeded episodes, placed between the random policy (0) and the expert (1); the overall mean "
+        "is over domains of the means over their tasks. Intervals resample the episodes of each task; those of "
+        "success rates are Wilson's. Episodes that the simulator did not finish are counted as failed and left "
+        "out.\n",
+        _settings(results),
+        summary,
+        tasks,
+    ]
+    if unscored:
+        reasons = "".join(f"- {_cell(row.id)}, prompt {row.prompt}: {why_unscored(row)}\n" for row in unscored)
+        parts.append(f"Without a score, and in no mean above:\n\n{reasons}")
+    return "\n".join(part for part in parts if part)
+
+
+def _settings(results: Results) -> str:
+    known = {"checkpoint": results.checkpoint, **results.settings}
+    said = ", ".join(f"{_cell(name)} {_cell(str(value))}" for name, value in known.items() if value not in ("", None))
+    return f"Evaluated with {said}.\n" if said else ""
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(_cell(cell) or ABSENT for cell in line)} |\n" for line in lines) if rows else ""
+
+
+def _cell(text: str) -> str:
+    """Text that ends neither its cell nor its line, and that is no HTML."""
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    return " ".join(escaped.split())
