@@ -146,7 +146,10 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
     # Written now as well: whatever fails while filming must not cost the scores.
     write_results(Results(tasks=rows, captions=scores, seconds=stages.seconds), out / "results.json")
     with stages.stage("report", "5/5 record videos and write the report"):
-        videos = [record_episode(model, processor, task) for task in tqdm(SHOWN, desc="film", unit="episode")]
+        videos = [
+            record_episode(model, processor, task, out / "videos")
+            for task in tqdm(SHOWN, desc="film", unit="episode")
+        ]
         timesteps, images = {}, {}
         for source in (*SHOWN, "captions:digits", "text:python-docs"):
             sequence, vocabulary, text, layout = tokens_of(source, 0)

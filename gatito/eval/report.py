@@ -13,7 +13,7 @@ from gatito.eval.charts import learning_curves, read_metrics, score_axis, score_
 from gatito.eval.language import Caption
 from gatito.eval.results import Results
 from gatito.eval.rollout import TaskResult, mean_score
-from gatito.eval.videos import Video, encode_gif
+from gatito.eval.videos import FAILED_BELOW, Video
 from gatito.pages import data_uri, facts_list, legend, modality_legend, png_uri, section, timestep_chips, write_page
 
 PROMPTS = {"none": "no prompt", "demo": "a demonstration as prompt"}
@@ -37,7 +37,7 @@ class Report:
     images: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Source name to the image (H, W, C) uint8 observed at this timestep."""
     videos: Sequence[Video] = ()
-    """Episodes, one GIF each."""
+    """Episodes, one MP4 file each."""
     captions: Sequence[Caption] = ()
     """Captions of held-out images."""
     texts: Sequence[str] = ()
@@ -140,14 +140,19 @@ def _learning(metrics: Path | None) -> str:
 
 def _videos(videos: Sequence[Video]) -> str:
     figures = []
-    for v in videos:
+    for v in sorted(videos, key=lambda v: not v.failed):
         note = f'<br><span class="wrong">{escape(v.note)}</span>' if v.note else ""
-        gif = data_uri("gif", encode_gif(v.frames, v.fps))
+        failed = ' <span class="wrong">failed</span>' if v.failed else ""
         figures.append(
-            f'<figure><img alt="{escape(v.task)}: {escape(v.caption)}" src="{gif}">'
-            f"<figcaption><b>{escape(v.task)}</b><br>{escape(v.caption)}{note}</figcaption></figure>"
+            f'<figure><video controls muted loop playsinline preload="metadata" '
+            f'aria-label="{escape(v.task)}: {escape(v.caption)}" '
+            f'src="{data_uri("video/mp4", v.path.read_bytes())}"></video>'
+            f"<figcaption><b>{escape(v.task)}</b>{failed}<br>{escape(v.caption)}{note}</figcaption></figure>"
         )
-    lead = "Episodes, shown whether they succeed or fail."
+    lead = (
+        f"Episodes, the failed ones first: their score is below {FAILED_BELOW:g}, nearer to the random policy than "
+        "to the expert."
+    )
     return section("Acting", lead, f'<div class="figures">{"".join(figures)}</div>') if figures else ""
 
 
