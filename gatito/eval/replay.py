@@ -24,6 +24,8 @@ class Moment:
 
     observation: Any
     """Of the environment."""
+    action: Any
+    """That led here; None at the beginning."""
     total: float
     """Return so far."""
     done: bool
@@ -32,11 +34,13 @@ class Moment:
 
 def moments(env: gym.Env[Any, Any], policy: Policy, seed: int) -> Iterator[Moment]:
     """The moments of a seeded episode, the last one included; the policy is asked between them."""
-    moment = Moment(observation=env.reset(seed=seed)[0], total=0.0, done=False)
+    moment = Moment(observation=env.reset(seed=seed)[0], action=None, total=0.0, done=False)
     yield moment
     while not moment.done:
-        observation, reward, terminated, truncated, _ = env.step(policy(moment.observation))
-        moment = Moment(observation=observation, total=moment.total + float(reward), done=terminated or truncated)
+        action = policy(moment.observation)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        total, done = moment.total + float(reward), terminated or truncated
+        moment = Moment(observation=observation, action=action, total=total, done=done)
         yield moment
 
 

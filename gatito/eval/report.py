@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from gatito.eval.attention import AttentionView
+from gatito.eval.attention_chart import attention_picture
 from gatito.eval.charts import learning_curves, read_metrics, score_axis, score_bars, stacked_bar
 from gatito.eval.language import Caption
 from gatito.eval.results import Results
@@ -38,6 +40,8 @@ class Report:
     """Source name to the image (H, W, C) uint8 observed at this timestep."""
     videos: Sequence[Video] = ()
     """Episodes, one MP4 file each."""
+    attention: Sequence[AttentionView] = ()
+    """What the model looked at in chosen timesteps."""
     captions: Sequence[Caption] = ()
     """Captions of held-out images."""
     texts: Sequence[str] = ()
@@ -55,6 +59,7 @@ def write_report(report: Report, path: Path) -> None:
         _scores(report.results),
         _learning(report.metrics),
         _videos(report.videos),
+        _attention(report.attention),
         _tokens(report.timesteps, report.images),
         _captions(report.captions),
         _texts(report.texts),
@@ -154,6 +159,25 @@ def _videos(videos: Sequence[Video]) -> str:
         "to the expert."
     )
     return section("Acting", lead, f'<div class="figures">{"".join(figures)}</div>') if figures else ""
+
+
+def _attention(views: Sequence[AttentionView]) -> str:
+    parts = []
+    for view in views:
+        image = (
+            "" if view.image is None else f'<img class="observed" alt="what was seen" src="{png_uri(view.image)}">'
+        )
+        parts.append(
+            f"<h3>{escape(view.task)}, seed {view.seed}, step {view.step}</h3>\n"
+            f'<div class="looked">{image}<div>{attention_picture(view)}</div></div>\n'
+            f"{timestep_chips(f'Step {view.step} as tokens', view.rows)}"
+        )
+    lead = (
+        "Attention of the position that chooses the action, over the timesteps of the context; the mean over heads. "
+        "It shows what each layer read, not why the model acted so: what it read may not have mattered, and one "
+        "layer's reading holds what others had mixed into it. Framed tokens are the action chosen."
+    )
+    return section("What it looks at", lead, "\n".join(parts)) if parts else ""
 
 
 def _tokens(timesteps: Mapping[str, list[dict[str, Any]]], images: Mapping[str, np.ndarray]) -> str:

@@ -21,7 +21,7 @@ from gatito.eval.replay import draw_observation, moments, render_frame, renderin
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.tokenizers import Layout, TokenSequence
 
-MAX_FRAMES = 150
+MAX_FRAMES = 300
 """Frames of one video."""
 MAX_MUJOCO_FRAMES = 40
 """The same for Meta-World."""
@@ -113,22 +113,18 @@ def record_episode(
 def _play(spec: TaskSpec, actor: Actor, layout: Layout, seed: int, limit: int) -> _Episode:
     """Play an episode, of which at most `limit` timesteps will be shown."""
     actions: list[Any] = []
-
-    def act(observation: Any) -> Any:
-        actions.append(actor.act({0: observation})[0])
-        return actions[-1]
-
     with closing(spec.make()) as env:
-        for moment in moments(env, act, seed):
+        for moment in moments(env, lambda observation: actor.act({0: observation})[0], seed):
+            actions.append(moment.action)
             total = moment.total
         speed = float(env.metadata.get("render_fps") or 30)
-    T = len(actions) + 1
+    T = len(actions)
     shown = np.linspace(0, T - 1, min(limit, T)).round().astype(int).tolist()
     return _Episode(
         spec=spec,
         layout=layout,
         seed=seed,
-        actions=actions,
+        actions=actions[1:],  # none leads to the beginning
         total=total,
         shown=set(shown),
         fps=len(shown) / float(np.clip(T / speed, *DURATION_S)),
