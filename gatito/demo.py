@@ -19,15 +19,17 @@ from gatito.data.collection import CollectConfig
 from gatito.data.explain import token_rows
 from gatito.data.mixture import DatasetConfig, MixtureConfig
 from gatito.data.publish import check_writable
+from gatito.data.tasks import get_task
 from gatito.data_commands import describe_store
 from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint
+from gatito.eval.attention import AttentionView, view_attention
 from gatito.eval.language import caption_images, caption_score, continue_texts
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results, print_results, write_results
-from gatito.eval.rollout import evaluate
-from gatito.eval.videos import record_episode
-from gatito.model import GatitoForCausalLM
+from gatito.eval.rollout import demonstrations, evaluate
+from gatito.eval.videos import Video, record_episode
+from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.recipes import load_recipe
 from gatito.tokenizers.patches import PATCH, from_patches
 from gatito.train.configs import Recipe
@@ -150,6 +152,7 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
             record_episode(model, processor, task, out / "videos")
             for task in tqdm(SHOWN, desc="film", unit="episode")
         ]
+        looks = look_at(model, processor, videos)
         timesteps, images = {}, {}
         for source in (*SHOWN, "captions:digits", "text:python-docs"):
             sequence, vocabulary, text, layout = tokens_of(source, 0)
@@ -170,6 +173,7 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
         timesteps=timesteps,
         images=images,
         videos=videos,
+        attention=looks,
         captions=captions,
         texts=written,
         facts=facts(model, run / "metrics.jsonl"),
@@ -182,6 +186,17 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
     for command in following:
         print(f"  {command}")
     return results
+
+
+def look_at(model: GatitoForCausalLM, processor: GatitoProcessor, videos: list[Video]) -> list[AttentionView]:
+    """Attention with a demonstration as prompt, in LunarLander, and without, amid the BabyAI episode of the video."""
+    prompted, filmed = SHOWN[1], videos[3]
+    layout, context = processor.layout(prompted), int(model.config.context)
+    (prompt,) = demonstrations(get_task(prompted), layout, model.config.trunk, context, 1)
+    return [
+        view_attention(model, processor, prompted, step=20, prompt=prompt),  # it takes longer to fall
+        view_attention(model, processor, filmed.task, step=filmed.length // 2),
+    ]
 
 
 def facts(model: GatitoForCausalLM, metrics: Path) -> dict[str, str]:

@@ -44,6 +44,8 @@ class AttentionView:
     """How many of the T timesteps are a demonstration's; they come first."""
     latents: int
     """Positions of an observation; 0 where each of its tokens has one."""
+    decoded_actions: bool
+    """Whether actions have no positions: the observation after them holds them."""
     weights: NDArray[np.float64]
     """(layers, T) attention on each timestep, the mean over heads; each layer's sum is 1."""
     action_weights: NDArray[np.float64]
@@ -125,6 +127,7 @@ def view_attention(
         step=step,
         prompt_timesteps=0 if prompt is None else prompt.num_timesteps,
         latents=trunk.latents,
+        decoded_actions=trunk.decoded_actions,
         weights=summed,
         action_weights=on_actions,
         rows=token_rows(timestep, layout.vocabulary, layout.text, layout),
