@@ -25,6 +25,7 @@ from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint
 from gatito.eval.attention import AttentionView, view_attention
 from gatito.eval.language import caption_images, caption_score, continue_texts
+from gatito.eval.mp4 import pyav
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results, print_results, write_results
 from gatito.eval.rollout import demonstrations, evaluate
@@ -115,6 +116,7 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
     check_writable(out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; remove it or choose another --out")
+    pyav()  # the videos come last: what they need is asked for first
     size, stages = (SMALL if small else FULL), Stages()
     datasets, run = out / "datasets", out / "run"
     counts = {task: max(4, round(t.episodes * size.share)) for task, t in TASKS.items()}

@@ -162,6 +162,7 @@ def test_a_video_shows_the_episode_that_was_scored(walk, tmp_path: Path) -> None
     video = record_episode(*walk, "toy/walk", tmp_path / "videos", seed=3)
     assert video.path == tmp_path / "videos" / "toy--walk.mp4"
     assert (video.note, video.length) == ("", 10)
+    assert (video.score, video.failed) == (None, False)  # the task has no references
     assert f"return {sum(played):.4g}, 10 timesteps, seed 3" in video.caption
     decoded = frames_of(video.path)
     assert decoded.shape == (11, 128, 256, 3)
