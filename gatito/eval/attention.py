@@ -20,7 +20,7 @@ from gatito.data.tasks import EVALUATION_SEEDS, TaskSpec, get_task
 from gatito.errors import UserError
 from gatito.eval import TEMPERATURE
 from gatito.eval.actor import Actor
-from gatito.eval.replay import moments, render_frame, rendering, replayed
+from gatito.eval.replay import render_frame, rendering, replayed, states
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.model.modeling import EMBEDDED
 from gatito.tokenizers import Layout, TokenSequence
@@ -139,13 +139,13 @@ def _play_to(step: int, spec: TaskSpec, actor: Actor, seed: int) -> tuple[list[A
     """Play up to a timestep: the actions before it and what is observed there."""
     actions: list[Any] = []
     with closing(spec.make()) as env:
-        for moment in moments(env, lambda observation: actor.act({0: observation})[0], seed):
-            actions.append(moment.action)
+        for state in states(env, lambda observation: actor.act({0: observation})[0], seed):
+            actions.append(state.action)
             if len(actions) > step >= 0:
                 break
-    if moment.done:
+    if state.done:
         raise UserError(f"step {step} of task {spec.id!r}, seed {seed}: allowed 0 to {len(actions) - 2}")
-    return actions[1:], moment.observation  # none leads to the beginning
+    return actions[1:], state.observation  # none leads to the beginning
 
 
 def _image(

@@ -19,7 +19,7 @@ MAX_WIDTH = 256
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Moment:
+class EpisodeState:
     """Where an episode has come to."""
 
     observation: Any
@@ -32,26 +32,26 @@ class Moment:
     """Whether the episode has ended: no action follows."""
 
 
-def moments(env: gym.Env[Any, Any], policy: Policy, seed: int) -> Iterator[Moment]:
-    """The moments of a seeded episode, the last one included; the policy is asked between them."""
-    moment = Moment(observation=env.reset(seed=seed)[0], action=None, total=0.0, done=False)
-    yield moment
-    while not moment.done:
-        action = policy(moment.observation)
+def states(env: gym.Env[Any, Any], policy: Policy, seed: int) -> Iterator[EpisodeState]:
+    """The states of a seeded episode, the last one included; the policy is asked between them."""
+    state = EpisodeState(observation=env.reset(seed=seed)[0], action=None, total=0.0, done=False)
+    yield state
+    while not state.done:
+        action = policy(state.observation)
         observation, reward, terminated, truncated, _ = env.step(action)
-        total, done = moment.total + float(reward), terminated or truncated
-        moment = Moment(observation=observation, action=action, total=total, done=done)
-        yield moment
+        total, done = state.total + float(reward), terminated or truncated
+        state = EpisodeState(observation=observation, action=action, total=total, done=done)
+        yield state
 
 
-def replayed(env: gym.Env[Any, Any], actions: Sequence[Any], seed: int) -> Iterator[Moment]:
-    """The moments of an episode whose actions are known, at most one more than there are actions."""
+def replayed(env: gym.Env[Any, Any], actions: Sequence[Any], seed: int) -> Iterator[EpisodeState]:
+    """The states of an episode whose actions are known, at most one more than there are actions."""
     known = iter(actions)
-    for _, moment in zip(range(len(actions) + 1), moments(env, lambda _: next(known), seed), strict=False):
-        yield moment
+    for _, state in zip(range(len(actions) + 1), states(env, lambda _: next(known), seed), strict=False):
+        yield state
 
 
-def rendering(spec: TaskSpec) -> "closing[gym.Env[Any, Any]]":
+def rendering(spec: TaskSpec) -> closing[gym.Env[Any, Any]]:
     """The environment of a task with a camera, to be used in a `with`."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory; without a screen it would fail
     return closing(spec.make(render_mode="rgb_array"))

@@ -17,7 +17,7 @@ from gatito.data.tasks import EVALUATION_SEEDS, TaskSpec, get_task, references
 from gatito.eval import TEMPERATURE
 from gatito.eval.actor import Actor
 from gatito.eval.mp4 import Mp4Writer, pyav
-from gatito.eval.replay import draw_observation, moments, render_frame, rendering, replayed
+from gatito.eval.replay import draw_observation, render_frame, rendering, replayed, states
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.tokenizers import Layout, TokenSequence
 
@@ -114,9 +114,9 @@ def _play(spec: TaskSpec, actor: Actor, layout: Layout, seed: int, limit: int) -
     """Play an episode, of which at most `limit` timesteps will be shown."""
     actions: list[Any] = []
     with closing(spec.make()) as env:
-        for moment in moments(env, lambda observation: actor.act({0: observation})[0], seed):
-            actions.append(moment.action)
-            total = moment.total
+        for state in states(env, lambda observation: actor.act({0: observation})[0], seed):
+            actions.append(state.action)
+            total = state.total
         speed = float(env.metadata.get("render_fps") or 30)
     T = len(actions)
     shown = np.linspace(0, T - 1, min(limit, T)).round().astype(int).tolist()
@@ -134,10 +134,10 @@ def _play(spec: TaskSpec, actor: Actor, layout: Layout, seed: int, limit: int) -
 def _film(episode: _Episode, path: Path) -> str:
     """Replay the episode and render it; the note tells where the frames are not the real thing."""
     with rendering(episode.spec) as env, Mp4Writer(path, episode.fps) as video:
-        for t, moment in enumerate(replayed(env, episode.actions, episode.seed)):
+        for t, state in enumerate(replayed(env, episode.actions, episode.seed)):
             if t in episode.shown:
                 video.add(render_frame(env))
-            total = moment.total
+            total = state.total
         drawn = getattr(env.unwrapped, "renders_state", False)
     if drawn:
         return (
@@ -152,6 +152,6 @@ def _film(episode: _Episode, path: Path) -> str:
 def _draw(episode: _Episode, path: Path) -> None:
     """Replay the episode and draw what was observed."""
     with closing(episode.spec.make()) as env, Mp4Writer(path, episode.fps) as video:
-        for t, moment in enumerate(replayed(env, episode.actions, episode.seed)):
+        for t, state in enumerate(replayed(env, episode.actions, episode.seed)):
             if t in episode.shown:
-                video.add(draw_observation(moment.observation, episode.layout))
+                video.add(draw_observation(state.observation, episode.layout))
