@@ -19,16 +19,20 @@ from gatito.data.collection import CollectConfig
 from gatito.data.explain import token_rows
 from gatito.data.mixture import DatasetConfig, MixtureConfig
 from gatito.data.publish import check_writable
+from gatito.data.tasks import EVALUATION_SEEDS
 from gatito.data_commands import describe_store
 from gatito.errors import UserError
+from gatito.eval.actor import Actor
 from gatito.eval.agent import load_checkpoint
+from gatito.eval.attention import AttentionView, view_attention
 from gatito.eval.card import write_card
 from gatito.eval.config import EvaluationConfig
-from gatito.eval.evaluate import baselines_of, check_tasks, evaluate
+from gatito.eval.evaluate import CheckedTask, baselines_of, check_tasks, evaluate, make_actor, make_prompts
 from gatito.eval.language import caption_images, caption_score, continue_texts
+from gatito.eval.mp4 import pyav
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results, print_results, write_results
-from gatito.eval.videos import record_episode
+from gatito.eval.videos import Video, record_episode
 from gatito.model import GatitoForCausalLM
 from gatito.recipes import load_recipe
 from gatito.tokenizers.patches import PATCH, from_patches
@@ -115,6 +119,7 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
     check_writable(out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; remove it or choose another --out")
+    pyav()  # the videos come last: what they need is asked for first
     size, stages = (SMALL if small else FULL), Stages()
     datasets, run = out / "datasets", out / "run"
     counts = {task: max(4, round(t.episodes * size.share)) for task, t in TASKS.items()}
@@ -155,7 +160,13 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
     # Written now as well: whatever fails while filming must not cost the scores.
     write_results(results, out / "results.json")
     with stages.stage("report", "5/5 record videos and write the report"):
-        videos = [record_episode(model, processor, task) for task in tqdm(SHOWN, desc="film", unit="episode")]
+        by_id = {task.spec.id: task for task in checked}
+        shown_tasks = [by_id[task] for task in SHOWN]
+        actor = make_actor(model, how, 1)
+        videos = [
+            record_episode(actor, task, out / "videos") for task in tqdm(shown_tasks, desc="film", unit="episode")
+        ]
+        looks = look_at(actor, shown_tasks, videos, how)
         timesteps, images = {}, {}
         for source in (*SHOWN, "captions:digits", "text:python-docs"):
             sequence, vocabulary, text, layout = tokens_of(source, 0)
@@ -177,6 +188,7 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
         timesteps=timesteps,
         images=images,
         videos=videos,
+        attention=looks,
         captions=captions,
         texts=written,
         facts=facts(model, run / "metrics.jsonl"),
@@ -189,6 +201,17 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
     for command in following:
         print(f"  {command}")
     return results
+
+
+def look_at(
+    actor: Actor, shown: list[CheckedTask], videos: list[Video], how: EvaluationConfig
+) -> list[AttentionView]:
+    """Attention with a demonstration as prompt, in LunarLander, and without, amid the BabyAI episode of the video."""
+    prompt = make_prompts(actor.model, shown[1], how, 1).prompt("beginning", 0, EVALUATION_SEEDS)
+    return [
+        view_attention(actor, shown[1], step=20, prompt=prompt),  # it takes longer to fall
+        view_attention(actor, shown[3], step=videos[3].length // 2),
+    ]
 
 
 def facts(model: GatitoForCausalLM, metrics: Path) -> dict[str, str]:

@@ -11,17 +11,18 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from gatito.data.publish import check_writable
-from gatito.data.tasks import TaskSpec, registry
+from gatito.data.tasks import EVALUATION_SEEDS, TaskSpec, registry
 from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint, weights_sha256
-from gatito.eval.attention import view_attention
+from gatito.eval.attention import AttentionView, view_attention
 from gatito.eval.card import write_card
 from gatito.eval.compare import compare, prompts_of
 from gatito.eval.compare_report import check_comparison, print_comparison, write_comparison
 from gatito.eval.config import EvaluationConfig
-from gatito.eval.evaluate import CheckedTask, baselines_of, check_tasks, evaluate
+from gatito.eval.evaluate import CheckedTask, baselines_of, check_tasks, evaluate, make_actor, make_prompts
 from gatito.eval.journal import Journal
 from gatito.eval.record import RolloutRecorder
+from gatito.eval.mp4 import pyav
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results, print_results, read_results, write_results
 from gatito.eval.scores import EpisodeRecord, TaskResult
@@ -30,6 +31,8 @@ from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.model.int8 import quantize_int8
 from gatito.policies import any_environment, modules_of
 
+MAX_VIEWS = 2
+"""Filmed episodes of which the report shows what the model looks at."""
 LONGEST_WAIT = timedelta(days=7)
 """For the slowest process of an evaluation."""
 
@@ -53,8 +56,10 @@ def evaluate_checkpoint(
     check_writable(out)
     if (out / "results.json").exists():
         raise UserError(f"{out / 'results.json'} exists; choose another --out or remove it")
-    if videos < 0:
-        raise UserError(f"--videos is {videos}, allowed 0 and more")
+    if videos < 0 or attention_step < 0:
+        raise UserError(f"--videos {videos} and --attention-step {attention_step}: allowed 0 and more")
+    if videos:
+        pyav()  # before the first episode
     processes = PartialState(timeout=LONGEST_WAIT)
     model, processor = load_checkpoint(checkpoint)
     settings = {"checkpoint": checkpoint, "weights": weights_sha256(model)[:16], **config.to_json()}
@@ -87,7 +92,7 @@ def evaluate_checkpoint(
             for folder in recorder.publish([task.spec for task in checked], config.prompts, checkpoint):
                 tqdm.write(str(folder))
         journal.remove()
-    _write_pages(results, out, checkpoint, model, processor, checked, config, videos, attention_step)
+    _write_pages(results, out, checkpoint, model, checked, config, videos, attention_step)
     print_results(results)
     tqdm.write("\n".join(str(out / name) for name in ("results.json", "report.html", "card.md")))
 
@@ -121,21 +126,26 @@ def _write_pages(
     out: Path,
     checkpoint: str,
     model: GatitoForCausalLM,
-    processor: GatitoProcessor,
     checked: Sequence[CheckedTask],
     config: EvaluationConfig,
     videos: int,
     attention_step: int,
 ) -> None:
     """The report with videos of the worst and the best, and the card."""
-    specs = {task.spec.id: task.spec for task in checked}
+    actor = make_actor(model, config, 1)
+    by_id = {task.spec.id: task for task in checked}
     filmed: list[Video] = []
-    views = []
+    views: list[AttentionView] = []
     for row in tqdm(worst_and_best(results.tasks, videos), desc="film", unit="episode", disable=not videos):
-        episode = lowest(results.records, row)
-        filmed.append(record_episode(model, processor, specs[row.id], out / "videos", seed=episode.seed))
-        step = min(attention_step, max(0, episode.length - 1))
-        views.append(view_attention(model, processor, specs[row.id], step, seed=episode.seed))
+        task, episode = by_id[row.id], lowest(results.records, row)
+        prompt = None
+        if config.prompts[0] != "none":
+            number = (episode.seed - EVALUATION_SEEDS) // config.episodes_in_context
+            prompt = make_prompts(model, task, config).prompt(config.prompts[0], number, episode.seed)
+        filmed.append(record_episode(actor, task, out / "videos", seed=episode.seed, prompt=prompt))
+        if len(views) < MAX_VIEWS:
+            step = min(attention_step, filmed[-1].length - 1)
+            views.append(view_attention(actor, task, step, seed=episode.seed, prompt=prompt))
     run = Path(checkpoint)
     report = Report(
         title=f"gatito: {checkpoint}",

@@ -120,9 +120,9 @@ def _chip(row: Mapping[str, Any]) -> str:
     return f'<li class="{modality}{target}" title="{title}">{token}{inline}</li>'
 
 
-def data_uri(kind: str, content: bytes) -> str:
-    """An image file of this kind, to stand where a page names an image."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+def data_uri(media_type: str, content: bytes) -> str:
+    """A file of this type, such as `video/mp4`, to stand where a page names one."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 def png_uri(pixels: np.ndarray, colours: int | None = None) -> str:
@@ -131,4 +131,4 @@ def png_uri(pixels: np.ndarray, colours: int | None = None) -> str:
     if colours is not None:  # an octree takes a hundredth of the time of a median cut
         picture = picture.quantize(colours, Image.Quantize.FASTOCTREE)
     picture.save(file, "PNG")
-    return data_uri("png", file.getvalue())
+    return data_uri("image/png", file.getvalue())

@@ -141,7 +141,10 @@ def test_page_refers_to_nothing_outside_itself_and_runs_its_own_script_alone(
     assert "https:" not in page
     (script,) = re.findall("<script>(.*?)</script>", page, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
+    assert (
+        f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+        in page
+    )
 
 
 def test_counts_of_histograms_add_up(surveyed: Surveyed, tmp_path: Path) -> None:

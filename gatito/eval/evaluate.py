@@ -93,14 +93,7 @@ def evaluate(
     """
     config = config or EvaluationConfig()
     checked = [t if isinstance(t, CheckedTask) else check_task(processor, t, config) for t in tasks]
-    actor = Actor(
-        model,
-        config.sessions,
-        decoding=config.decoding,
-        memory=config.memory,
-        prompt_slides=config.prompt_slides,
-        compiled=config.compile,
-    )
+    actor = make_actor(model, config, config.sessions)
     records = [] if journal is None else list(journal.records)
     rank, world = share
     jobs = _jobs(model, checked, config)
@@ -144,6 +137,34 @@ def evaluate_task(
     return task_results(records, {checked.spec.id: checked.baseline})[0]
 
 
+def make_actor(model: GatitoForCausalLM, config: EvaluationConfig, num_sessions: int) -> Actor:
+    """An actor of so many sessions that acts as configured."""
+    return Actor(
+        model,
+        num_sessions,
+        decoding=config.decoding,
+        memory=config.memory,
+        prompt_slides=config.prompt_slides,
+        compiled=config.compile,
+    )
+
+
+def make_prompts(
+    model: GatitoForCausalLM, task: CheckedTask, config: EvaluationConfig, count: int = NUM_DEMONSTRATIONS
+) -> Prompts:
+    """The prompts of a task, out of `count` demonstrations at most."""
+    return Prompts(
+        task.spec,
+        task.layout,
+        model.config.trunk,
+        int(model.config.context),
+        known=task.reference,
+        each=config.demonstrations,
+        count=count,
+        source=config.demonstrations_from,
+    )
+
+
 def _cells(checked: Sequence[CheckedTask], config: EvaluationConfig) -> Iterator[tuple[CheckedTask, Prompt]]:
     return ((task, prompt) for task in checked for prompt in config.prompts)
 
@@ -157,16 +178,8 @@ def _jobs(model: GatitoForCausalLM, checked: Sequence[CheckedTask], config: Eval
             return None
         if task.spec.id not in made:
             made.clear()  # contexts begin in the order of tasks
-            made[task.spec.id] = Prompts(
-                task.spec,
-                task.layout,
-                model.config.trunk,
-                int(model.config.context),
-                known=task.reference,
-                each=config.demonstrations,
-                count=min(NUM_DEMONSTRATIONS, config.demonstrations * config.count(part)),
-                source=config.demonstrations_from,
-            )
+            count = min(NUM_DEMONSTRATIONS, config.demonstrations * config.count(part))
+            made[task.spec.id] = make_prompts(model, task, config, max(count, config.demonstrations))
         return made[task.spec.id].prompt(part, number, seed)
 
     return [

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from gatito.eval.attention import AttentionView
+from gatito.eval.attention_chart import attention_picture
 from gatito.eval.charts import learning_curves, read_metrics, score_curves, stacked_bar
 from gatito.eval.language import Caption
 from gatito.eval.results import Results
 from gatito.eval.score_sections import at_a_glance, by_domain, by_order, by_prompt, tasks_above_expert
 from gatito.eval.score_tables import all_tasks, what_went_wrong, without_score
-from gatito.eval.videos import Video, encode_gif
+from gatito.eval.videos import FAILED_BELOW, Video
 from gatito.pages import data_uri, legend, modality_legend, png_uri, section, timestep_chips, write_page
 
 NUM_CAPTIONS, NUM_WRONG = 24, 8
@@ -37,7 +39,9 @@ class Report:
     images: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Source name to the image (H, W, C) uint8 observed at this timestep."""
     videos: Sequence[Video] = ()
-    """Episodes, one GIF each."""
+    """Episodes, one MP4 file each."""
+    attention: Sequence[AttentionView] = ()
+    """What the model looked at in chosen timesteps."""
     captions: Sequence[Caption] = ()
     """Captions of held-out images."""
     texts: Sequence[str] = ()
@@ -59,6 +63,7 @@ def write_report(report: Report, path: Path) -> None:
         by_order(report.results),
         _learning(report.metrics, report.evaluations, report.results),
         _videos(report.videos),
+        _attention(report.attention),
         _tokens(report.timesteps, report.images),
         _captions(report.captions),
         _texts(report.texts),
@@ -84,15 +89,39 @@ def _learning(metrics: Path | None, evaluations: Path | None, results: Results) 
 
 def _videos(videos: Sequence[Video]) -> str:
     figures = []
-    for v in videos:
+    for v in sorted(videos, key=lambda v: not v.failed):
         note = f'<br><span class="wrong">{escape(v.note)}</span>' if v.note else ""
-        gif = data_uri("gif", encode_gif(v.frames, v.fps))
+        failed = ' <span class="wrong">failed</span>' if v.failed else ""
         figures.append(
-            f'<figure><img alt="{escape(v.task)}: {escape(v.caption)}" src="{gif}">'
-            f"<figcaption><b>{escape(v.task)}</b><br>{escape(v.caption)}{note}</figcaption></figure>"
+            f'<figure><video controls muted loop playsinline preload="metadata" '
+            f'aria-label="{escape(v.task)}: {escape(v.caption)}" '
+            f'src="{data_uri("video/mp4", v.path.read_bytes())}"></video>'
+            f"<figcaption><b>{escape(v.task)}</b>{failed}<br>{escape(v.caption)}{note}</figcaption></figure>"
         )
-    lead = "Episodes, shown whether they succeed or fail."
+    lead = (
+        f"Episodes, the failed ones first: their score is below {FAILED_BELOW:g}, nearer to the random policy than "
+        "to the expert."
+    )
     return section("Acting", lead, f'<div class="figures">{"".join(figures)}</div>') if figures else ""
+
+
+def _attention(views: Sequence[AttentionView]) -> str:
+    parts = []
+    for view in views:
+        image = (
+            "" if view.image is None else f'<img class="observed" alt="what was seen" src="{png_uri(view.image)}">'
+        )
+        parts.append(
+            f"<h3>{escape(view.task)}, seed {view.seed}, step {view.step}</h3>\n"
+            f'<div class="looked">{image}<div>{attention_picture(view)}</div></div>\n'
+            f"{timestep_chips(f'Step {view.step} as tokens', view.rows)}"
+        )
+    lead = (
+        "Attention of the position that chooses the action, over the timesteps of the context; the mean over heads. "
+        "It shows what each layer read, not why the model acted so: what it read may not have mattered, and one "
+        "layer's reading holds what others had mixed into it. Framed tokens are the action chosen."
+    )
+    return section("What it looks at", lead, "\n".join(parts)) if parts else ""
 
 
 def _tokens(timesteps: Mapping[str, list[dict[str, Any]]], images: Mapping[str, np.ndarray]) -> str:

@@ -35,10 +35,7 @@ class Attention(nn.Module):
         cache: Cache | SessionCache | None,
     ) -> Tensor:
         """Map (B, L, D) to (B, L, D); `mask` is (B, 1, L, S), None for plain causal attention."""
-        B, L, _ = x.shape
-        q, k, v = self.qkv(x).view(B, L, 3, *self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, L, head_dim)
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+        q, k, v = self.queries_keys_values(x, angles)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
         if isinstance(mask, BlockMask):
@@ -46,6 +43,14 @@ class Attention(nn.Module):
         else:
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.out(x.transpose(1, 2).flatten(2))
+
+    def queries_keys_values(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, H, L, head_dim) of (B, L, D), turned by the angles of their positions."""
+        B, L, _ = x.shape
+        q, k, v = self.qkv(x).view(B, L, 3, *self.heads).permute(2, 0, 3, 1, 4)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        return q, k, v
 
 
 class GEGLU(nn.Module):
