@@ -160,7 +160,8 @@ def test_episodes_of_one_context_see_those_before(toy: Toy, model: GatitoForCaus
         *(("toy/grid", seed, i) for i, seed in enumerate(SEEDS[:2])),
         *(("toy/points", seed, i) for i, seed in enumerate(SEEDS[:3])),
     ]
-    alone = by_key(play(Actor(model, 2, decoding=GREEDY), [*toy.jobs(points(), SEEDS[:3]), *toy.jobs(GRID, SEEDS[:2])]))
+    jobs = [*toy.jobs(points(), SEEDS[:3]), *toy.jobs(GRID, SEEDS[:2])]
+    alone = by_key(play(Actor(model, 2, decoding=GREEDY), jobs))
     for record in chained:
         same = alone["toy/points" if "points" in record.task else "toy/grid", "none", record.seed][:2]
         assert (record.order == 0) <= ((record.total_return, record.length) == same)
