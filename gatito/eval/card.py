@@ -14,8 +14,9 @@ MODEL = "gatito"
 TASK_TYPE = "reinforcement-learning"
 Value = float | str | None
 RETURN, SCORE, SUCCESS = "total_reward", "expert_normalized_total_reward", "success_rate"
-"""Metrics of a task, the first two as JAT's card calls them. Its `iqm_` ones pool the episodes of all tasks: ours, over
-tasks, have another name."""
+"""Metrics of a task, the first two as JAT's card calls them."""
+MEAN, IQM = f"mean_{SCORE}", f"iqm_over_tasks_{SCORE}"
+"""Metrics of many tasks; JAT's `iqm_` pools the episodes of all tasks, which is another number."""
 
 
 def results_card(results: Results) -> str:
@@ -55,8 +56,8 @@ def _of_task(row: TaskResult) -> list[EvalResult]:
 
 def _of_group(group: GroupResult) -> list[EvalResult]:
     values = {
-        f"mean_{SCORE}": ("mean score", _value(group.mean, group.mean_low, group.mean_high)),
-        f"iqm_over_tasks_{SCORE}": (
+        MEAN: ("mean score", _value(group.mean, group.mean_low, group.mean_high)),
+        IQM: (
             "interquartile mean over tasks",
             _value(group.iqm, group.iqm_low, group.iqm_high),
         ),
