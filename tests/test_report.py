@@ -186,6 +186,12 @@ def test_scores_while_training_are_drawn_by_domain(tmp_path):
         assert f"<span>{words}</span>" in page
 
 
+def test_domains_of_many_tasks_are_folded(tmp_path):
+    few, many = (results_of(episodes({f"toy/{i}": 0.5 for i in range(n)}, prompts=["none"])) for n in (80, 81))
+    assert "<details open>" in written(tmp_path, few)
+    assert "<details open>" not in written(tmp_path, many)
+
+
 def test_a_single_episode_has_a_bar_without_an_interval(tmp_path):
     record = EpisodeRecord(task="toy/good", prompt="none", seed=0, total_return=5.0, length=1)
     page = written(tmp_path, results_of([record]))

@@ -31,13 +31,13 @@ def test_the_hub_reads_every_score_back(results: Results) -> None:
     name, found = model_index_to_eval_results(card.data.to_dict()["model-index"])
     assert name == "a"
     values = {(r.dataset_type, r.dataset_config, r.metric_type): r.metric_value for r in found}
-    assert values["a/x", "prompt-none", "expert_normalized_total_reward"] == 0.5
+    assert values["a/x", "prompt-none", "expert_normalized_total_reward"] == "0.50 [0.20, 0.80]"
     assert values["a/x", "prompt-none", "total_reward"] == 2.0
     assert values["a/<odd>", "prompt-none", "total_reward"] == 1.0
     assert ("a/<odd>", "prompt-none", "expert_normalized_total_reward") not in values
-    assert values["b|z", "prompt-end", "success_rate"] == 0.75
-    assert values["overall", "prompt-none", "mean_expert_normalized_total_reward"] == 0.5
-    assert values["overall", "prompt-end", "iqm_expert_normalized_total_reward"] == 0.75
+    assert values["b|z", "prompt-end", "success_rate"] == "0.75 [0.30, 0.95]"
+    assert values["overall", "prompt-none", "mean_expert_normalized_total_reward"] == "0.50 [0.20, 0.80]"
+    assert values["overall", "prompt-end", "iqm_over_tasks_expert_normalized_total_reward"] == "0.75 [0.25, 1.00]"
     assert len(values) == len(found)
 
 

@@ -12,8 +12,11 @@ from gatito.eval.wording import ABSENT, PROMPT_WORDS, counted, decimals, interva
 MODEL = "gatito"
 """Name in the index of a checkpoint that has none."""
 TASK_TYPE = "reinforcement-learning"
+Value = float | str | None
 RETURN, SCORE, SUCCESS = "total_reward", "expert_normalized_total_reward", "success_rate"
-"""Metrics of a task, as model cards of the hub call the first two; those of many begin with `mean` or `iqm`."""
+"""Metrics of a task, the first two as JAT's card calls them."""
+MEAN, IQM = f"mean_{SCORE}", f"iqm_over_tasks_{SCORE}"
+"""Metrics of many tasks; JAT's `iqm_` pools the episodes of all tasks, which is another number."""
 
 
 def results_card(results: Results) -> str:
@@ -44,23 +47,26 @@ def model_index(results: Results) -> list[EvalResult]:
 
 def _of_task(row: TaskResult) -> list[EvalResult]:
     values = {
-        RETURN: ("return", row.mean_return),
-        SCORE: ("score", row.score),
-        SUCCESS: ("success rate", row.success),
+        RETURN: ("return", _value(row.mean_return)),
+        SCORE: ("score", _value(row.score, row.ci_low, row.ci_high)),
+        SUCCESS: ("success rate", _value(row.success, row.success_low, row.success_high)),
     }
     return _entries(row.id, f"{row.id}, {PROMPT_WORDS[row.prompt]}", row.prompt, values)
 
 
 def _of_group(group: GroupResult) -> list[EvalResult]:
     values = {
-        f"mean_{SCORE}": ("mean score", group.mean),
-        f"iqm_{SCORE}": ("interquartile mean of scores", group.iqm),
+        MEAN: ("mean score", _value(group.mean, group.mean_low, group.mean_high)),
+        IQM: (
+            "interquartile mean over tasks",
+            _value(group.iqm, group.iqm_low, group.iqm_high),
+        ),
     }
     name = f"{group.name}, {counted(group.tasks, 'task')}, {PROMPT_WORDS[group.prompt]}"
     return _entries(group.name, name, group.prompt, values)
 
 
-def _entries(kind: str, name: str, prompt: str, values: dict[str, tuple[str, float | None]]) -> list[EvalResult]:
+def _entries(kind: str, name: str, prompt: str, values: dict[str, tuple[str, Value]]) -> list[EvalResult]:
     return [
         EvalResult(
             task_type=TASK_TYPE,
@@ -70,11 +76,18 @@ def _entries(kind: str, name: str, prompt: str, values: dict[str, tuple[str, flo
             dataset_config=f"prompt-{prompt}",
             metric_type=metric,
             metric_name=words,
-            metric_value=round(value, 4),
+            metric_value=value,
         )
         for metric, (words, value) in values.items()
         if value is not None
     ]
+
+
+def _value(x: float | None, low: float | None = None, high: float | None = None) -> Value:
+    """A number, or with its interval as other cards of the hub write it: `0.14 [0.14, 0.15]`."""
+    if x is None or low is None or high is None:
+        return None if x is None else round(x, 4)
+    return f"{x:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def results_section(results: Results) -> str:

@@ -1,7 +1,6 @@
 """What `gatito compare` prints and writes: a table, a page, and the same as JSON."""
 
 import json
-from itertools import groupby
 from pathlib import Path
 
 from gatito.errors import UserError
@@ -76,10 +75,11 @@ def _bars(found: Comparison) -> str:
     ends = [abs(x) for row in rows for x in (row.low, row.high, row.difference) if x is not None]
     reach = min(2.0, max(0.05, *ends))
     parts = [legend(VERDICTS)]
-    for prompt, of_prompt in groupby(sorted(rows, key=lambda row: row.prompt), lambda row: row.prompt):
-        parts.append(f"<h3>Prompt {prompt}</h3>")
-        parts.append(axis_row(-reach, reach, {-reach: f"{-reach:.2f} A", 0.0: "0", reach: f"B {reach:+.2f}"}))
-        for row in sorted(of_prompt, key=lambda row: row.difference):
+    for prompt in (group.prompt for group in found.overall):
+        if len(found.overall) > 1:
+            parts.append(f"<h3>Prompt {prompt}</h3>")
+        parts.append(axis_row(-reach, reach, {-reach: "A better", 0.0: "0", reach: "B better"}))
+        for row in sorted((row for row in rows if row.prompt == prompt), key=lambda row: row.difference):
             bar = Bar(kind=row.verdict, words=row.verdict, value=row.difference, low=row.low, high=row.high)
             parts.append(bar_row(row.id, [bar], -reach, reach, marks=(0.0,)))
     lead = "Score of B less that of A, worst first, with 95 % intervals."
