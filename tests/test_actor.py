@@ -75,7 +75,7 @@ class Spy:
         self.taken: list[int] = []
         """Ids of actions that were decoded and then fed."""
         self.logits: list[torch.Tensor] = []
-        step, choose = actor.model.step, actor._choose
+        step, pick = actor.model.step, actor._pick
 
         def spied_step(batch: Batch, positions: Any, rows: Any, cache: Any) -> torch.Tensor:
             for r, n in enumerate((batch.segments > 0).sum(-1).tolist()):
@@ -85,12 +85,12 @@ class Spy:
                 kept.extend([] if ids is None else ids.tolist())
             return step(batch, positions, rows, cache)
 
-        def spied_choose(logits: torch.Tensor, active: Any) -> np.ndarray:
+        def spied_pick(logits: torch.Tensor, rows: Any) -> np.ndarray:
             self.logits.append(logits.clone())
-            return choose(logits, active)
+            return pick(logits, rows)
 
         monkeypatch.setattr(actor.model, "step", spied_step)
-        monkeypatch.setattr(actor, "_choose", spied_choose)
+        monkeypatch.setattr(actor, "_pick", spied_pick)
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
@@ -100,9 +100,9 @@ def test_acting_builds_exactly_the_tokens_that_training_sees(
 ) -> None:
     env = make(name, length=8)
     layout = layout_of(env, vocabulary, text)
-    actor = Actor(tiny_model(vocabulary, context=256, **TRUNKS[trunk]), layout)
+    actor = Actor(tiny_model(vocabulary, context=256, **TRUNKS[trunk]))
     spy = Spy(actor, monkeypatch)
-    actor.reset(0)
+    actor.reset(0, layout)
     observations, done = [env.reset(seed=3)[0]], False
     while not done:
         observation, _, done, _, _ = env.step(actor.act({0: observations[-1]})[0])
@@ -144,9 +144,9 @@ def test_cached_acting_equals_the_uncached_model_at_every_step_of_three_windows(
     model = tiny_model(vocabulary, initializer_range=0.2, **TRUNKS[trunk])
     length = model.config.trunk.length
     prompt = prompt_of(env, layout, model.config.trunk) if with_prompt else None
-    actor = Actor(model, layout)
+    actor = Actor(model)
     spy = Spy(actor, monkeypatch)
-    actor.reset(0, prompt)
+    actor.reset(0, layout, prompt)
     observation = env.reset(seed=3)[0]
     observations, fed, drops, A = [], 0, 0, layout.num_action_tokens
     while fed < 3 * CONTEXT:
@@ -189,8 +189,8 @@ def test_evicting_from_the_cache_instead_would_not_have_been_equal(
 def test_timesteps_leave_whole_and_the_oldest_half_first(vocabulary: Vocabulary, text: TextTokenizer) -> None:
     env = make("vectors", length=40)
     layout = layout_of(env, vocabulary, text)  # 4 + separator + 2 tokens: 9 timesteps fill 63 of 64
-    actor = Actor(tiny_model(vocabulary), layout)
-    actor.reset(0)
+    actor = Actor(tiny_model(vocabulary))
+    actor.reset(0, layout)
     observation, kept = env.reset(seed=3)[0], []
     for _ in range(16):
         observation = env.step(actor.act({0: observation})[0])[0]
@@ -200,7 +200,7 @@ def test_timesteps_leave_whole_and_the_oldest_half_first(vocabulary: Vocabulary,
 
 
 def play(
-    actor: Actor, envs: list[ToyEnv], plans: list[list[tuple[int, TokenSequence | None]]], steps: int
+    actor: Actor, layout: Layout, envs: list[ToyEnv], plans: list[list[tuple[int, TokenSequence | None]]], steps: int
 ) -> list[list[list[Any]]]:
     """Play each session's episodes (seed, prompt) for `steps` steps together: actions by session and episode."""
     actions: list[list[list[Any]]] = [[] for _ in envs]
@@ -209,7 +209,7 @@ def play(
 
     def begin(s: int) -> None:
         seed, prompt = next(waiting[s])
-        actor.reset(s, prompt, seed)
+        actor.reset(s, layout, prompt, seed)
         observations[s] = envs[s].reset(seed=seed)[0]
         actions[s].append([])
 
@@ -236,9 +236,9 @@ def test_batched_sessions_act_as_each_alone(
     model = tiny_model(vocabulary, **TRUNKS[trunk])
     prompt = prompt_of(envs[0], layout, model.config.trunk)
     plans = [[(100 * s + e, prompt if (s + e) % 2 else None) for e in range(20)] for s in range(len(envs))]
-    together = play(Actor(model, layout, len(envs), temperature=temperature), envs, plans, steps)
+    together = play(Actor(model, len(envs), temperature=temperature), layout, envs, plans, steps)
     alone = [
-        play(Actor(model, layout, temperature=temperature), [make(name, length)], [plan], steps)[0]
+        play(Actor(model, temperature=temperature), layout, [make(name, length)], [plan], steps)[0]
         for length, plan in zip(lengths, plans, strict=True)
     ]
     assert together == alone
@@ -254,9 +254,9 @@ def test_a_session_may_pause_while_others_act(vocabulary: Vocabulary, text: Text
     seen = [env.observation_space.sample() for _ in range(6)]
 
     def actions_of(calls: list[dict[int, int]], sessions: int, session: int) -> list[list[float]]:
-        actor = Actor(model, layout, sessions)
+        actor = Actor(model, sessions)
         for s in range(sessions):
-            actor.reset(s)
+            actor.reset(s, layout)
         acted = [actor.act({s: seen[t] for s, t in call.items()}) for call in calls]
         return [a[session].tolist() for a in acted if session in a]
 
@@ -284,8 +284,8 @@ def test_sampled_actions_are_always_legal(
 ) -> None:
     env = ToyEnv(spaces.Box(-1.0, 1.0, (2,), np.float32), space, length=100)
     layout = layout_of(env, vocabulary, text)
-    actor = Actor(tiny_model(vocabulary, **TRUNKS[trunk]), layout, temperature=50.0)
-    actor.reset(0, seed=1)
+    actor = Actor(tiny_model(vocabulary, **TRUNKS[trunk]), temperature=50.0)
+    actor.reset(0, layout, seed=1)
     observation, found = env.reset(seed=0)[0], set()
     for _ in range(40):
         action = actor.act({0: observation})[0]
@@ -315,9 +315,9 @@ def test_the_seed_decides_the_sampled_actions_and_another_seed_gives_others(
     layout, model = layout_of(env, vocabulary, text), tiny_model(vocabulary)
 
     def sampled(seed: int, sessions: int, session: int) -> list[list[float]]:
-        actor = Actor(model, layout, sessions, temperature=1.0)
+        actor = Actor(model, sessions, temperature=1.0)
         for s in range(sessions):
-            actor.reset(s, seed=seed if s == session else 1000 + s)
+            actor.reset(s, layout, seed=seed if s == session else 1000 + s)
         env.observation_space.seed(0)
         result = []
         for _ in range(12):
@@ -333,11 +333,11 @@ def test_samples_follow_the_softmax_of_the_logits(vocabulary: Vocabulary, text: 
     env = ToyEnv(spaces.Discrete(3), spaces.Discrete(4))
     layout = layout_of(env, vocabulary, text)
     N = 4000
-    actor = Actor(tiny_model(vocabulary), layout, N, temperature=2.0)
+    actor = Actor(tiny_model(vocabulary), N, temperature=2.0)
     for s in range(N):
-        actor.reset(s, seed=s)
+        actor.reset(s, layout, seed=s)
     logits = torch.tensor([0.0, 2.0, 4.0, -60.0]).repeat(N, 1)
-    counts = np.bincount(actor._choose(logits, range(N)), minlength=4) / N
+    counts = np.bincount(actor._pick(logits, range(N)), minlength=4) / N
     np.testing.assert_allclose(counts, torch.softmax(logits[0] / 2.0, -1).numpy(), atol=0.03)
     assert counts[3] == 0
 
@@ -345,10 +345,10 @@ def test_samples_follow_the_softmax_of_the_logits(vocabulary: Vocabulary, text: 
 def test_a_reset_forgets_the_episode_before(vocabulary: Vocabulary, text: TextTokenizer) -> None:
     env = make("vectors")
     layout, model = layout_of(env, vocabulary, text), tiny_model(vocabulary)
-    actor = Actor(model, layout)
+    actor = Actor(model)
     first = []
     for _ in range(2):
-        actor.reset(0)
+        actor.reset(0, layout)
         observation = env.reset(seed=1)[0]
         first.append([])
         for _ in range(4):
@@ -364,8 +364,8 @@ def test_a_prompt_changes_the_actions(vocabulary: Vocabulary, text: TextTokenize
     observation = env.reset(seed=1)[0]
     actions = []
     for prompt in (None, prompt_of(env, layout, model.config.trunk)):
-        actor = Actor(model, layout)
-        actor.reset(0, prompt)
+        actor = Actor(model)
+        actor.reset(0, layout, prompt)
         actions.append(actor.act({0: observation})[0].tolist())
     assert actions[0] != actions[1]
 
@@ -373,17 +373,17 @@ def test_a_prompt_changes_the_actions(vocabulary: Vocabulary, text: TextTokenize
 def test_a_prompt_of_more_than_half_the_context_is_refused(vocabulary: Vocabulary, text: TextTokenizer) -> None:
     env = ToyEnv(spaces.Box(-1.0, 1.0, (6,), np.float32), spaces.Discrete(2), length=5)  # timesteps of 8 tokens
     layout = layout_of(env, vocabulary, text)
-    actor, episode = Actor(tiny_model(vocabulary), layout), toy_sequence(env, layout, 0)
-    actor.reset(0, episode.timesteps(0, 4, vocabulary.patch))  # 32 of 64 tokens fit
+    actor, episode = Actor(tiny_model(vocabulary)), toy_sequence(env, layout, 0)
+    actor.reset(0, layout, episode.timesteps(0, 4, vocabulary.patch))  # 32 of 64 tokens fit
     with pytest.raises(UserError, match="a prompt of 40 positions, allowed 32: half the context"):
-        actor.reset(0, episode)
+        actor.reset(0, layout, episode)
 
 
 def test_one_timestep_longer_than_the_context_is_refused(vocabulary: Vocabulary, text: TextTokenizer) -> None:
     env = ToyEnv(spaces.Text(2000), spaces.Discrete(2))
     layout = layout_of(env, vocabulary, text)
-    actor = Actor(tiny_model(vocabulary), layout)
-    actor.reset(0)
+    actor = Actor(tiny_model(vocabulary))
+    actor.reset(0, layout)
     actor.act({0: "go"})
     words = "the class " * 60
     needed = len(text.encode(words)) + 2
@@ -392,23 +392,23 @@ def test_one_timestep_longer_than_the_context_is_refused(vocabulary: Vocabulary,
         actor.act({0: words})
 
 
-def test_a_negative_temperature_is_refused(vocabulary: Vocabulary, text: TextTokenizer) -> None:
+def test_a_negative_temperature_is_refused(vocabulary: Vocabulary) -> None:
     with pytest.raises(UserError, match="temperature is -1, allowed 0"):
-        Actor(tiny_model(vocabulary), layout_of(make("vectors"), vocabulary, text), temperature=-1)
+        Actor(tiny_model(vocabulary), temperature=-1)
 
 
 def test_observed_values_outside_their_bounds_are_counted(vocabulary: Vocabulary, text: TextTokenizer) -> None:
     env = ToyEnv(spaces.Box(np.array([-1, -np.inf]), np.array([1, np.inf]), dtype=np.float64), spaces.Discrete(2))
-    actor = Actor(tiny_model(vocabulary), layout_of(env, vocabulary, text))
-    actor.reset(0)
+    actor = Actor(tiny_model(vocabulary))
+    actor.reset(0, layout_of(env, vocabulary, text))
     for observation in ([0.5, 256.0], [1.5, 0.0], [-2.0, -257.0]):
         actor.act({0: np.array(observation)})
     assert actor.num_clipped == 3
 
 
 def test_an_observation_of_another_space_is_refused_by_session(vocabulary: Vocabulary, text: TextTokenizer) -> None:
-    actor = Actor(tiny_model(vocabulary), layout_of(make("vectors"), vocabulary, text), 2)
-    actor.reset(1)
+    actor = Actor(tiny_model(vocabulary), 2)
+    actor.reset(1, layout_of(make("vectors"), vocabulary, text))
     with pytest.raises(UserError, match=r"session 1, observation.*shape \(3,\), expected \(4,\)"):
         actor.act({1: np.zeros(3, np.float32)})
     with pytest.raises(UserError, match=r"session 1, observation.*NaN"):

@@ -50,9 +50,7 @@ class _Session:
 class Actor:
     """N sessions, each of a task of its own."""
 
-    def __init__(
-        self, model: GatitoForCausalLM, num_sessions: int = 1, *, temperature: float = TEMPERATURE
-    ) -> None:
+    def __init__(self, model: GatitoForCausalLM, num_sessions: int = 1, *, temperature: float = TEMPERATURE) -> None:
         """Actions are sampled at `temperature`, 0 takes the likeliest; of legal ids only."""
         if not temperature >= 0:
             raise UserError(f"temperature is {temperature}, allowed 0 (greedy) and more")
