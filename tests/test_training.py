@@ -585,7 +585,7 @@ def test_the_tiny_model_learns_one_episode_and_acts_it_back(
         while not done:
             observation, reward, done, _, _ = env.step(actor.act({0: observation})[0])
             total += reward
-            ids.append(actor.sessions[0].timesteps[-1].ids)
+            ids.append(actor.sessions[0].window.timesteps[-1].ids)
         return total, np.concatenate(ids)
 
     total, ids = acted(model)

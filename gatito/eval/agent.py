@@ -20,6 +20,7 @@ from gatito.data.sampler import prompt_budget, prompt_timesteps
 from gatito.errors import UserError
 from gatito.eval import TEMPERATURE
 from gatito.eval.actor import Actor
+from gatito.eval.decoding import Decoding
 from gatito.model import GatitoConfig, GatitoForCausalLM, GatitoProcessor
 from gatito.tokenizers import Layout, TokenSequence
 from gatito.tokenizers.trunk import Trunk
@@ -79,7 +80,7 @@ class Agent:
         self, model: GatitoForCausalLM, processor: GatitoProcessor, *, temperature: float = TEMPERATURE
     ) -> None:
         """Actions are sampled at `temperature`; 0 takes the likeliest."""
-        self.model, self.processor, self.temperature = model, processor, temperature
+        self.model, self.processor, self.decoding = model, processor, Decoding(temperature=temperature)
         self._actor: Actor | None = None
 
     @classmethod
@@ -112,7 +113,7 @@ class Agent:
                     "positions"
                 )
         if self._actor is None:
-            self._actor = Actor(self.model, temperature=self.temperature)
+            self._actor = Actor(self.model, decoding=self.decoding)
         self._actor.reset(0, layout, prompt, seed)
 
     def act(self, observation: Any) -> Any:

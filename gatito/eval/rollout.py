@@ -20,6 +20,7 @@ from gatito.errors import UserError
 from gatito.eval import TEMPERATURE
 from gatito.eval.actor import Actor
 from gatito.eval.agent import prompt_from
+from gatito.eval.decoding import Decoding
 from gatito.eval.statistics import bootstrap_interval, wilson_interval
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.tokenizers import Layout, TokenSequence
@@ -178,7 +179,7 @@ def _score(
 ) -> TaskResult:
     trunk, context = model.config.trunk, int(model.config.context)
     prompts = demonstrations(spec, layout, trunk, context, min(episodes, 20)) if prompt == "demo" else None
-    actor = Actor(model, layout, min(NUM_SESSIONS, episodes), temperature=temperature)
+    actor = Actor(model, min(NUM_SESSIONS, episodes), decoding=Decoding(temperature=temperature))
     seeds = [EVALUATION_SEEDS + i for i in range(episodes)]
     returns = play(spec, actor, seeds, prompts, on_episode)
     if actor.num_clipped:
