@@ -1,18 +1,14 @@
 """What the verbs print."""
 
 import json
-import time
 from pathlib import Path
 from typing import Literal
-
-from tqdm import tqdm
 
 from gatito.data.build import open_layout
 from gatito.data.checks import checked_tokens
 from gatito.data.domains import digits, texts
 from gatito.data.explain import token_rows
 from gatito.data.minari_episodes import episode_from_buffer, is_dataset, open_minari
-from gatito.data.publish import check_writable
 from gatito.data.recording import collect_episode
 from gatito.data.store import Store, TokenDataset, is_store, open_store
 from gatito.data.tasks import ExpertFailed, get_task, groups, matching, references, registry

@@ -21,8 +21,8 @@ from gatito.eval.compare_report import check_comparison, print_comparison, write
 from gatito.eval.config import EvaluationConfig
 from gatito.eval.evaluate import CheckedTask, baselines_of, check_tasks, evaluate, make_actor, make_prompts
 from gatito.eval.journal import Journal
-from gatito.eval.record import RolloutRecorder
 from gatito.eval.mp4 import pyav
+from gatito.eval.record import RolloutRecorder
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results, print_results, read_results, write_results
 from gatito.eval.scores import EpisodeRecord, TaskResult

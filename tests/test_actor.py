@@ -1,59 +1,25 @@
 """Acting: the same tokens as training, the same logits as without a cache, the same actions in a batch as alone."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from acting import CASES, ENVS, make, play, prompt_of
 from gymnasium import spaces
 from toy import CONTEXT, TRUNKS, ToyEnv, action_states_of, hidden_of, layout_of, tiny_model, toy_sequence
 
 from gatito.data.episode import stack
 from gatito.data.packing import Batch, pack
-from gatito.data.sampler import prompt_budget
 from gatito.errors import UserError
 from gatito.eval.actor import Actor
-from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary
+from gatito.eval.decoding import Decoding
+from gatito.tokenizers import TextTokenizer, Vocabulary
 from gatito.tokenizers.sequence import concatenate
-from gatito.tokenizers.trunk import Trunk
 
-IMAGE = spaces.Box(0, 255, (16, 32, 3), np.uint8)
-ENVS = {
-    "vectors": (spaces.Box(-9.0, 9.0, (4,), np.float32), spaces.Box(-1.0, 1.0, (2,), np.float32)),
-    "missions": (spaces.Dict(at=spaces.MultiDiscrete([4, 4]), mission=spaces.Text(24)), spaces.Discrete(5)),
-    "images": (spaces.Dict(image=IMAGE, heading=spaces.Discrete(4)), spaces.MultiDiscrete([3, 2])),
-    "everything": (
-        spaces.Dict(image=IMAGE, mission=spaces.Text(24), at=spaces.Box(-1.0, 1.0, (2,), np.float32)),
-        spaces.Tuple((spaces.Discrete(6, start=-2), spaces.Box(0.0, 8.0, (2,), np.float64))),
-    ),
-}
-CASES = [
-    (name, trunk)
-    for name in ENVS
-    for trunk in TRUNKS
-    if name == "vectors"
-    or trunk in ("flat", "4 latents, decoded")
-    or (name == "everything" and trunk != "flat, decoded")
-]
-"""Every trunk with numbers and with everything at once, the simplest and the largest with the rest."""
 FIELDS = ("ids", "loss_mask", "local_positions", "patches", "patch_intervals", "timestep_starts")
-
-
-def make(name: str, length: int = 20) -> ToyEnv:
-    return ToyEnv(*ENVS[name], length=length)
-
-
-def prompt_of(env: ToyEnv, layout: Layout, trunk: Trunk) -> TokenSequence:
-    """As many whole timesteps of another episode as half the context holds."""
-    sequence = toy_sequence(make_like(env, 40), layout, seed=77)
-    last = int(np.searchsorted(trunk.timestep_starts(sequence), prompt_budget(CONTEXT), side="right")) - 1
-    assert last >= 1
-    return sequence.timesteps(0, last, layout.vocabulary.patch)
-
-
-def make_like(env: ToyEnv, length: int) -> ToyEnv:
-    return ToyEnv(env.observation_space, env.action_space, length)
 
 
 @dataclass
@@ -75,22 +41,29 @@ class Spy:
         self.taken: list[int] = []
         """Ids of actions that were decoded and then fed."""
         self.logits: list[torch.Tensor] = []
-        step, choose = actor.model.step, actor._choose
+        embed, begin, decoding = actor.model.embed_batch, actor.cache.begin, actor.decoding
+        batches: list[Batch] = []
 
-        def spied_step(batch: Batch, positions: Any, rows: Any, cache: Any) -> torch.Tensor:
+        def spied_embed(batch: Batch) -> torch.Tensor:
+            batches.append(batch)
+            return embed(batch)
+
+        def spied_begin(rows: list[int], positions: torch.Tensor, used: int) -> torch.Tensor:
+            batch = batches.pop()
             for r, n in enumerate((batch.segments > 0).sum(-1).tolist()):
                 shown = (batch.input_ids, batch.local_positions, positions)
                 self.fed.append(Fed(*(tensor[r, :n].tolist() for tensor in shown)))
             for kept, ids in ((self.observed, batch.observation_ids), (self.taken, batch.action_ids)):
                 kept.extend([] if ids is None else ids.tolist())
-            return step(batch, positions, rows, cache)
+            return begin(rows, positions, used)
 
-        def spied_choose(logits: torch.Tensor, active: Any) -> np.ndarray:
+        def spied_pick(logits: torch.Tensor, rngs: Any) -> np.ndarray:
             self.logits.append(logits.clone())
-            return choose(logits, active)
+            return decoding.pick(logits, rngs)
 
-        monkeypatch.setattr(actor.model, "step", spied_step)
-        monkeypatch.setattr(actor, "_choose", spied_choose)
+        monkeypatch.setattr(actor.model, "embed_batch", spied_embed)
+        monkeypatch.setattr(actor.cache, "begin", spied_begin)
+        monkeypatch.setattr(actor, "decoding", SimpleNamespace(pick=spied_pick))
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
@@ -100,9 +73,9 @@ def test_acting_builds_exactly_the_tokens_that_training_sees(
 ) -> None:
     env = make(name, length=8)
     layout = layout_of(env, vocabulary, text)
-    actor = Actor(tiny_model(vocabulary, context=256, **TRUNKS[trunk]), layout)
+    actor = Actor(tiny_model(vocabulary, context=256, **TRUNKS[trunk]))
     spy = Spy(actor, monkeypatch)
-    actor.reset(0)
+    actor.reset(0, layout)
     observations, done = [env.reset(seed=3)[0]], False
     while not done:
         observation, _, done, _, _ = env.step(actor.act({0: observations[-1]})[0])
@@ -110,7 +83,7 @@ def test_acting_builds_exactly_the_tokens_that_training_sees(
     expected = layout.episode_tokens(
         stack(env.observation_space, observations[:-1]), stack(env.action_space, env.actions)
     )
-    window = concatenate(actor.sessions[0].window())
+    window = concatenate(actor.sessions[0].window.sequences())
     for field in FIELDS:
         np.testing.assert_array_equal(getattr(window, field), getattr(expected, field), err_msg=field)
         assert getattr(window, field).dtype == getattr(expected, field).dtype, field
@@ -129,12 +102,12 @@ def test_acting_builds_exactly_the_tokens_that_training_sees(
             assert sorted(packed.tolist()) == sorted(given)
 
 
-@pytest.mark.parametrize("with_prompt", [False, True])
+@pytest.mark.parametrize("prompted", ["no prompt", "pinned", "sliding"])
 @pytest.mark.parametrize(("name", "trunk"), CASES)
 def test_cached_acting_equals_the_uncached_model_at_every_step_of_three_windows(
     name: str,
     trunk: str,
-    with_prompt: bool,
+    prompted: str,
     vocabulary: Vocabulary,
     text: TextTokenizer,
     monkeypatch: pytest.MonkeyPatch,
@@ -143,32 +116,32 @@ def test_cached_acting_equals_the_uncached_model_at_every_step_of_three_windows(
     layout = layout_of(env, vocabulary, text)
     model = tiny_model(vocabulary, initializer_range=0.2, **TRUNKS[trunk])
     length = model.config.trunk.length
-    prompt = prompt_of(env, layout, model.config.trunk) if with_prompt else None
-    actor = Actor(model, layout)
+    prompt = None if prompted == "no prompt" else prompt_of(env, layout, model.config.trunk)
+    actor = Actor(model, prompt_slides=prompted == "sliding")
     spy = Spy(actor, monkeypatch)
-    actor.reset(0, prompt)
+    actor.reset(0, layout, prompt)
     observation = env.reset(seed=3)[0]
     observations, fed, drops, A = [], 0, 0, layout.num_action_tokens
     while fed < 3 * CONTEXT:
-        before = len(actor.sessions[0].timesteps)
+        before = len(actor.sessions[0].window.timesteps)
         observations.append(observation)
         observation = env.step(actor.act({0: observation})[0])[0]
-        window = actor.sessions[0].window()
+        window = actor.sessions[0].window.sequences()
         fed += length(window[-1])
-        drops += len(actor.sessions[0].timesteps) <= before
+        drops += len(actor.sessions[0].window.timesteps) <= before
         assert sum(map(length, window)) <= CONTEXT
         with torch.no_grad():
             states = action_states_of(model, window, A)
         for j, (start, stop) in enumerate(layout.legal_ids):
             expected = model.logits_over(states[j], start, stop)
             torch.testing.assert_close(spy.logits[j - A][0], expected, atol=1e-5, rtol=1e-5)
-        # The window is the pinned prompt and the newest timesteps of the episode.
-        kept = len(actor.sessions[0].timesteps)
+        # The window is the prompt, as long as it stays, and the newest timesteps of the episode.
+        kept = min(len(actor.sessions[0].window.timesteps), len(observations))
         newest = layout.episode_tokens(
             stack(env.observation_space, observations[-kept:]), stack(env.action_space, env.actions[-kept:])
         )
-        np.testing.assert_array_equal(concatenate(actor.sessions[0].timesteps).ids, newest.ids)
-        assert (window[0] is prompt) == with_prompt
+        np.testing.assert_array_equal(concatenate(actor.sessions[0].window.timesteps[-kept:]).ids, newest.ids)
+        assert (window[0] is prompt) == (prompted == "pinned")
     assert drops >= 2  # the window did fill
     assert float(torch.cat(spy.logits, -1).std()) > 0.3  # and the logits say something
 
@@ -189,40 +162,14 @@ def test_evicting_from_the_cache_instead_would_not_have_been_equal(
 def test_timesteps_leave_whole_and_the_oldest_half_first(vocabulary: Vocabulary, text: TextTokenizer) -> None:
     env = make("vectors", length=40)
     layout = layout_of(env, vocabulary, text)  # 4 + separator + 2 tokens: 9 timesteps fill 63 of 64
-    actor = Actor(tiny_model(vocabulary), layout)
-    actor.reset(0)
+    actor = Actor(tiny_model(vocabulary))
+    actor.reset(0, layout)
     observation, kept = env.reset(seed=3)[0], []
     for _ in range(16):
         observation = env.step(actor.act({0: observation})[0])[0]
-        kept.append(len(actor.sessions[0].timesteps))
-        assert {len(t) for t in actor.sessions[0].timesteps} == {7}
+        kept.append(len(actor.sessions[0].window.timesteps))
+        assert {len(t) for t in actor.sessions[0].window.timesteps} == {7}
     assert kept == [1, 2, 3, 4, 5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6]
-
-
-def play(
-    actor: Actor, envs: list[ToyEnv], plans: list[list[tuple[int, TokenSequence | None]]], steps: int
-) -> list[list[list[Any]]]:
-    """Play each session's episodes (seed, prompt) for `steps` steps together: actions by session and episode."""
-    actions: list[list[list[Any]]] = [[] for _ in envs]
-    observations: dict[int, Any] = {}
-    waiting = [iter(plan) for plan in plans]
-
-    def begin(s: int) -> None:
-        seed, prompt = next(waiting[s])
-        actor.reset(s, prompt, seed)
-        observations[s] = envs[s].reset(seed=seed)[0]
-        actions[s].append([])
-
-    for s in range(len(envs)):
-        begin(s)
-    for _ in range(steps):
-        chosen = actor.act(observations)
-        for s, action in chosen.items():
-            actions[s][-1].append(np.asarray(action).tolist() if not isinstance(action, tuple) else action)
-            observations[s], _, done, _, _ = envs[s].step(action)
-            if done:
-                begin(s)
-    return actions
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -236,9 +183,13 @@ def test_batched_sessions_act_as_each_alone(
     model = tiny_model(vocabulary, **TRUNKS[trunk])
     prompt = prompt_of(envs[0], layout, model.config.trunk)
     plans = [[(100 * s + e, prompt if (s + e) % 2 else None) for e in range(20)] for s in range(len(envs))]
-    together = play(Actor(model, layout, len(envs), temperature=temperature), envs, plans, steps)
+    together = play(
+        Actor(model, len(envs), decoding=Decoding(temperature=temperature)), [layout] * len(envs), envs, plans, steps
+    )
     alone = [
-        play(Actor(model, layout, temperature=temperature), [make(name, length)], [plan], steps)[0]
+        play(Actor(model, decoding=Decoding(temperature=temperature)), [layout], [make(name, length)], [plan], steps)[
+            0
+        ]
         for length, plan in zip(lengths, plans, strict=True)
     ]
     assert together == alone
@@ -254,9 +205,9 @@ def test_a_session_may_pause_while_others_act(vocabulary: Vocabulary, text: Text
     seen = [env.observation_space.sample() for _ in range(6)]
 
     def actions_of(calls: list[dict[int, int]], sessions: int, session: int) -> list[list[float]]:
-        actor = Actor(model, layout, sessions)
+        actor = Actor(model, sessions)
         for s in range(sessions):
-            actor.reset(s)
+            actor.reset(s, layout)
         acted = [actor.act({s: seen[t] for s, t in call.items()}) for call in calls]
         return [a[session].tolist() for a in acted if session in a]
 
@@ -284,15 +235,15 @@ def test_sampled_actions_are_always_legal(
 ) -> None:
     env = ToyEnv(spaces.Box(-1.0, 1.0, (2,), np.float32), space, length=100)
     layout = layout_of(env, vocabulary, text)
-    actor = Actor(tiny_model(vocabulary, **TRUNKS[trunk]), layout, temperature=50.0)
-    actor.reset(0, seed=1)
+    actor = Actor(tiny_model(vocabulary, **TRUNKS[trunk]), decoding=Decoding(temperature=50.0))
+    actor.reset(0, layout, seed=1)
     observation, found = env.reset(seed=0)[0], set()
     for _ in range(40):
         action = actor.act({0: observation})[0]
         assert space.contains(action), action
         found.add(str(action))
         observation = env.step(action)[0]
-        ids = actor.sessions[0].timesteps[-1].ids[-layout.num_action_tokens :]
+        ids = actor.sessions[0].window.timesteps[-1].ids[-layout.num_action_tokens :]
         assert all(start <= i < stop for i, (start, stop) in zip(ids.tolist(), layout.legal_ids, strict=True))
     assert len(found) > 1
 
@@ -315,9 +266,9 @@ def test_the_seed_decides_the_sampled_actions_and_another_seed_gives_others(
     layout, model = layout_of(env, vocabulary, text), tiny_model(vocabulary)
 
     def sampled(seed: int, sessions: int, session: int) -> list[list[float]]:
-        actor = Actor(model, layout, sessions, temperature=1.0)
+        actor = Actor(model, sessions, decoding=Decoding(temperature=1.0))
         for s in range(sessions):
-            actor.reset(s, seed=seed if s == session else 1000 + s)
+            actor.reset(s, layout, seed=seed if s == session else 1000 + s)
         env.observation_space.seed(0)
         result = []
         for _ in range(12):
@@ -329,26 +280,13 @@ def test_the_seed_decides_the_sampled_actions_and_another_seed_gives_others(
     assert sampled(4, 1, 0) != sampled(5, 1, 0)
 
 
-def test_samples_follow_the_softmax_of_the_logits(vocabulary: Vocabulary, text: TextTokenizer) -> None:
-    env = ToyEnv(spaces.Discrete(3), spaces.Discrete(4))
-    layout = layout_of(env, vocabulary, text)
-    N = 4000
-    actor = Actor(tiny_model(vocabulary), layout, N, temperature=2.0)
-    for s in range(N):
-        actor.reset(s, seed=s)
-    logits = torch.tensor([0.0, 2.0, 4.0, -60.0]).repeat(N, 1)
-    counts = np.bincount(actor._choose(logits, range(N)), minlength=4) / N
-    np.testing.assert_allclose(counts, torch.softmax(logits[0] / 2.0, -1).numpy(), atol=0.03)
-    assert counts[3] == 0
-
-
 def test_a_reset_forgets_the_episode_before(vocabulary: Vocabulary, text: TextTokenizer) -> None:
     env = make("vectors")
     layout, model = layout_of(env, vocabulary, text), tiny_model(vocabulary)
-    actor = Actor(model, layout)
+    actor = Actor(model)
     first = []
     for _ in range(2):
-        actor.reset(0)
+        actor.reset(0, layout)
         observation = env.reset(seed=1)[0]
         first.append([])
         for _ in range(4):
@@ -364,8 +302,8 @@ def test_a_prompt_changes_the_actions(vocabulary: Vocabulary, text: TextTokenize
     observation = env.reset(seed=1)[0]
     actions = []
     for prompt in (None, prompt_of(env, layout, model.config.trunk)):
-        actor = Actor(model, layout)
-        actor.reset(0, prompt)
+        actor = Actor(model)
+        actor.reset(0, layout, prompt)
         actions.append(actor.act({0: observation})[0].tolist())
     assert actions[0] != actions[1]
 
@@ -373,17 +311,17 @@ def test_a_prompt_changes_the_actions(vocabulary: Vocabulary, text: TextTokenize
 def test_a_prompt_of_more_than_half_the_context_is_refused(vocabulary: Vocabulary, text: TextTokenizer) -> None:
     env = ToyEnv(spaces.Box(-1.0, 1.0, (6,), np.float32), spaces.Discrete(2), length=5)  # timesteps of 8 tokens
     layout = layout_of(env, vocabulary, text)
-    actor, episode = Actor(tiny_model(vocabulary), layout), toy_sequence(env, layout, 0)
-    actor.reset(0, episode.timesteps(0, 4, vocabulary.patch))  # 32 of 64 tokens fit
+    actor, episode = Actor(tiny_model(vocabulary)), toy_sequence(env, layout, 0)
+    actor.reset(0, layout, episode.timesteps(0, 4, vocabulary.patch))  # 32 of 64 tokens fit
     with pytest.raises(UserError, match="a prompt of 40 positions, allowed 32: half the context"):
-        actor.reset(0, episode)
+        actor.reset(0, layout, episode)
 
 
 def test_one_timestep_longer_than_the_context_is_refused(vocabulary: Vocabulary, text: TextTokenizer) -> None:
     env = ToyEnv(spaces.Text(2000), spaces.Discrete(2))
     layout = layout_of(env, vocabulary, text)
-    actor = Actor(tiny_model(vocabulary), layout)
-    actor.reset(0)
+    actor = Actor(tiny_model(vocabulary))
+    actor.reset(0, layout)
     actor.act({0: "go"})
     words = "the class " * 60
     needed = len(text.encode(words)) + 2
@@ -392,23 +330,18 @@ def test_one_timestep_longer_than_the_context_is_refused(vocabulary: Vocabulary,
         actor.act({0: words})
 
 
-def test_a_negative_temperature_is_refused(vocabulary: Vocabulary, text: TextTokenizer) -> None:
-    with pytest.raises(UserError, match="temperature is -1, allowed 0"):
-        Actor(tiny_model(vocabulary), layout_of(make("vectors"), vocabulary, text), temperature=-1)
-
-
 def test_observed_values_outside_their_bounds_are_counted(vocabulary: Vocabulary, text: TextTokenizer) -> None:
     env = ToyEnv(spaces.Box(np.array([-1, -np.inf]), np.array([1, np.inf]), dtype=np.float64), spaces.Discrete(2))
-    actor = Actor(tiny_model(vocabulary), layout_of(env, vocabulary, text))
-    actor.reset(0)
+    actor = Actor(tiny_model(vocabulary))
+    actor.reset(0, layout_of(env, vocabulary, text))
     for observation in ([0.5, 256.0], [1.5, 0.0], [-2.0, -257.0]):
         actor.act({0: np.array(observation)})
     assert actor.num_clipped == 3
 
 
 def test_an_observation_of_another_space_is_refused_by_session(vocabulary: Vocabulary, text: TextTokenizer) -> None:
-    actor = Actor(tiny_model(vocabulary), layout_of(make("vectors"), vocabulary, text), 2)
-    actor.reset(1)
+    actor = Actor(tiny_model(vocabulary), 2)
+    actor.reset(1, layout_of(make("vectors"), vocabulary, text))
     with pytest.raises(UserError, match=r"session 1, observation.*shape \(3,\), expected \(4,\)"):
         actor.act({1: np.zeros(3, np.float32)})
     with pytest.raises(UserError, match=r"session 1, observation.*NaN"):

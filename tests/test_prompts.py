@@ -121,7 +121,7 @@ def test_the_expert_demonstrates_on_seeds_that_are_neither_trained_nor_evaluated
 ) -> None:
     Points.SEEDS.clear()
     made = prompts(points(), layout, trunk)
-    assert Points.SEEDS == [PROMPT_SEEDS + i for i in range(len(Points.SEEDS))]
+    assert [PROMPT_SEEDS + i for i in range(len(Points.SEEDS))] == Points.SEEDS
     shown = [made.prompt("beginning", number, seed=number) for number in range(4)]
     assert all(prompt is not None and prompt.num_timesteps >= 4 for prompt in shown)
     ids = [tuple(prompt.ids) for prompt in shown if prompt is not None]

@@ -233,9 +233,9 @@ def test_a_timestep_is_acted_on_with_one_call_of_the_resampler(
     calls: list[str] = []
     model.model.resampler.register_forward_hook(lambda *_: calls.append("resampler"))
     model.model.norm.register_forward_hook(lambda *_: calls.append("trunk"))
-    actor = Actor(model, layout, 3)
+    actor = Actor(model, 3)
     for session in range(3):
-        actor.reset(session)
+        actor.reset(session, layout)
     for t in range(T):
         calls.clear()
         seen = {key: value[t] for key, value in OBSERVATIONS.items()}

@@ -25,7 +25,7 @@ from gatito.eval.scores import EpisodeRecord
 from gatito.eval.simulators import LocalSimulators, SimulatorPool, Simulators, closing
 from gatito.eval.vector import VectorSimulators
 from gatito.model import GatitoForCausalLM
-from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary
+from gatito.tokenizers import TextTokenizer, TokenSequence, Vocabulary
 
 GREEDY = Decoding(temperature=0.0)
 SEEDS = [EVALUATION_SEEDS + i for i in range(8)]
@@ -144,9 +144,7 @@ def test_every_reason_says_what_the_simulator_did(toy: Toy, model: GatitoForCaus
         assert re.search(reason, record.failure), record.failure
 
 
-def test_an_observation_that_does_not_fit_the_context_fails_its_episode(
-    toy: Toy, vocabulary: Vocabulary
-) -> None:
+def test_an_observation_that_does_not_fit_the_context_fails_its_episode(toy: Toy, vocabulary: Vocabulary) -> None:
     small = tiny_model(vocabulary, context=8)
     records = play(Actor(small, 2), [toy.job(GRID, SEEDS[0]), toy.job(points(), SEEDS[0])])
     failures = {r.task: r.failure for r in records}

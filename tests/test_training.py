@@ -172,7 +172,7 @@ def test_actions_of_more_tokens_than_the_decoder_has_places_are_refused(
     assert not (tmp_path / "run").exists()
     train(tiny_recipe(trunk="1 latent", steps=1, batch=1, context=520), data, tmp_path / "other")
     with pytest.raises(UserError, match="an action of 513 tokens"):
-        Actor(tiny_model(vocabulary, **TRUNKS["flat, decoded"]), layout)
+        Actor(tiny_model(vocabulary, **TRUNKS["flat, decoded"])).reset(0, layout)
 
 
 def test_a_checkpoint_whose_two_files_differ_in_the_trunk_is_refused(run: Path) -> None:
@@ -579,13 +579,13 @@ def test_the_tiny_model_learns_one_episode_and_acts_it_back(
     model, processor = load_checkpoint(tmp_path / "run")
 
     def acted(model: GatitoForCausalLM) -> tuple[float, np.ndarray]:
-        actor = Actor(model, processor.layout("toy/line"))
-        actor.reset(0)
+        actor = Actor(model)
+        actor.reset(0, processor.layout("toy/line"))
         observation, total, done, ids = env.reset()[0], 0.0, False, []
         while not done:
             observation, reward, done, _, _ = env.step(actor.act({0: observation})[0])
             total += reward
-            ids.append(actor.sessions[0].timesteps[-1].ids)
+            ids.append(actor.sessions[0].window.timesteps[-1].ids)
         return total, np.concatenate(ids)
 
     total, ids = acted(model)

@@ -1,13 +1,13 @@
 """Steps N sessions of any tasks as one batch, with a key-value cache.
 
-The window of a session is its prompt, whole past timesteps and the present one. When it would exceed the context,
-the oldest half of the timesteps leaves it and the rest is fed anew: evicting from the cache instead is exact for
-one layer only, since deeper keys have already looked at what was evicted.
+When the window of a session is full, see `window`, the oldest half of its timesteps leaves it and the rest is fed
+anew: evicting from the cache instead is exact for one layer only, since deeper keys have already looked at what was
+evicted. Who wants that nevertheless asks for `memory="xl"`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,56 +17,63 @@ from transformers import DynamicCache
 from gatito.data.packing import pack
 from gatito.data.sampler import prompt_budget
 from gatito.errors import UserError
-from gatito.eval import TEMPERATURE
+from gatito.eval.decoding import Decoding
+from gatito.eval.window import Memory, Window
 from gatito.model import GatitoForCausalLM
 from gatito.model.cache import SessionCache
+from gatito.model.compiled import WIDEST, CompiledTrunk, padded_width
 from gatito.tokenizers import Layout, TokenSequence
 from gatito.tokenizers.sequence import concatenate
 
+SAMPLED = Decoding()
+
 
 @dataclass(kw_only=True)
-class _Session:
-    """One environment's context."""
+class Session:
+    """One environment."""
 
     rng: np.random.Generator
+    """Of the sampled actions."""
     layout: Layout
     """Of the task that is played."""
-    prompt: TokenSequence | None = None
-    timesteps: list[TokenSequence] = field(default_factory=list)
-    pending: list[TokenSequence] = field(default_factory=list)
-    """Tokens of the window that are not in the cache yet."""
-    cached: int = 0
-    """Positions of the window that are."""
-    used: int = 0
-    """Positions of the window with the present timestep and its action."""
+    window: Window
+    """What the model sees."""
+    action_length: int
+    """Positions of an action."""
     present: TokenSequence | None = None
     """The observation that waits for an action."""
 
-    def window(self) -> list[TokenSequence]:
-        """Prompt and timesteps, in order."""
-        return [*([self.prompt] if self.prompt is not None else []), *self.timesteps]
-
-
-Memory = str
 
 class Actor:
     """N sessions, each of a task of its own."""
 
     def __init__(
-        self, model: GatitoForCausalLM, num_sessions: int = 1, *, decoding=None, memory="refill", prompt_slides=False, compiled=False
+        self,
+        model: GatitoForCausalLM,
+        num_sessions: int = 1,
+        *,
+        decoding: Decoding = SAMPLED,
+        memory: Memory = "refill",
+        prompt_slides: bool = False,
+        compiled: bool = False,
     ) -> None:
-        """Actions are sampled at `temperature`, 0 takes the likeliest; of legal ids only."""
-        temperature = decoding.temperature if decoding else 1.0
-        if not temperature >= 0:
-            raise UserError(f"temperature is {temperature}, allowed 0 (greedy) and more")
-        self.model, self.temperature = model.eval(), temperature
+        """Actions are decoded from legal ids only. `memory` says what becomes of the keys and values in a window that
+        was full, `prompt_slides` whether prompts leave it like other timesteps, as in the paper, instead of staying.
+
+        `compiled` is for GPUs: the trunk runs through torch's compiler, always for all sessions.
+        """
+        if memory not in get_args(Memory):
+            raise UserError(f"--memory is {memory!r}, allowed {' or '.join(get_args(Memory))}")
+        self.model, self.decoding = model.eval(), decoding
+        self.memory, self.prompt_slides, self.num_sessions = memory, prompt_slides, num_sessions
         self.context, self.trunk = int(model.config.context), model.config.trunk
         parameter = next(model.parameters())
         self.device = parameter.device
         # A call may be padded to the widest of its rows, at most a whole window.
-        self.cache = SessionCache(model.config, num_sessions, 2 * self.context, self.device, parameter.dtype)
-        self.num_sessions = num_sessions
-        self.sessions: dict[int, _Session] = {}
+        capacity = self.context + max(self.context, WIDEST)
+        self.cache = SessionCache(model.config, num_sessions, capacity, self.device, parameter.dtype)
+        self.compiled = CompiledTrunk(model.model, self.cache) if compiled else None
+        self.sessions: dict[int, Session] = {}
         """Those that were reset, by number."""
         self.num_clipped = 0
         """Observed values that the bins clipped, over all sessions."""
@@ -79,17 +86,21 @@ class Actor:
         if not 0 <= session < self.num_sessions:
             raise UserError(f"session {session}, allowed 0 to {self.num_sessions - 1}")
         self.trunk.check_action(layout.num_action_tokens, "this layout")
-        used = 0 if prompt is None else self.trunk.length(prompt)
-        if used > prompt_budget(self.context):
-            raise UserError(f"a prompt of {used} positions, allowed {prompt_budget(self.context)}: half the context")
-        pending = [] if prompt is None else [prompt]
-        self.sessions[session] = _Session(
-            rng=np.random.default_rng(seed), layout=layout, prompt=prompt, pending=pending, used=used
+        window = Window.of(prompt, self.trunk, self.context, self.prompt_slides)
+        if window.used > prompt_budget(self.context):
+            raise UserError(
+                f"a prompt of {window.used} positions, allowed {prompt_budget(self.context)}: half the context"
+            )
+        self.sessions[session] = Session(
+            rng=np.random.default_rng(seed),
+            layout=layout,
+            window=window,
+            action_length=self.trunk.length(layout.action_tokens([start for start, _ in layout.legal_ids])),
         )
 
     def go_on(self, session: int, seed: int) -> None:
         """Begin another episode of the same task within the same context."""
-        self.sessions[session].rng = np.random.default_rng(seed)
+        self._session(session).rng = np.random.default_rng(seed)
 
     def observe(self, session: int, observation: Any, where: str = "observation") -> None:
         """Take in what a session sees next; `decide` acts on it.
@@ -97,12 +108,7 @@ class Actor:
         Raises `UserError`, and leaves the session as it was, for an observation that is not of the task's space or
         does not fit the context; `where` names it.
         """
-        own = self.sessions[session]
-        assert own.present is None, "a session observes once before it acts"
-        tokens = own.layout.observation_tokens(observation, where)
-        self._admit(own, tokens)
-        own.present = tokens
-        self.num_clipped += own.layout.num_clipped(own.layout.with_time_axis(observation))
+        self._take_in(session, observation, self._tokens(session, observation, where))
 
     @torch.inference_mode()
     def decide(self) -> dict[int, Any]:
@@ -116,16 +122,53 @@ class Actor:
         for s, ids in chosen.items():
             own = self.sessions[s]
             assert own.present is not None
-            own.timesteps.append(_timestep(own.present, own.layout.action_tokens(ids)))
+            own.window.timesteps.append(_timestep(own.present, own.layout.action_tokens(ids)))
             own.present = None
             actions[s] = own.layout.action_from_tokens(ids)
         return actions
 
     def act(self, observations: Mapping[int, Any]) -> dict[int, Any]:
-        """Observe and act in the given sessions: session to observation, session to action."""
+        """Observe and act in the given sessions: session to observation, session to action.
+
+        Raises `UserError`, and leaves all sessions as they were, where one cannot take in its observation.
+        """
+        tokens = {s: self._tokens(s, observation, f"session {s}") for s, observation in observations.items()}
         for session, observation in observations.items():
-            self.observe(session, observation, f"session {session}")
+            self._take_in(session, observation, tokens[session])
         return self.decide()
+
+    def _session(self, session: int) -> Session:
+        if session not in self.sessions:
+            raise UserError(f"session {session} plays no task yet: reset it for one first")
+        return self.sessions[session]
+
+    def _tokens(self, session: int, observation: Any, where: str) -> TokenSequence:
+        """The observation's tokens, checked to be what the session can take in."""
+        own = self._session(session)
+        if own.present is not None:
+            raise UserError(f"{where}: session {session} has observed already; let it decide first")
+        tokens = own.layout.observation_tokens(observation, where)
+        own.window.num_leaving(self._needed(own, tokens))
+        return tokens
+
+    def _needed(self, session: Session, observation: TokenSequence) -> int:
+        """Positions of a timestep."""
+        return self.trunk.length(observation) + session.action_length
+
+    def _take_in(self, session: int, observation: Any, tokens: TokenSequence) -> None:
+        """Put an observation into the window, making room for it and its action."""
+        own = self.sessions[session]
+        window, needed = own.window, self._needed(own, tokens)
+        leaving = window.num_leaving(needed)
+        if leaving and self.memory == "xl":
+            before = window.cached
+            first, last = window.slide(leaving)
+            self.cache.close_gap(session, first, last, before)
+        else:
+            window.forget(leaving)
+        window.admit(tokens, needed)
+        own.present = tokens
+        self.num_clipped += own.layout.num_clipped(own.layout.with_time_axis(observation))
 
     def _predict(self, state: Tensor, active: Sequence[int]) -> dict[int, list[int]]:
         """Ids of actions whose tokens have positions in the trunk: each is fed before the next is chosen."""
@@ -134,7 +177,7 @@ class Actor:
         while True:
             for s, i in zip(rows, self._choose(state, rows, [len(chosen[s]) for s in rows]), strict=True):
                 chosen[s].append(i)
-                self.sessions[s].pending.append(self.sessions[s].layout.action_tokens([i]))
+                self.sessions[s].window.pending.append(self.sessions[s].layout.action_tokens([i]))
             rows = [s for s in rows if len(chosen[s]) < self.sessions[s].layout.num_action_tokens]
             if not rows:
                 return chosen
@@ -157,51 +200,42 @@ class Actor:
                 ids[r] = i
             previous = self.model.model.embedding.tokens(ids.to(self.device))
         for s, row in chosen.items():
-            self.sessions[s].pending.append(self.sessions[s].layout.action_tokens(row))
+            self.sessions[s].window.pending.append(self.sessions[s].layout.action_tokens(row))
         return chosen
-
-    def _admit(self, session: _Session, observation: TokenSequence) -> None:
-        """Put an observation into the window, making room for it and its action."""
-        any_action = session.layout.action_tokens([start for start, _ in session.layout.legal_ids])
-        needed = self.trunk.length(_timestep(observation, any_action))
-        kept, used = session.timesteps, session.used
-        prompt = 0 if session.prompt is None else self.trunk.length(session.prompt)
-        while kept and used + needed > self.context:
-            kept = kept[len(kept) - len(kept) // 2 :]
-            used = prompt + sum(map(self.trunk.length, kept))
-        if used + needed > self.context:
-            raise UserError(
-                f"one timestep of {needed} positions and a prompt of {prompt} exceed the context of {self.context}; "
-                "shorten the observation's text or use a checkpoint with a longer context"
-            )
-        if len(kept) < len(session.timesteps):
-            session.timesteps, session.cached = list(kept), 0
-            session.pending = session.window()
-        session.used = used + needed
-        session.pending.append(observation)
 
     def _feed(self, active: Sequence[int]) -> Tensor:
         """Feed what is pending and return the hidden state (R, D) of each session's last token."""
         hidden = torch.empty((len(active), self.model.config.hidden_size), device=self.device, dtype=self.model.dtype)
-        refilled = [r for r, s in enumerate(active) if self.sessions[s].cached == 0]
-        others = [r for r, s in enumerate(active) if self.sessions[s].cached > 0]
+        refilled = [r for r, s in enumerate(active) if self.sessions[s].window.cached == 0]
+        others = [r for r, s in enumerate(active) if self.sessions[s].window.cached > 0]
         for rows in (refilled, others):
             if rows:
                 hidden[rows] = self._feed_rows([active[r] for r in rows]).to(hidden.dtype)
         return hidden
 
-    def _feed_rows(self, active: Sequence[int]) -> Tensor:
-        sessions = [self.sessions[s] for s in active]
-        new = [concatenate(session.pending) for session in sessions]
-        batch = pack([[sequence] for sequence in new], self.trunk).to(self.device)
-        lengths = (batch.segments > 0).sum(-1)
-        cached = torch.tensor([session.cached for session in sessions], device=self.device)
-        positions = cached[:, None] + torch.arange(batch.input_ids.shape[1], device=self.device)
-        hidden = self.model.step(batch, positions, torch.tensor(active, device=self.device), self.cache)
-        for session, length in zip(sessions, lengths.tolist(), strict=True):
-            session.cached += length
-            session.pending = []
-        return hidden[torch.arange(len(active), device=self.device), lengths - 1]
+    def _feed_rows(self, active: list[int]) -> Tensor:
+        """The same in one call, padded to the longest."""
+        new = {s: concatenate(self.sessions[s].window.pending) for s in active}
+        lengths = {s: self.trunk.length(sequence) for s, sequence in new.items()}
+        width = max(lengths.values())
+        static = self.compiled is not None and width <= WIDEST
+        rows = list(range(self.num_sessions)) if static else active  # those that wait are padding
+        length = padded_width(width) if static else width
+        batch = pack([[new[s]] if s in new else [] for s in rows], self.trunk, length=length).to(self.device)
+        cached = [self.sessions[s].window.cached if s in self.sessions else 0 for s in rows]
+        offsets = torch.arange(length, device=self.device)
+        positions = torch.tensor(cached, device=self.device)[:, None] + offsets  # (R, length)
+        x = self.model.embed_batch(batch)  # (R, length, D)
+        if static:
+            assert self.compiled is not None
+            hidden = self.compiled(x, positions)
+        else:
+            mask = self.cache.begin(rows, positions, max(cached) + length)
+            hidden = self.model.model(x, positions, mask, self.cache)
+        for s, count in lengths.items():
+            self.sessions[s].window.fed(count)
+        of = [rows.index(s) for s in active] if static else list(range(len(active)))
+        return hidden[of, [lengths[s] - 1 for s in active]]
 
     def _choose(self, state: Tensor, rows: Sequence[int], places: Sequence[int]) -> list[int]:
         """The id of each session's action token number `place`, given the states (R, D) that predict it."""
@@ -209,28 +243,14 @@ class Actor:
         ids = [0] * len(rows)
         for span in sorted(set(spans)):
             members = [r for r, own in enumerate(spans) if own == span]
-            picked = self._pick(self.model.logits_over(state[members], *span), [rows[r] for r in members])
+            logits = self.model.logits_over(state[members], *span)
+            picked = self.decoding.pick(logits, [self.sessions[rows[r]].rng for r in members])
             for r, i in zip(members, picked.tolist(), strict=True):
                 ids[r] = span[0] + i
         return ids
-
-    def _pick(self, logits: Tensor, rows: Sequence[int]) -> np.ndarray:
-        """Index (R,) into the legal ids, greedy or sampled with each session's own generator."""
-        if self.temperature == 0.0:
-            return logits.argmax(-1).cpu().numpy()
-        cumulative = torch.softmax(logits.float().cpu().double() / self.temperature, -1).cumsum(-1).numpy()
-        draws = np.array([self.sessions[s].rng.random() for s in rows])
-        return np.minimum((cumulative < draws[:, None]).sum(-1), logits.shape[-1] - 1)
 
 
 def _timestep(observation: TokenSequence, action: TokenSequence) -> TokenSequence:
     """Join an observation and its action into one whole timestep."""
     joined = concatenate([observation, action])
-    return TokenSequence(
-        ids=joined.ids,
-        loss_mask=joined.loss_mask,
-        local_positions=joined.local_positions,
-        patches=joined.patches,
-        patch_intervals=joined.patch_intervals,
-        timestep_starts=np.array([0, len(joined)], np.int64),
-    )
+    return replace(joined, timestep_starts=np.array([0, len(joined)], np.int64))

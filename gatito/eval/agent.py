@@ -21,9 +21,10 @@ from gatito.data.checks import checked_tokens
 from gatito.data.episode import Episode
 from gatito.errors import UserError
 from gatito.eval import TEMPERATURE
-from gatito.eval.actor import Actor, Memory
+from gatito.eval.actor import Actor
 from gatito.eval.decoding import Decoding
 from gatito.eval.prompts import Prompt, prompt_of
+from gatito.eval.window import Memory
 from gatito.model import GatitoConfig, GatitoForCausalLM, GatitoProcessor
 from gatito.train.checkpoint import resolve_checkpoint
 

@@ -86,7 +86,9 @@ class EvaluationConfig:
     def contexts(self, prompt: Prompt) -> list[tuple[int, ...]]:
         """The seeds of each context."""
         seeds = range(EVALUATION_SEEDS, EVALUATION_SEEDS + self.count(prompt))
-        return [tuple(seeds[i : i + self.episodes_in_context]) for i in range(0, len(seeds), self.episodes_in_context)]
+        return [
+            tuple(seeds[i : i + self.episodes_in_context]) for i in range(0, len(seeds), self.episodes_in_context)
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """What decides which episodes are played and what they come out as."""

@@ -22,6 +22,7 @@ from gatito.eval.simulators import Simulators, closing, simulators
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.tokenizers import Layout, TokenSequence
 
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CheckedTask:
     """A task that can be evaluated."""

@@ -182,7 +182,9 @@ class SimulatorPool:
         """Do what is asked of each slot, the processes at the same time."""
         answers: dict[int, Answer] = {}
         for number in range(len(self._workers)):
-            self._ask(number, {s: r for s, r in sorted(requests.items()) if s % len(self._workers) == number}, answers)
+            self._ask(
+                number, {s: r for s, r in sorted(requests.items()) if s % len(self._workers) == number}, answers
+            )
         while busy := [i for i, worker in enumerate(self._workers) if worker.waiting]:
             deadline = min(self._workers[i].deadline for i in busy)
             by_connection = {self._workers[i].connection: i for i in busy}

@@ -235,11 +235,9 @@ class GatitoForCausalLM(GatitoPreTrainedModel, GenerationMixin):
         assert self.model.action_decoder is not None
         return self.model.action_decoder(hidden.flatten(0, 1)[action_slots], tokens, action_sizes.tolist())
 
-    def step(self, batch: Batch, positions: Tensor, rows: Tensor, cache: SessionCache) -> Tensor:
-        """Feed q new positions (R, q) of the sessions `rows` and return their hidden states (R, q, D)."""
-        mask = cache.begin(rows, positions)
-        given = {name: tensor for name, tensor in batch.tensors().items() if name in EMBEDDED}
-        return self.model(self.model.embed(**given), positions, mask, cache)
+    def embed_batch(self, batch: Batch) -> Tensor:
+        """What the trunk sees (B, L, D) of a batch."""
+        return self.model.embed(**{name: tensor for name, tensor in batch.tensors().items() if name in EMBEDDED})
 
     def logits_over(self, hidden: Tensor, start: int, stop: int) -> Tensor:
         """Logits (..., stop - start) of the ids [start, stop) for hidden states (..., D)."""
