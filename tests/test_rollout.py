@@ -1,4 +1,4 @@
-"""Playing episodes: of any tasks in one batch, of simulators that fail, one after the other in a context, recorded."""
+"""Playing episodes: of any tasks in one batch, of simulators that fail, in succession, and recorded."""
 
 import dataclasses
 import re
@@ -171,7 +171,7 @@ def test_the_context_of_successive_episodes_is_both_of_them(toy: Toy, model: Gat
     actor = Actor(model, 1, decoding=GREEDY)
     play(actor, [toy.job(points(), *SEEDS[:2])])
     lengths = [4 + seed % 5 for seed in SEEDS[:2]]
-    assert len(actor.sessions[0].window()) == sum(lengths)
+    assert len(actor.sessions[0].window.timesteps) == sum(lengths)
 
 
 def test_what_follows_a_failed_episode_in_its_context_is_counted_as_failed(

@@ -114,7 +114,7 @@ def view_attention(
     actor.reset(0, layout, prompt, seed)
     actions, observation = _play_to(step, spec, actor, seed)
     actor.act({0: observation})
-    *past, timestep = actor.sessions[0].window()
+    *past, timestep = actor.sessions[0].window.sequences()
     seen = timestep.head(len(timestep) - layout.num_action_tokens, layout.vocabulary.patch)
     weights = attention_weights(actor.model, past, seen).mean(1).double().cpu().numpy()
     summed, on_actions = by_timestep(weights, concatenate([*past, seen]), trunk)

@@ -120,7 +120,9 @@ def evaluate(
                     tqdm.write(f"failed: {record.failure}")
     if actor.num_clipped:
         tqdm.write(f"{actor.num_clipped} observed values outside their bounds, clipped by the bins")
-    order = {(task.spec.id, prompt): i for i, (task, prompt) in enumerate(_cells(checked, config))}
+    order: dict[tuple[str, str], int] = {
+        (task.spec.id, prompt): i for i, (task, prompt) in enumerate(_cells(checked, config))
+    }
     return sorted(records, key=lambda r: (order[r.task, r.prompt], r.seed))
 
 

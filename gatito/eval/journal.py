@@ -63,7 +63,7 @@ class Journal:
             path.unlink(missing_ok=True)
 
     def _read_all(self) -> list[EpisodeRecord]:
-        records = []
+        records: list[EpisodeRecord] = []
         for path in sorted(self.out.glob("episodes-*.jsonl")):
             for line in path.read_text().splitlines():
                 try:

@@ -129,9 +129,9 @@ def datasets_of(task: str, source: str) -> list[MinariSource]:
 
     Raises `UserError` where there is none, and for one of another task.
     """
-    folder = Path(source.removeprefix("minari:"))
-    below = sorted(path for path in (folder / task).glob("*") if is_dataset(path)) if folder.is_dir() else []
-    found = [open_minari(path) for path in below or [source.removeprefix("minari:")]]
+    location = source.removeprefix("minari:")
+    below = sorted(path for path in (Path(location) / task).glob("*") if is_dataset(path))
+    found = [open_minari(path) for path in below] or [open_minari(location)]
     for dataset in found:
         if dataset.task != task:
             raise UserError(

@@ -5,8 +5,8 @@ Here each slot holds the environment of whatever episode is played in it, built 
 the next episode of the same task. Nothing resets by itself: an episode begins where `Begin` says so.
 
 In a pool a slot belongs to one process. A process that dies, or hangs in compiled code where no alarm reaches it, is
-replaced. The episode it was at has failed; the others that it held are `Lost`: played again from their seeds they come
-out as they would have.
+replaced. The episode it was at has failed; the others that it held are `Lost`: played again from their seeds they
+come out as they would have.
 """
 
 import contextlib
@@ -238,7 +238,7 @@ class SimulatorPool:
             answers[slot] = answer
 
     def _replace(self, number: int, reason: str, answers: dict[int, Answer]) -> None:
-        """Put a new process in the place of one that is dead or hangs: the first slot it owes an answer has failed."""
+        """Put a new process in the place of one that is dead or hangs: the slot it was at has failed."""
         worker = self._workers[number]
         self._end(worker)
         self._deaths += 1

@@ -1,4 +1,4 @@
-"""A Gymnasium vector environment of yours as simulators of one task: its environments are the sessions of an actor."""
+"""A Gymnasium vector environment as simulators of one task: its environments are the sessions of an actor."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -59,10 +59,10 @@ class VectorSimulators:
 
     def _step(self, actions: Mapping[int, Any]) -> dict[int, Answer]:
         if self._resting.any():  # what is stepped without an episode; it begins anew before it has one
-            self.envs.reset(seed=[0] * self.envs.num_envs, options={"reset_mask": self._resting.copy()})
+            self._reset(dict.fromkeys(np.flatnonzero(self._resting).tolist(), 0))
         N, space = self.envs.num_envs, self.envs.single_action_space
         every = [actions.get(slot, self._idle) for slot in range(N)]
-        batch = concatenate(space, every, create_empty_array(space, N))
+        batch: Any = concatenate(space, every, create_empty_array(space, N))  # type: ignore[arg-type]
         observations, rewards, terminations, truncations, _ = self.envs.step(batch)
         self._resting = np.logical_or(terminations, truncations)
         rows = list(iterate(self.envs.observation_space, observations))
