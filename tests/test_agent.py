@@ -17,9 +17,8 @@ from gatito.data.minari_episodes import episode_from_buffer
 from gatito.data.recording import collect_episode
 from gatito.data.tasks import get_task
 from gatito.errors import UserError
-from gatito.eval.agent import load_checkpoint, prompt_from
+from gatito.eval.agent import load_checkpoint
 from gatito.tokenizers import TextTokenizer, Vocabulary
-from gatito.tokenizers.trunk import Trunk
 from gatito.train.checkpoint import list_checkpoints
 from gatito.train.trainer import train
 
@@ -69,7 +68,7 @@ def test_an_agent_acts_in_a_gymnasium_loop(run: Path, prompted: bool) -> None:
             done = terminated or truncated
         totals.append(total)
     assert totals[0] == totals[1] >= 8
-    prompt = agent._actor.sessions[0].prompt
+    prompt = agent._actor.sessions[0].window.pinned
     assert (prompt is not None) == prompted
     if prompted:
         assert prompt.num_timesteps == 5  # of 4 + separator + 1 tokens each, in half of 64
@@ -116,16 +115,34 @@ def test_an_agent_switches_between_tasks_with_one_set_of_weights(run: Path) -> N
     np.testing.assert_array_equal(agent.act(1), action)
 
 
-def test_a_prompt_is_the_first_whole_timesteps_of_a_demonstration(run: Path) -> None:
-    layout = load_checkpoint(run)[1].layout(CARTPOLE)
-    demonstration = cartpole_demonstration()
-    whole = layout.episode_tokens(demonstration.observations, demonstration.actions)
-    prompt = prompt_from(demonstration, layout, Trunk(vocabulary=layout.vocabulary), 64)
-    assert prompt is not None
-    np.testing.assert_array_equal(prompt.ids, whole.ids[:30])
-    assert (
-        prompt_from(demonstration, layout, Trunk(vocabulary=layout.vocabulary), 11) is None
-    )  # 5 tokens hold no timestep of 6
+@pytest.mark.parametrize("part", ["beginning", "end"])
+def test_a_prompt_is_the_part_of_a_demonstration_that_is_asked_for(run: Path, part: str) -> None:
+    agent, demonstration = gatito.load_agent(run), cartpole_demonstration()
+    whole = agent.processor.layout(CARTPOLE).episode_tokens(demonstration.observations, demonstration.actions)
+    agent.reset(CARTPOLE, demonstration, part=part)
+    prompt = agent._actor.sessions[0].window.pinned
+    np.testing.assert_array_equal(prompt.ids, whole.ids[:30] if part == "beginning" else whole.ids[-30:])
+
+
+def test_several_demonstrations_prompt_together(run: Path) -> None:
+    agent, demonstration = gatito.load_agent(run), cartpole_demonstration()
+    agent.reset(CARTPOLE, [demonstration, demonstration])
+    prompt = agent._actor.sessions[0].window.pinned
+    assert prompt.num_timesteps == 4  # two of each
+    np.testing.assert_array_equal(prompt.ids[:12], prompt.ids[12:])
+
+
+def test_an_agent_goes_on_to_another_episode_in_the_same_context(run: Path) -> None:
+    agent = gatito.load_agent(run)
+    with pytest.raises(UserError, match="reset the agent for a task before it goes on"):
+        agent.go_on()
+    agent.reset(CARTPOLE)
+    for _ in range(2):
+        agent.act(np.zeros(4, np.float32))
+        agent.go_on(seed=5)
+    assert len(agent._actor.sessions[0].window.timesteps) == 2
+    agent.reset(CARTPOLE)
+    assert not agent._actor.sessions[0].window.timesteps
 
 
 def test_a_demonstration_of_another_task_is_refused(run: Path) -> None:

@@ -14,12 +14,13 @@ from toy import TRUNKS, ToyEnv, hidden_of, layout_of, tiny_model, toy_sequence
 
 from gatito.data.tasks import TaskSpec
 from gatito.errors import UserError
-from gatito.eval import attention
+from gatito.eval.actor import Actor
 from gatito.eval.attention import AttentionView, attention_weights, by_timestep, causal_weights, view_attention
 from gatito.eval.attention_chart import MAX_COLUMNS, attention_picture
+from gatito.eval.evaluate import CheckedTask
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results
-from gatito.model import GatitoForCausalLM, GatitoProcessor
+from gatito.eval.scores import Baseline
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary
 from gatito.tokenizers.sequence import concatenate
 from gatito.tokenizers.trunk import Trunk
@@ -44,16 +45,15 @@ def episode(layout: Layout) -> TokenSequence:
 
 
 @pytest.fixture
-def toy(monkeypatch: pytest.MonkeyPatch, vocabulary: Vocabulary, text: TextTokenizer, layout: Layout) -> Callable:
-    """A model and its processor, by the name of a trunk, for the one task `toy/task`."""
+def toy(vocabulary: Vocabulary, layout: Layout) -> Callable[[str], tuple[Actor, CheckedTask]]:
+    """An actor by the name of a trunk, and the one task `toy/task`."""
     spec = TaskSpec(
         id="toy/task", make=lambda render_mode=None: ToyEnv(OBSERVATION, ACTION, LENGTH), expert=lambda e: e
     )
-    monkeypatch.setattr(attention, "get_task", lambda task: spec)
+    task = CheckedTask(spec=spec, layout=layout, baseline=Baseline(random=None, expert=None), env=spec.make())
 
-    def make(trunk: str) -> tuple[GatitoForCausalLM, GatitoProcessor]:
-        model = tiny_model(vocabulary, **TRUNKS[trunk])
-        return model, GatitoProcessor(model.config.trunk, text, {"toy/task": layout})
+    def make(trunk: str) -> tuple[Actor, CheckedTask]:
+        return Actor(tiny_model(vocabulary, **TRUNKS[trunk])), task
 
     return make
 
@@ -153,17 +153,16 @@ def test_positions_are_summed_by_timestep_and_actions_apart(
 
 @pytest.mark.parametrize("trunk", ["flat", "4 latents, decoded"])
 def test_a_view_shows_the_context_and_the_action_of_the_episode_that_is_played(toy: Callable, trunk: str) -> None:
-    model, processor = toy(trunk)
-    layout = processor.layout("toy/task")
-    env, actor = ToyEnv(OBSERVATION, ACTION, LENGTH), attention.Actor(model)
-    actor.reset(0, layout, seed=3)
+    viewer, task = toy(trunk)
+    env, actor = ToyEnv(OBSERVATION, ACTION, LENGTH), Actor(viewer.model)
+    actor.reset(0, task.layout, seed=3)
     observation = env.reset(seed=3)[0]
     for step in range(8):
-        shown = view_attention(model, processor, "toy/task", step, seed=3)
+        shown = view_attention(viewer, task, step, seed=3)
         action = actor.act({0: observation})[0]
         values = [float(row["meaning"].split("= ")[1]) for row in shown.rows if row["loss_mask"]]
         assert values == action.tolist()
-        assert shown.weights.shape == shown.action_weights.shape == (2, len(actor.sessions[0].window()))
+        assert shown.weights.shape == shown.action_weights.shape == (2, len(actor.sessions[0].window.timesteps))
         np.testing.assert_allclose(shown.weights.sum(1), 1.0, atol=1e-5)
         assert bool(shown.action_weights.any()) == (trunk == "flat" and step > 0)
         assert not shown.action_weights[:, -1].any()  # it is yet to come
@@ -176,7 +175,7 @@ def test_a_view_shows_the_context_and_the_action_of_the_episode_that_is_played(t
 
 def test_the_timesteps_of_a_prompt_come_first(toy: Callable, episode: TokenSequence, vocabulary: Vocabulary) -> None:
     prompt = episode.timesteps(0, 2, vocabulary.patch)
-    shown = view_attention(*toy("1 latent"), "toy/task", 3, seed=3, prompt=prompt)
+    shown = view_attention(*toy("1 latent"), 3, seed=3, prompt=prompt)
     assert shown.prompt_timesteps == 2
     assert shown.weights.shape == (2, 2 + 4)
     assert (shown.latents, shown.decoded_actions) == (1, False)
@@ -185,7 +184,7 @@ def test_the_timesteps_of_a_prompt_come_first(toy: Callable, episode: TokenSeque
 @pytest.mark.parametrize("step", [-1, LENGTH, 100])
 def test_a_step_that_is_not_played_is_refused(toy: Callable, step: int) -> None:
     with pytest.raises(UserError, match=rf"step {step} of task 'toy/task', seed 3: allowed 0 to {LENGTH - 1}"):
-        view_attention(*toy("1 latent"), "toy/task", step, seed=3)
+        view_attention(*toy("1 latent"), step, seed=3)
 
 
 def test_without_images_the_frame_is_shown_or_none(
@@ -200,14 +199,15 @@ def test_without_images_the_frame_is_shown_or_none(
         def render(self) -> Any:
             return np.full((20, 30, 3), len(self.actions), np.uint8)
 
-    monkeypatch.setattr(attention, "get_task", lambda _: TaskSpec(id="toy/task", make=Filmed, expert=lambda e: e))
-    model = tiny_model(vocabulary)
-    processor = GatitoProcessor(model.config.trunk, text, {"toy/task": layout_of(Filmed(), vocabulary, text)})
-    shown = view_attention(model, processor, "toy/task", 4)
+    spec = TaskSpec(id="toy/task", make=Filmed, expert=lambda e: e)
+    layout, unknown = layout_of(Filmed(), vocabulary, text), Baseline(random=None, expert=None)
+    task = CheckedTask(spec=spec, layout=layout, baseline=unknown, env=Filmed())
+    actor = Actor(tiny_model(vocabulary))
+    shown = view_attention(actor, task, 4)
     assert shown.image is not None
     np.testing.assert_array_equal(shown.image, np.full((20, 30, 3), 4, np.uint8))
     monkeypatch.setattr(Filmed, "render", lambda self: None)
-    assert view_attention(model, processor, "toy/task", 4).image is None
+    assert view_attention(actor, task, 4).image is None
 
 
 def test_the_picture_has_a_cell_for_each_timestep_and_says_what_is_the_prompt(view: AttentionView) -> None:
@@ -246,7 +246,7 @@ def test_columns_of_long_contexts_stand_for_several_timesteps_of_one_part(view: 
 def test_the_report_names_task_seed_and_step_and_says_what_it_does_not_show(
     view: AttentionView, tmp_path: Path
 ) -> None:
-    write_report(Report(title="t", results=Results(tasks=[]), attention=[view]), tmp_path / "r.html")
+    write_report(Report(title="t", results=Results(records=[], baselines={}), attention=[view]), tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert re.findall("<h2>(.*?)</h2>", page) == ["At a glance", "What it looks at"]
     assert "<h3>toy/&lt;task&gt;, seed 11, step 6</h3>" in page
@@ -254,3 +254,17 @@ def test_the_report_names_task_seed_and_step_and_says_what_it_does_not_show(
     assert "Step 6 as tokens" in page
     assert "<i>&#" not in page
     assert page.count('class="observed"') == 1
+
+
+def test_a_prompt_that_slides_leaves_the_view_as_it_leaves_the_window(
+    toy: Callable, episode: TokenSequence, vocabulary: Vocabulary
+) -> None:
+    prompt = episode.timesteps(0, 1, vocabulary.patch)
+    actor, task = toy("flat")
+    shown = [view_attention(actor, task, step, seed=3, prompt=prompt).prompt_timesteps for step in range(8)]
+    assert shown == [1] * 8
+    sliding = Actor(actor.model, prompt_slides=True)
+    shown = [view_attention(sliding, task, step, seed=3, prompt=prompt).prompt_timesteps for step in range(8)]
+    assert shown[0] == 1
+    assert shown == sorted(shown, reverse=True)
+    assert shown[-1] == 0

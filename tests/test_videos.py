@@ -1,5 +1,6 @@
 """Videos are MP4 files that hold the frames given, never cost a run, and show the episode that was scored."""
 
+import dataclasses
 import sys
 import weakref
 from pathlib import Path
@@ -8,14 +9,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from gatito.data.tasks import Reference, TaskSpec
+from gatito.data.tasks import TaskSpec
 from gatito.errors import UserError
-from gatito.eval import videos
+from gatito.eval.actor import Actor
+from gatito.eval.evaluate import CheckedTask
 from gatito.eval.mp4 import Mp4Writer
+from gatito.eval.scores import Baseline
 from gatito.eval.videos import record_episode
-from gatito.model import GatitoConfig, GatitoForCausalLM, GatitoProcessor
+from gatito.model import GatitoConfig, GatitoForCausalLM
 from gatito.tokenizers import Layout, TextTokenizer, Vocabulary
-from gatito.tokenizers.trunk import Trunk
 
 av = pytest.importorskip("av", reason="needs pip install 'gatito[video]'")
 
@@ -54,12 +56,12 @@ class Walk(gym.Env):
 
 
 @pytest.fixture
-def walk(monkeypatch: pytest.MonkeyPatch, vocabulary: Vocabulary, text: TextTokenizer):
+def walk(vocabulary: Vocabulary, text: TextTokenizer) -> tuple[Actor, CheckedTask]:
     spec = TaskSpec(id="toy/walk", make=Walk, expert=lambda env: lambda o: 0, modules={"numpy": "demo"})
-    monkeypatch.setattr(videos, "get_task", lambda task: spec)
     layout = Layout.from_spaces(Walk.observation_space, Walk.action_space, vocabulary=vocabulary, text=text)
     model = GatitoForCausalLM(GatitoConfig(num_hidden_layers=1, context=64, **vocabulary.to_json()))
-    return model, GatitoProcessor(Trunk(vocabulary=vocabulary), text, {"toy/walk": layout})
+    unknown = Baseline(random=None, expert=None)
+    return Actor(model), CheckedTask(spec=spec, layout=layout, baseline=unknown, env=Walk())
 
 
 def frames_of(path: Path) -> np.ndarray:
@@ -143,9 +145,8 @@ def test_missing_pyav_names_the_extra_before_anything_is_played(
     walk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    monkeypatch.setattr(videos, "get_task", None)
     with pytest.raises(UserError, match=r"^videos need PyAV: pip install 'gatito\[video\]'$"):
-        record_episode(*walk, "toy/walk", tmp_path / "videos")
+        record_episode(*walk, tmp_path / "videos")
     assert not (tmp_path / "videos").exists()
 
 
@@ -158,8 +159,8 @@ def test_a_video_shows_the_episode_that_was_scored(walk, tmp_path: Path) -> None
                 played.append(float(self.position + 2 * int(action) - 1))
             return super().step(action)
 
-    object.__setattr__(videos.get_task("toy/walk"), "make", Watched)
-    video = record_episode(*walk, "toy/walk", tmp_path / "videos", seed=3)
+    object.__setattr__(walk[1].spec, "make", Watched)
+    video = record_episode(*walk, tmp_path / "videos", seed=3)
     assert video.path == tmp_path / "videos" / "toy--walk.mp4"
     assert (video.note, video.length) == ("", 10)
     assert (video.score, video.failed) == (None, False)  # the task has no references
@@ -171,14 +172,14 @@ def test_a_video_shows_the_episode_that_was_scored(walk, tmp_path: Path) -> None
     bars = (decoded[1:, 120, :, 1] < 128).sum(-1)
     np.testing.assert_allclose(bars, [(300 + 20 * position) * 256 / 600 for position in played], atol=2)
     assert len(set(bars.tolist())) > 2
-    record_episode(*walk, "toy/walk", tmp_path / "videos", seed=3, max_frames=4)
+    record_episode(*walk, tmp_path / "videos", seed=3, max_frames=4)
     assert len(frames_of(video.path)) == 4
 
 
 def test_a_prompted_episode_says_so(walk, tmp_path: Path) -> None:
-    layout = walk[1].layout("toy/walk")
+    layout = walk[1].layout
     prompt = layout.episode_tokens(np.zeros((2, 2), np.float32), np.array([0, 1]))
-    video = record_episode(*walk, "toy/walk", tmp_path, prompt=prompt)
+    video = record_episode(*walk, tmp_path, prompt=prompt)
     assert video.caption.endswith(", prompted")
 
 
@@ -186,9 +187,8 @@ def test_a_prompted_episode_says_so(walk, tmp_path: Path) -> None:
 def test_an_episode_with_a_score_below_a_half_has_failed(
     walk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expert: float, failed: bool
 ) -> None:
-    known = Reference(random=-1000.0, expert=expert)
-    monkeypatch.setattr(videos, "references", lambda: {"toy/walk": known})
-    video = record_episode(*walk, "toy/walk", tmp_path)
+    scored = dataclasses.replace(walk[1], baseline=Baseline(random=-1000.0, expert=expert))
+    video = record_episode(walk[0], scored, tmp_path)
     assert video.score is not None
     assert (video.score < 0.5) == failed == video.failed
     assert f"score {video.score:.2f}" in video.caption
@@ -203,7 +203,7 @@ def test_missing_renderer_draws_the_observation_and_says_what_to_install(
         return np.zeros((64, 64, 3), np.uint8)
 
     monkeypatch.setattr(Walk, "render", render)
-    video = record_episode(*walk, "toy/walk", tmp_path)
+    video = record_episode(*walk, tmp_path)
     assert video.note == (
         "Rendering failed (ImportError: no screen): the observation is drawn; "
         "for real frames: pip install 'gatito[demo]'"
@@ -218,7 +218,7 @@ def test_missing_opengl_is_said_where_the_environment_draws_itself(
     walk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Walk, "renders_state", True)
-    assert "install libegl1 or libosmesa6" in record_episode(*walk, "toy/walk", tmp_path).note
+    assert "install libegl1 or libosmesa6" in record_episode(*walk, tmp_path).note
 
 
 def test_a_replay_that_differs_says_so(walk, tmp_path: Path) -> None:
@@ -228,5 +228,5 @@ def test_a_replay_that_differs_says_so(walk, tmp_path: Path) -> None:
         def reset(self, *, seed=None, options=None):
             return super().reset(seed=seed + next(resets), options=options)
 
-    object.__setattr__(videos.get_task("toy/walk"), "make", Drifting)
-    assert "not determined by its seed" in record_episode(*walk, "toy/walk", tmp_path).note
+    object.__setattr__(walk[1].spec, "make", Drifting)
+    assert "not determined by its seed" in record_episode(*walk, tmp_path).note

@@ -86,12 +86,12 @@ class Prompts:
         self.demonstrations: list[Demonstration] = []
         low = 0
         for name, episode in episodes:
-            if len(self.demonstrations) == count:
-                break
             if known is not None and known.score(episode.total_return) < DEMONSTRATION_SCORE:
                 low += 1
                 continue
             self.demonstrations.append((name, checked_tokens(layout, episode, where=name)[0]))
+            if len(self.demonstrations) == count:
+                break
         wanted = count if source is None else each
         if len(self.demonstrations) < wanted:
             raise UserError(
