@@ -54,6 +54,8 @@ def evaluate_checkpoint(
     """
     began = time.monotonic()
     check_writable(out)
+    if env is not None and tasks is not None:
+        raise UserError("give --tasks or --env, not both")
     if (out / "results.json").exists():
         raise UserError(f"{out / 'results.json'} exists; choose another --out or remove it")
     if videos < 0 or attention_step < 0:
@@ -107,8 +109,6 @@ def _chosen(
 ) -> Sequence[str | TaskSpec]:
     """The tasks that are evaluated: named ones, an environment of the user's, or all that the checkpoint knows."""
     if env is not None:
-        if tasks is not None:
-            raise UserError("give --tasks or --env, not both")
         modules, name = modules_of(env, None)
         return [any_environment(name or "", modules)]
     chosen = tasks or sorted(set(processor.layouts) & set(registry()))

@@ -16,7 +16,8 @@ from gatito.data.collect import collect
 from gatito.data.collection import CollectConfig
 from gatito.data.mixture import DatasetConfig, MixtureConfig
 from gatito.eval.agent import load_agent
-from gatito.eval.rollout import evaluate_task
+from gatito.eval.config import EvaluationConfig
+from gatito.eval.evaluate import evaluate_task
 from gatito.parsing import normalised, switches
 from gatito.train.configs import ModelConfig, Recipe, TrainConfig
 from gatito.train.trainer import train
@@ -65,13 +66,13 @@ def test_your_own_environment_is_collected_trained_and_evaluated(my_package: Mod
     observation, _ = env.reset(seed=0)
     agent.reset(task="mine/follow")
     assert env.action_space.contains(agent.act(observation))
-    result = evaluate_task(agent.model, agent.processor, "mine/follow", episodes=5)
+    result = evaluate_task(agent.model, agent.processor, "mine/follow", EvaluationConfig(episodes=5))
     assert result.episodes == 5
     assert result.expert == my_package.tasks()[0].reference.expert
 
 
 def test_the_readme_references_are_what_the_environment_gives(my_package: ModuleType) -> None:
-    from gatito.eval.rollout import measure_references
+    from gatito.eval.references import measure_references
 
     measured = dict(measure_references(["mine/follow"], episodes=50))["mine/follow"]
     stated = my_package.tasks()[0].reference
