@@ -184,17 +184,18 @@ def compare(sources: list[str], prompts: str | None = None, out: str | None = No
     compare_results(sources, prompts, None if out is None else Path(out))
 
 
-def push(checkpoint: str, to: str, private: bool = False) -> None:
+def push(checkpoint: str, to: str, private: bool = False, results: str | None = None) -> None:
     """Upload a checkpoint with its model card to the Hugging Face hub.
 
     Args:
         checkpoint: Checkpoint folder, or folder of a run, whose newest checkpoint it is.
         to: Repository, `owner/name`.
         private: Whether only its owner sees the repository, where it is new.
+        results: Folder that `gatito eval` wrote of this checkpoint, whose scores are added to the card.
     """
-    from gatito.train.hub import push_to_hub
+    from gatito.eval_commands import push_checkpoint
 
-    print(push_to_hub(checkpoint, to, private=private))
+    push_checkpoint(checkpoint, to, private, results)
 
 
 def demo(out: str = "demo", small: bool = False) -> None:

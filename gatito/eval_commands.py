@@ -1,8 +1,9 @@
-"""What `gatito eval` and `gatito compare` do."""
+"""What `gatito eval`, `gatito compare` and `gatito push` do."""
 
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gatito.data.tasks import EVALUATION_SEEDS, TaskSpec, registry
 from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint, weights_sha256
 from gatito.eval.attention import AttentionView, view_attention
-from gatito.eval.card import write_card
+from gatito.eval.card import scored_card, write_card
 from gatito.eval.compare import compare, prompts_of
 from gatito.eval.compare_report import check_comparison, print_comparison, write_comparison
 from gatito.eval.config import EvaluationConfig
@@ -30,9 +31,12 @@ from gatito.eval.videos import Video, record_episode
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.model.int8 import quantize_int8
 from gatito.policies import any_environment, modules_of
+from gatito.train.hub import push_to_hub
 
 MAX_VIEWS = 2
 """Filmed episodes of which the report shows what the model looks at."""
+SHOWN_SHA = 16
+"""Letters of the hash of the weights that results name."""
 LONGEST_WAIT = timedelta(days=7)
 """For the slowest process of an evaluation."""
 
@@ -64,7 +68,7 @@ def evaluate_checkpoint(
         pyav()  # before the first episode
     processes = PartialState(timeout=LONGEST_WAIT)
     model, processor = load_checkpoint(checkpoint)
-    settings = {"checkpoint": checkpoint, "weights": weights_sha256(model)[:16], **config.to_json()}
+    settings = {"checkpoint": checkpoint, "weights": weights_sha256(model)[:SHOWN_SHA], **config.to_json()}
     if config.int8:
         model = quantize_int8(model)
     checked = check_tasks(processor, _chosen(checkpoint, processor, tasks, env), config)
@@ -172,6 +176,21 @@ def lowest(records: Sequence[EpisodeRecord], row: TaskResult) -> EpisodeRecord:
     """The finished episode of a row with the lowest return, the first of a context."""
     own = [r for r in records if (r.task, r.prompt) == (row.id, row.prompt) and r.total_return is not None]
     return min(own, key=lambda r: (r.order, r.total_return or 0.0))
+
+
+def push_checkpoint(checkpoint: str, to: str, private: bool, results: str | None) -> None:
+    """Upload a checkpoint, with the scores of an evaluation of it; refuses those of other weights."""
+    scored = None
+    if results is not None:
+        found = read_results(results)
+        own = weights_sha256(load_checkpoint(checkpoint)[0])[:SHOWN_SHA]
+        if found.settings.get("weights") != own:
+            raise UserError(
+                f"{results} scores weights {found.settings.get('weights')}, checkpoint {checkpoint} has {own}; "
+                "evaluate it first"
+            )
+        scored = partial(scored_card, results=found)
+    print(push_to_hub(checkpoint, to, private=private, scored=scored))
 
 
 def compare_results(sources: list[str], prompts: str | None, out: Path | None) -> None:

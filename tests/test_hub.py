@@ -1,16 +1,20 @@
 """Checkpoints on the hub, whose API notes what it is given."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
 from toy import tiny_recipe, write_mixed_store
 
 from gatito.cli import run as gatito
 from gatito.errors import UserError
-from gatito.eval.agent import load_checkpoint
+from gatito.eval.agent import load_checkpoint, weights_sha256
+from gatito.eval.results import Results, write_results
+from gatito.eval.scores import Baseline, EpisodeRecord
 from gatito.tokenizers import TextTokenizer, Vocabulary
 from gatito.train import hub
 from gatito.train.trainer import train
@@ -41,6 +45,9 @@ class LocalHub:
         for file in folder_path.iterdir():
             if file.is_file():
                 (self.root / repo_id / file.name).write_bytes(file.read_bytes())
+
+    def upload_file(self, *, repo_id: str, path_or_fileobj: bytes, path_in_repo: str, **_: Any) -> None:
+        (self.root / repo_id / path_in_repo).write_bytes(path_or_fileobj)
 
 
 def test_a_checkpoint_is_uploaded_with_its_card_and_loads_again(
@@ -86,3 +93,29 @@ def test_a_damaged_checkpoint_is_not_uploaded(trained: Path, tmp_path: Path, mon
         hub.push_to_hub(checkpoint, "someone/cat")
     file.write_text(whole)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_of_an_evaluation_are_added_to_the_card(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = LocalHub(tmp_path)
+    monkeypatch.setattr(hub, "HfApi", lambda: local)
+    record = EpisodeRecord(task="toy/vectors", prompt="none", seed=1, total_return=4.0, length=3)
+    weights = weights_sha256(load_checkpoint(trained)[0])[:16]
+    results = Results(
+        records=[record, dataclasses.replace(record, seed=2)],
+        baselines={"toy/vectors": Baseline(random=0.0, expert=8.0)},
+        checkpoint="run",
+        settings={"weights": weights},
+    )
+    write_results(results, tmp_path / "results.json")
+    gatito(["push", str(trained), "--to", "someone/dog", "--results", str(tmp_path)])
+    card = ModelCard.load(tmp_path / "someone/dog/README.md")
+    assert card.data.library_name == "transformers"
+    values = {found.metric_name: found.metric_value for found in card.data.eval_results}
+    assert values["score"].startswith("0.50 [")
+    assert "agent = gatito.load_agent" in card.text
+    assert "## Scores" in card.text
+    write_results(dataclasses.replace(results, settings={"weights": "0123"}), tmp_path / "results.json")
+    with pytest.raises(UserError, match=f"scores weights 0123, checkpoint .* has {weights}; evaluate it first"):
+        gatito(["push", str(trained), "--to", "someone/dog", "--results", str(tmp_path)])

@@ -1,8 +1,9 @@
 """Scores as Markdown for a model card, with the `model-index` that the Hugging Face hub reads."""
 
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from gatito.eval.groups import GroupResult
 from gatito.eval.results import Results
@@ -30,6 +31,14 @@ def results_card(results: Results) -> str:
         eval_results=model_index(results) or None,
     )
     return f"---\n{front.to_yaml()}\n---\n{results_section(results)}"
+
+
+def scored_card(card: str, results: Results) -> str:
+    """The card of a checkpoint with its scores added: its `model-index` and a section at the end."""
+    found: Any = ModelCard(card)
+    found.data.model_name = Path(results.checkpoint).name or MODEL
+    found.data.eval_results = model_index(results) or None
+    return f"{str(found).rstrip()}\n\n{results_section(results)}"
 
 
 def write_card(results: Results, path: Path) -> None:
