@@ -10,6 +10,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from simulated import FAULTY, GRID, points
 
+from gatito.data.alarm import OutOfTime, time_limit
 from gatito.data.tasks import EVALUATION_SEEDS, TaskSpec
 from gatito.errors import UserError
 from gatito.eval import simulators as module
@@ -92,7 +93,7 @@ def test_a_simulator_that_hangs_in_python_costs_its_own_episode_alone(processes:
         begin_all(these, points("hangs"))
         *_, last = steps(these, 3)
         assert isinstance(last[2], Failed)
-        assert "TimeoutError: no answer within" in last[2].reason
+        assert "OutOfTime: no answer within" in last[2].reason
         assert all(isinstance(last[slot], Moment) for slot in (0, 1, 3))
 
 
@@ -194,3 +195,14 @@ def test_a_vector_environment_that_resets_by_itself_is_refused(mode: AutoresetMo
 
 def test_the_faulty_seed_is_one_of_those_that_are_played() -> None:
     assert FAULTY in SEEDS
+
+
+def test_a_limit_around_the_limit_of_a_timestep_goes_on_counting() -> None:
+    """An evaluation while training has a limit of its own around those of its simulators."""
+    spec = TaskSpec(id="toy/slow", make=Slow, expert=no_expert)
+    with closing(LocalSimulators(limit_s=30.0)) as these, pytest.raises(OutOfTime, match="all of it"):
+        these.exchange({0: Begin(spec=spec, seed=0)})
+        with time_limit(1.5, "wall", OutOfTime("all of it")):
+            for _ in range(20):
+                assert these.exchange({0: Act(action=0)})[0] != Lost()
+                time.sleep(0.05)

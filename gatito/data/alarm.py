@@ -18,6 +18,10 @@ TIMES = {"cpu": time.process_time, "wall": time.monotonic}
 """What the timers count."""
 
 
+class OutOfTime(TimeoutError):
+    """What to give `time_limit` where other errors inside the block are survived, and this one is not."""
+
+
 @contextmanager
 def time_limit(limit_s: float | None, counting: Literal["cpu", "wall"], error: Exception) -> Iterator[None]:
     """Raise `error` inside the block after so many seconds; only the main thread gets signals, others no limit.

@@ -134,9 +134,14 @@ def evaluate_task(
     *,
     on_episode: Callable[[], object] = lambda: None,
 ) -> TaskResult:
-    """Score a checkpoint on one task, with the first of the prompts."""
+    """Score a checkpoint on one task, with the first of the prompts.
+
+    Raises `UserError` where no episode could be finished, with what befell the first.
+    """
     checked = check_task(processor, task, config)
     records = evaluate(model, processor, [checked], config, on_episode=on_episode)
+    if all(record.failure for record in records):
+        raise UserError(f"no episode of {checked.spec.id} could be finished: {records[0].failure}")
     return task_results(records, {checked.spec.id: checked.baseline})[0]
 
 

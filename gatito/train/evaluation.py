@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from gatito.data.alarm import time_limit
+from gatito.data.alarm import OutOfTime, time_limit
 from gatito.data.tasks import matching, registry
 from gatito.errors import UserError, nearest
 from gatito.eval.config import EvaluationConfig
@@ -76,13 +76,13 @@ def evaluate_while_training(
         try:
             look_up()
             left = config.evaluate_limit_s - (time.monotonic() - began)
-            slow = TimeoutError(f"the evaluation took more than {config.evaluate_limit_s:g} s")
+            slow = OutOfTime(f"the evaluation took more than {config.evaluate_limit_s:g} s")
             if left <= 0:
                 raise slow
             with time_limit(left, "wall", slow), torch.compiler.set_stance("force_eager"):
                 how = EvaluationConfig(episodes=config.evaluate_episodes, prompt=config.evaluate_prompt)
                 result = evaluate_task(model, processor, task, how, on_episode=look_up)
-            found.append((task, result.score, "" if result.score is not None else "no episode could be finished"))
+            found.append((task, result.score, "" if result.score is not None else "it has no references"))
         except _Interrupted:
             break
         except Exception as error:
