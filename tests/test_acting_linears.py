@@ -1,5 +1,6 @@
-"""Linear layers in int8: close to the float ones, by choice, and never in a checkpoint."""
+"""Linear layers for acting on a CPU, packed or in int8: close to the float ones, and never in a checkpoint."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from gatito.eval.actor import Actor
 from gatito.eval.decoding import Decoding
 from gatito.model import GatitoForCausalLM
 from gatito.model.int8 import Int8Linear, quantize_int8
+from gatito.model.packed import ActingLinear, PackedLinear, pack_linears
 from gatito.tokenizers import TextTokenizer, Vocabulary
 
 
@@ -65,17 +67,39 @@ def test_logits_stay_close_and_most_greedy_actions_the_same(
     assert (actions[0] == actions[1]).mean() > 0.85
 
 
-def test_the_model_it_is_made_of_stays_as_it_is_and_saves(tmp_path: Path, vocabulary: Vocabulary) -> None:
+@pytest.mark.parametrize("trunk", ["flat", "4 latents, decoded"])
+def test_packed_linears_give_the_same_states(trunk: str, vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    env = make("missions", length=60)
+    layout = layout_of(env, vocabulary, text)
+    model = tiny_model(vocabulary, **TRUNKS[trunk])
+    packed = pack_linears(model)
+    assert any(isinstance(module, PackedLinear) for module in packed.modules())
+    batch = pack([[prompt_of(env, layout, model.config.trunk)]], model.config.trunk)
+    with torch.no_grad():
+        torch.testing.assert_close(states_of(packed, batch)[0], states_of(model, batch)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_in_other_numbers_is_not_packed(vocabulary: Vocabulary) -> None:
+    model = tiny_model(vocabulary).to(torch.bfloat16)
+    assert pack_linears(model) is model
+
+
+@pytest.mark.parametrize("make_other", [quantize_int8, pack_linears])
+def test_the_model_it_is_made_of_stays_as_it_is_and_saves(
+    make_other: Callable[[GatitoForCausalLM], GatitoForCausalLM], tmp_path: Path, vocabulary: Vocabulary
+) -> None:
     model = tiny_model(vocabulary)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    quantized = quantize_int8(model)
-    assert quantized.model.embedding.tokens.weight is model.model.embedding.tokens.weight
-    assert not any(isinstance(module, Int8Linear) for module in model.modules())
+    other = make_other(model)
+    assert other.model.embedding.tokens.weight is model.model.embedding.tokens.weight
+    assert not any(isinstance(module, ActingLinear) for module in model.modules())
     model.save_pretrained(tmp_path)
     loaded = GatitoForCausalLM.from_pretrained(tmp_path).state_dict()
     assert before.keys() == loaded.keys()
     for name, tensor in before.items():
         torch.testing.assert_close(loaded[name], tensor, atol=0, rtol=0)
+    with pytest.raises(UserError, match="for acting only; save the one that it was made of"):
+        other.save_pretrained(tmp_path)
 
 
 def test_every_linear_of_the_blocks_is_in_int8_and_takes_a_quarter(vocabulary: Vocabulary) -> None:
@@ -86,11 +110,6 @@ def test_every_linear_of_the_blocks_is_in_int8_and_takes_a_quarter(vocabulary: V
     qkv = quantized.model.blocks[0].attention.qkv
     assert qkv.weight.element_size() == 1
     assert qkv.weight.shape == (96, 32)
-
-
-def test_a_model_in_int8_is_not_saved(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    with pytest.raises(UserError, match="for acting only; save the one that it was made of"):
-        quantize_int8(tiny_model(vocabulary)).save_pretrained(tmp_path)
 
 
 def test_a_model_that_is_not_on_a_cpu_is_refused(vocabulary: Vocabulary) -> None:
