@@ -1,10 +1,10 @@
 """Acting, CPU-ms per environment step, against what is usual, on the same weights where that is possible.
 
-At the peers' shape (width 256, 4 layers, HalfCheetah's 17 values and 6 actions) how it goes from the first step to the
-thousandth, in a batch of 8, and with observations read into latents, beside a transformers GPT-2 that acts the peers'
-way: it recomputes its window for every action token, with all logits. At the paper's smallest shape (8 layers of 768,
-20 observation tokens and 6 actions) beside our own model through `forward` and transformers' DynamicCache, which
-refills a full window as ours does. All see the same observations, in turn, step by step, in one process:
+At the peers' shape (width 256, 4 layers, HalfCheetah's 17 values and 6 actions) from the first step to the thousandth,
+in a batch of 8 and with observations read into latents, beside a transformers GPT-2 that acts the peers' way: it
+recomputes its window for every action token, with all logits. At the paper's smallest shape (8 layers of 768, 20
+observation tokens and 6 actions) beside our own model through `forward` and transformers' DynamicCache, which refills a
+full window as ours does. All see the same observations, in turn, step by step, in one process:
 
     python benchmarks/acting.py             about 5 minutes
     python benchmarks/acting.py --quick     half a minute, a look only
@@ -25,6 +25,7 @@ from gatito.eval.actor import Actor
 from gatito.eval.decoding import Decoding
 from gatito.model import GatitoForCausalLM
 from gatito.model.int8 import quantize_int8
+from gatito.model.packed import pack_linears
 from gatito.tokenizers import Layout, TextTokenizer, Vocabulary
 from gatito.tokenizers.vocabulary import ACTION_POSITION
 from gatito.train.configs import ModelConfig
@@ -46,13 +47,15 @@ def layout_of(num_observations: int, vocabulary: Vocabulary) -> Layout:
     )
 
 
-def network(vocabulary: Vocabulary, width: int, layers: int, latents: int = 0) -> GatitoForCausalLM:
+def network(
+    vocabulary: Vocabulary, width: int, layers: int, latents: int = 0, context: int = CONTEXT
+) -> GatitoForCausalLM:
     """Fresh weights, on a flat trunk or with observations read into latents and actions decoded."""
     shape = ModelConfig(
         width=width, layers=layers, heads=width // 32, head_dim=32, feed_forward=8 * width // 3 // 8 * 8,
         latents=latents, action_layers=min(latents, 1),
     )  # fmt: skip
-    return GatitoForCausalLM(shape.build(vocabulary, CONTEXT, end_id=2)).eval()
+    return GatitoForCausalLM(shape.build(vocabulary, context, end_id=2)).eval()
 
 
 def ours(model: GatitoForCausalLM, layout: Layout, count: int = 1) -> Step:
@@ -142,46 +145,46 @@ def row(name: str, times: Sequence[float], count: int = 1, base: float | None = 
 def peers_shape(vocabulary: Vocabulary, steps: int, recomputed: int) -> None:
     """Width 256, 4 layers."""
     layout = layout_of(17, vocabulary)
-    flat, latent = network(vocabulary, 256, 4), network(vocabulary, 256, 4, latents=1)
-    print(
-        f"\n| width 256, 4 layers, context {CONTEXT}, 17 + 1 + 6 tokens a step | median | mean | |\n|---|---|---|---|"
-    )
-    one = [timed(step) for step in [ours(flat, layout)] for _ in range(steps)]
+    flat, latent = pack_linears(network(vocabulary, 256, 4)), pack_linears(network(vocabulary, 256, 4, latents=1))
+    short = pack_linears(network(vocabulary, 256, 4, context=256))
+    print("\n| width 256, 4 layers, 17 + 1 + 6 tokens a step | median | mean | |\n|---|---|---|---|")
+    one = ours(flat, layout)
+    times = [timed(one) for _ in range(steps)]
     for first, last in ((0, 50), (steps // 2, steps // 2 + 50), (steps - 50, steps)):
-        row(f"gatito, flat trunk, steps {first + 1} to {last}", one[first:last])
+        row(f"gatito, flat trunk, context {CONTEXT}, steps {first + 1} to {last}", times[first:last])
     others = {
-        "gatito, flat trunk, int8": (ours(quantize_int8(flat), layout), 1),
-        "gatito, flat trunk, 8 environments, for each": (ours(flat, layout, 8), 8),
+        "gatito, flat trunk, context 256": (ours(short, layout), 1),
+        f"gatito, flat trunk, context {CONTEXT}, 8 environments, for each": (ours(flat, layout, 8), 8),
+        "gatito, flat trunk, context 256, 8 environments, for each": (ours(short, layout, 8), 8),
         "gatito, 1 latent, actions decoded": (ours(latent, layout), 1),
-        "gatito, 1 latent, actions decoded, int8": (ours(quantize_int8(latent), layout), 1),
         "gatito, 1 latent, actions decoded, 8 environments, for each": (ours(latent, layout, 8), 8),
     }
-    times = interleaved({name: step for name, (step, _) in others.items()}, steps // 10, skipped=steps // 20)
+    spent = interleaved({name: step for name, (step, _) in others.items()}, steps // 10, skipped=steps // 20)
     for name, (_, count) in others.items():
-        row(name, times[name], count)
+        row(name, spent[name], count)
     naive = recomputing(vocabulary, layout, 256, 4)
-    spent = [timed(naive) for _ in range(recomputed)]
-    row("GPT-2, window recomputed, step 1", spent[:1])
-    row(f"GPT-2, window recomputed, step {recomputed}", spent[-1:])
+    times = [timed(naive) for _ in range(recomputed)]
+    row("GPT-2, window recomputed, step 1", times[:1])
+    row(f"GPT-2, window recomputed, step {recomputed}", times[-1:])
 
 
 def paper_shape(vocabulary: Vocabulary, steps: int) -> None:
     """Width 768, 8 layers: the paper's smallest."""
     layout = layout_of(19, vocabulary)
     model = network(vocabulary, 768, 8)
+    peer = "transformers' DynamicCache, all logits"
     run = {
-        "transformers' DynamicCache, all logits": with_dynamic_cache(model, layout),
+        peer: with_dynamic_cache(model, layout),
         "gatito": ours(model, layout),
-        "gatito, int8": ours(quantize_int8(model), layout),
+        "gatito, linears packed": ours(pack_linears(model), layout),
+        "gatito, linears in int8": ours(quantize_int8(model), layout),
     }
     full = CONTEXT // 26
     times = interleaved(run, steps, skipped=full // 2)  # from here on the window is half full to full
-    base = statistics.median(times["transformers' DynamicCache, all logits"])
-    print(
-        f"\n| width 768, 8 layers, context {CONTEXT}, 20 + 6 tokens a step | median | mean | ratio |\n|---|---|---|---|"
-    )
+    print(f"\n| width 768, 8 layers, context {CONTEXT}, 20 + 6 tokens a step | median | mean | ratio |")
+    print("|---|---|---|---|")
     for name, spent in times.items():
-        row(name, spent, base=base)
+        row(name, spent, base=statistics.median(times[peer]))
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from gatito.model.cache import SessionCache
 from gatito.model.configuration import GatitoConfig
 from gatito.model.embedding import rotate
-from gatito.model.masks import Mask, attend_in_blocks
+from gatito.model.masks import Mask, attend_from_one, attend_in_blocks
 
 
 class BranchOut(nn.Linear):
@@ -36,13 +36,16 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Map (B, L, D) to (B, L, D); `mask` is (B, 1, L, S), None for plain causal attention."""
         B, L, _ = x.shape
-        q, k, v = self.qkv(x).view(B, L, 3, *self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, L, head_dim)
+        qkv = self.qkv(x).view(B, L, 3, *self.heads).permute(2, 0, 3, 1, 4)  # (3, B, H, L, head_dim)
+        q, k, v = qkv
         if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+            q, k = rotate(qkv[:2], angles)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
         if isinstance(mask, BlockMask):
             x = attend_in_blocks(q, k, v, mask)
+        elif L == 1 and mask is not None and isinstance(cache, SessionCache) and x.device.type == "cpu":
+            x = attend_from_one(q, k, v, mask)
         else:
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.out(x.transpose(1, 2).flatten(2))

@@ -13,7 +13,6 @@ from gatito.errors import UserError
 from gatito.model.loss import Head
 from gatito.model.modeling import GatitoForCausalLM
 
-
 TYPICAL = 20
 """Tokens of a call that the packing is for: an observation."""
 
