@@ -7,7 +7,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 # Where there is no GPU torch's compiler need not be imported, which takes a second.
 _flex = torch.compile(flex_attention, dynamic=False) if torch.cuda.is_available() else flex_attention
 Mask = Tensor | BlockMask | None
-"""True where a query sees a key (in numbers, 0 there and minus infinity elsewhere); None is plain causal attention."""
+"""True where a query sees a key, in numbers 0 and elsewhere minus infinity; None is plain causal attention."""
 
 
 def counted_positions(attention_mask: Tensor | None, B: int, L: int, past: int, device: torch.device) -> Tensor:
