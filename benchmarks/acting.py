@@ -1,7 +1,7 @@
 """Acting, CPU-ms per environment step, against what is usual, on the same weights where that is possible.
 
-At the peers' shape (width 256, 4 layers, 17 values and 6 actions) from the first step to the thousandth, in a batch of
-8 and with observations read into latents, beside a transformers GPT-2 that acts the peers' way: it recomputes its
+At the peers' shape (width 256, 4 layers, 17 values and 6 actions) from the first step to the thousandth, in a batch
+of 8 and with observations read into latents, beside a transformers GPT-2 that acts the peers' way: it recomputes its
 window for every action token, with all logits. At the paper's smallest shape (8 layers of 768, 20 observation tokens
 and 6 actions) beside our own model through `forward` and transformers' DynamicCache, which refills a full window as
 ours does. All see the same observations, in turn, step by step, in one process:

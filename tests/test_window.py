@@ -235,6 +235,19 @@ def test_a_session_that_plays_no_task_or_waits_to_decide_does_not_observe(
     assert list(actor.decide()) == [0]
 
 
+def test_another_episode_may_go_on_in_the_same_context(vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    env = make("vectors", length=100)
+    actor = Actor(tiny_model(vocabulary))
+    actor.reset(0, layout_of(env, vocabulary, text), seed=1)
+    observation = env.reset(seed=0)[0]
+    first = actor.act({0: observation})[0]
+    actor.go_on(0, seed=1)
+    again = actor.act({0: observation})[0]
+    assert len(actor.sessions[0].window.timesteps) == 2
+    assert first.tolist() != again.tolist()  # of the same draws: it has seen the first episode
+    assert actor.sessions[0].rng.random() == np.random.default_rng(1).random(3)[2]
+
+
 def test_a_memory_that_does_not_exist_is_refused(vocabulary: Vocabulary) -> None:
     with pytest.raises(UserError, match="--memory is 'long', allowed refill or xl"):
         Actor(tiny_model(vocabulary), memory="long")  # type: ignore[arg-type]
