@@ -10,7 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from gatito.model.cache import SessionCache
 from gatito.model.configuration import GatitoConfig
 from gatito.model.embedding import rotate
-from gatito.model.masks import Mask, attend_in_blocks
+from gatito.model.masks import Mask, attend_from_one, attend_in_blocks
 
 
 class BranchOut(nn.Linear):
@@ -40,6 +40,8 @@ class Attention(nn.Module):
             k, v = cache.update(k, v, self.layer)
         if isinstance(mask, BlockMask):
             x = attend_in_blocks(q, k, v, mask)
+        elif L == 1 and mask is not None and isinstance(cache, SessionCache) and x.device.type == "cpu":
+            x = attend_from_one(q, k, v, mask)
         else:
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.out(x.transpose(1, 2).flatten(2))
@@ -47,9 +49,10 @@ class Attention(nn.Module):
     def queries_keys_values(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, L, head_dim) of (B, L, D), turned by the angles of their positions."""
         B, L, _ = x.shape
-        q, k, v = self.qkv(x).view(B, L, 3, *self.heads).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).view(B, L, 3, *self.heads).permute(2, 0, 3, 1, 4)  # (3, B, H, L, head_dim)
+        q, k, v = qkv
         if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+            q, k = rotate(qkv[:2], angles)
         return q, k, v
 
 

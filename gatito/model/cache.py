@@ -85,5 +85,9 @@ class SessionCache:
                 buffer[row, :, first : used - last + first] = moved[0]
 
     def _mask(self, positions: Tensor) -> Tensor:
+        """In numbers: of truth values each layer would make them anew."""
         slots = torch.arange(self._used, device=positions.device)
-        return (slots <= positions[:, :, None])[:, None]
+        hidden = (slots > positions[:, :, None])[:, None]  # (R, 1, q, used)
+        return torch.zeros(hidden.shape, dtype=self.keys[0].dtype, device=hidden.device).masked_fill_(
+            hidden, -torch.inf
+        )

@@ -91,7 +91,7 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tenso
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn queries or keys (B, H, L, head_dim) by the angles of their positions."""
+    """Turn queries, keys or both (..., B, H, L, head_dim) by the angles of their positions."""
     cos, sin = angles
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)

@@ -5,65 +5,51 @@ is what torchao calls too; torchao itself costs more than it gains at one token 
 quantisation is deprecated: docs/acting.md has the times.
 """
 
-from copy import deepcopy
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from gatito.errors import UserError
-from gatito.model.loss import Head
 from gatito.model.modeling import GatitoForCausalLM
+from gatito.model.packed import ActingLinear, with_linears
 
-LARGEST = 127
+STEPS = 127
 
 
-class Int8Linear(nn.Module):
-    """y = x W^T with W and x rounded to 255 steps, each row of either by its own largest value."""
+class Int8Linear(ActingLinear):
+    """y = x W^T with W and x rounded to 127 steps either way of the largest value in each of their rows."""
 
     weight: Tensor
     """(out, in) int8."""
     scales: Tensor
-    """(out,) what a step of each channel is worth."""
+    """(out,) what a step of each channel times a step of a token's largest value is worth."""
 
     def __init__(self, linear: nn.Linear) -> None:
         """Quantise a layer without bias."""
         super().__init__()
-        assert linear.bias is None
         weight = linear.weight.detach().float()
-        scales = _scale(weight)
-        self.register_buffer("weight", (weight / scales).round().to(torch.int8))
-        self.register_buffer("scales", scales[:, 0])
+        largest = _largest(weight)
+        self.register_buffer("weight", (weight * (STEPS / largest)).round_().to(torch.int8))
+        self.register_buffer("scales", largest[:, 0] / STEPS**2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
         rows = x.flatten(0, -2).float()
-        scales = _scale(rows)  # of each row for itself: what else is in the batch changes nothing
-        product = torch._int_mm((rows / scales).round().to(torch.int8), self.weight.T)
-        y = product.float().mul_(scales).mul_(self.scales)
+        largest = _largest(rows)  # of each row for itself: what else is in the batch changes nothing
+        product = torch._int_mm((rows * (STEPS / largest)).round_().to(torch.int8), self.weight.T)
+        y = product * (largest * self.scales)
         return y.view(*x.shape[:-1], -1).to(x.dtype)
-
-    def _save_to_state_dict(self, *_: Any) -> None:
-        raise UserError("a model with int8 linears is for acting only; save the one that it was made of")
 
 
 def quantize_int8(model: GatitoForCausalLM) -> GatitoForCausalLM:
-    """A model that acts like the given one, which stays as it is, with its linears in int8.
+    """A model that acts like the given one, which stays as it is, with the linears of blocks and resampler in int8.
 
-    Embeddings, norms and the head, of which acting reads few rows, are shared with it. Raises `UserError` for a model
-    on a GPU.
+    Raises `UserError` for a model on a GPU.
     """
     if model.device.type != "cpu":
         raise UserError(f"int8 linears are for a CPU, the model is on {model.device}; act without them there")
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    quantized = deepcopy(model, shared)
-    for module in list(quantized.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear) and child.bias is None and not isinstance(child, Head):
-                setattr(module, name, Int8Linear(child))
-    return quantized.eval()
+    return with_linears(model, Int8Linear)
 
 
-def _scale(rows: Tensor) -> Tensor:
-    """What a step is worth (R, 1) in rows (R, n); never 0, also where all values are."""
-    return rows.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / LARGEST
+def _largest(rows: Tensor) -> Tensor:
+    """The largest magnitude (R, 1) in rows (R, n); never 0, also where all values are."""
+    return torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True).clamp_(min=1e-30)
