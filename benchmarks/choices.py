@@ -24,9 +24,9 @@ from side_by_side import Job, folder_name, run_jobs
 from gatito.data.sampler import Sampler
 from gatito.data.store import open_store
 from gatito.eval.agent import load_checkpoint
-from gatito.eval.language import caption_images, caption_score
 from gatito.eval.config import EvaluationConfig
 from gatito.eval.evaluate import evaluate_task
+from gatito.eval.language import caption_images, caption_score
 from gatito.recipes import load_recipe
 from gatito.train.configs import Recipe
 from gatito.train.trainer import train

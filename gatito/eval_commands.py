@@ -29,7 +29,6 @@ from gatito.eval.results import Results, print_results, read_results, write_resu
 from gatito.eval.scores import EpisodeRecord, TaskResult
 from gatito.eval.videos import Video, record_episode
 from gatito.model import GatitoForCausalLM, GatitoProcessor
-from gatito.model.int8 import quantize_int8
 from gatito.policies import any_environment, modules_of
 from gatito.train.hub import push_to_hub
 
@@ -69,8 +68,6 @@ def evaluate_checkpoint(
     processes = PartialState(timeout=LONGEST_WAIT)
     model, processor = load_checkpoint(checkpoint)
     settings = {"checkpoint": checkpoint, "weights": weights_sha256(model)[:SHOWN_SHA], **config.to_json()}
-    if config.int8:
-        model = quantize_int8(model)
     checked = check_tasks(processor, _chosen(checkpoint, processor, tasks, env), config)
     settings["tasks"] = [task.spec.id for task in checked]
     recorder = None

@@ -20,6 +20,8 @@ from gatito.eval.rollout import Job, Recorder, rollouts
 from gatito.eval.scores import Baseline, EpisodeRecord, TaskResult, task_results
 from gatito.eval.simulators import Simulators, closing, simulators
 from gatito.model import GatitoForCausalLM, GatitoProcessor
+from gatito.model.int8 import quantize_int8
+from gatito.model.packed import pack_linears
 from gatito.tokenizers import Layout, TokenSequence
 
 
@@ -148,7 +150,7 @@ def evaluate_task(
 def make_actor(model: GatitoForCausalLM, config: EvaluationConfig, num_sessions: int) -> Actor:
     """An actor of so many sessions that acts as configured."""
     return Actor(
-        model,
+        quantize_int8(model) if config.int8 else pack_linears(model),
         num_sessions,
         decoding=config.decoding,
         memory=config.memory,

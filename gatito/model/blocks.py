@@ -40,7 +40,7 @@ class Attention(nn.Module):
             k, v = cache.update(k, v, self.layer)
         if isinstance(mask, BlockMask):
             x = attend_in_blocks(q, k, v, mask)
-        elif L == 1 and mask is not None and isinstance(cache, SessionCache) and x.device.type == "cpu":
+        elif x.shape[1] == 1 and mask is not None and isinstance(cache, SessionCache) and x.device.type == "cpu":
             x = attend_from_one(q, k, v, mask)
         else:
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
