@@ -69,7 +69,7 @@ def test_an_agent_acts_in_a_gymnasium_loop(run: Path, prompted: bool) -> None:
             done = terminated or truncated
         totals.append(total)
     assert totals[0] == totals[1] >= 8
-    prompt = agent._actor.sessions[0].prompt
+    prompt = agent._actor.sessions[0].window.pinned
     assert (prompt is not None) == prompted
     if prompted:
         assert prompt.num_timesteps == 5  # of 4 + separator + 1 tokens each, in half of 64

@@ -1,8 +1,8 @@
 """Linear layers in int8, for acting on a CPU, where one token costs the time to read all weights: a quarter of it.
 
-Weights are rounded once, by output channel, what comes in each time, by token (dynamic quantisation). torchao costs
-more than it gains at one token a call, and torch's own dynamic quantisation is deprecated; called here are the kernels
-that torchao and torch's compiler call: docs/acting.md has the times.
+Weights are rounded once, by output channel, what comes in each time, by token (dynamic quantisation). torchao
+costs more than it gains at one token a call, and torch's own dynamic quantisation is deprecated; called here are the
+kernels that torchao and torch's compiler call: docs/acting.md has the times.
 """
 
 import torch
