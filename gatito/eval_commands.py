@@ -21,17 +21,19 @@ from gatito.eval.compare import compare, prompts_of
 from gatito.eval.compare_report import check_comparison, print_comparison, write_comparison
 from gatito.eval.config import EvaluationConfig
 from gatito.eval.evaluate import CheckedTask, baselines_of, check_tasks, evaluate, make_actor, make_prompts
-from gatito.eval.journal import Journal
+from gatito.eval.journal import SETTINGS, Journal
 from gatito.eval.mp4 import pyav
 from gatito.eval.record import RolloutRecorder
 from gatito.eval.report import Report, write_report
-from gatito.eval.results import Results, print_results, read_results, write_results
+from gatito.eval.results import FILE, Results, print_results, read_results, write_results
 from gatito.eval.scores import EpisodeRecord, TaskResult
 from gatito.eval.videos import Video, record_episode
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.policies import any_environment, modules_of
 from gatito.train.hub import push_to_hub
 
+RECORDED = ".recorded"
+"""Folder of the episodes that are to become datasets."""
 MAX_VIEWS = 2
 """Filmed episodes of which the report shows what the model looks at."""
 SHOWN_SHA = 16
@@ -53,14 +55,15 @@ def evaluate_checkpoint(
 ) -> None:
     """Score a checkpoint; write `results.json`, `report.html` and `card.md`.
 
-    Several processes (`torchrun`, `accelerate launch`) share the episodes through the folder `out`.
+    Several processes (`torchrun`, `accelerate launch`) share the episodes through the folder `out`. Whatever ends
+    this before all is written, the same call goes on from there.
     """
     began = time.monotonic()
     check_writable(out)
     if env is not None and tasks is not None:
         raise UserError("give --tasks or --env, not both")
-    if (out / "results.json").exists():
-        raise UserError(f"{out / 'results.json'} exists; choose another --out or remove it")
+    if (out / FILE).exists() and not (out / SETTINGS).exists():
+        raise UserError(f"{out / FILE} exists; choose another --out or remove it")
     if videos < 0 or attention_step < 0:
         raise UserError(f"--videos {videos} and --attention-step {attention_step}: allowed 0 and more")
     if videos:
@@ -69,35 +72,44 @@ def evaluate_checkpoint(
     model, processor = load_checkpoint(checkpoint)
     settings = {"checkpoint": checkpoint, "weights": weights_sha256(model)[:SHOWN_SHA], **config.to_json()}
     checked = check_tasks(processor, _chosen(checkpoint, processor, tasks, env), config)
-    settings["tasks"] = [task.spec.id for task in checked]
     recorder = None
     if record is not None:
-        envs = {task.spec.id: task.env for task in checked}
-        recorder = RolloutRecorder(out / ".recorded", Path(record), envs)
-        recorder.check([task.spec for task in checked], config.prompts)
-        settings["record"] = record
+        recorder = RolloutRecorder(out / RECORDED, Path(record), {task.spec.id: task.env for task in checked})
+        if not (out / SETTINGS).exists():
+            recorder.check([task.spec for task in checked], config.prompts)
+    ids = [task.spec.id for task in checked]
     share = (processes.process_index, processes.num_processes)
-    with Journal(out, settings, rank=share[0]) as journal:
+    with Journal(out, {**settings, "tasks": ids, "record": record}, rank=share[0]) as journal:
         evaluate(model, processor, checked, config, journal=journal, recorder=recorder, share=share)
         processes.wait_for_everyone()
         if not processes.is_main_process:
             return
         results = Results(
-            records=journal.all_records(settings["tasks"], config.prompts),
+            records=journal.all_records(ids, config.prompts),
             baselines=baselines_of(checked),
             checkpoint=checkpoint,
             settings=settings | machine(),
             seconds={"evaluate": time.monotonic() - began},
         )
-        # Written before anything is filmed: whatever fails there must not cost the scores.
-        write_results(results, out / "results.json")
+        write_results(results, out / FILE)
         if recorder is not None:
-            for folder in recorder.publish([task.spec for task in checked], config.prompts, checkpoint):
+            for folder in recorder.publish([task.spec for task in checked], config.prompts, results):
                 tqdm.write(str(folder))
+        filmed, views = _film(results, out / "videos", model, checked, config, videos, attention_step)
+        run = Path(checkpoint)
+        report = Report(
+            title=f"gatito: {checkpoint}",
+            results=results,
+            metrics=run / "metrics.jsonl",
+            evaluations=run / "evaluations.jsonl",
+            videos=filmed,
+            attention=views,
+        )
+        write_report(report, out / "report.html")
+        write_card(results, out / "card.md")
         journal.remove()
-    _write_pages(results, out, checkpoint, model, checked, config, videos, attention_step)
     print_results(results)
-    tqdm.write("\n".join(str(out / name) for name in ("results.json", "report.html", "card.md")))
+    tqdm.write("\n".join(str(out / name) for name in (FILE, "report.html", "card.md")))
 
 
 def machine() -> dict[str, Any]:
@@ -122,48 +134,46 @@ def _chosen(
     return chosen
 
 
-def _write_pages(
+def _film(
     results: Results,
-    out: Path,
-    checkpoint: str,
+    folder: Path,
     model: GatitoForCausalLM,
     checked: Sequence[CheckedTask],
     config: EvaluationConfig,
     videos: int,
     attention_step: int,
-) -> None:
-    """The report with videos of the worst and the best, and the card."""
-    actor = make_actor(model, config, 1)
+) -> tuple[list[Video], list[AttentionView]]:
+    """Videos of the worst tasks and the best, and what the model looked at in two of the episodes.
+
+    An episode that cannot be played again costs its video, not the report.
+    """
+    actor, part = make_actor(model, config, 1), config.prompts[-1]
     by_id = {task.spec.id: task for task in checked}
     filmed: list[Video] = []
-    views: list[AttentionView] = []
-    for row in tqdm(worst_and_best(results.tasks, videos), desc="film", unit="episode", disable=not videos):
+    shown: list[tuple[int, AttentionView]] = []
+    for row in tqdm(worst_and_best(results.tasks, part, videos), desc="film", unit="episode", disable=not videos):
         task, episode = by_id[row.id], lowest(results.records, row)
-        prompt = None
-        if config.prompts[0] != "none":
-            number = (episode.seed - EVALUATION_SEEDS) // config.episodes_in_context
-            prompt = make_prompts(model, task, config).prompt(config.prompts[0], number, episode.seed)
-        filmed.append(record_episode(actor, task, out / "videos", seed=episode.seed, prompt=prompt))
-        if len(views) < MAX_VIEWS:
-            step = min(attention_step, filmed[-1].length - 1)
-            views.append(view_attention(actor, task, step, seed=episode.seed, prompt=prompt))
-    run = Path(checkpoint)
-    report = Report(
-        title=f"gatito: {checkpoint}",
-        results=results,
-        metrics=run / "metrics.jsonl",
-        evaluations=run / "evaluations.jsonl",
-        videos=filmed,
-        attention=views,
-    )
-    write_report(report, out / "report.html")
-    write_card(results, out / "card.md")
+        try:
+            prompt = None
+            if part != "none":
+                number = (episode.seed - EVALUATION_SEEDS) // config.episodes_in_context
+                prompt = make_prompts(model, task, config).prompt(part, number, episode.seed)
+            video = record_episode(actor, task, folder, seed=episode.seed, prompt=prompt)
+            step = min(attention_step, video.length - 1)
+            shown.append((step, view_attention(actor, task, step, seed=episode.seed, prompt=prompt)))
+        except Exception as error:  # whatever another package's simulator raises
+            tqdm.write(f"not filmed: {row.id}, seed {episode.seed}: {type(error).__name__}: {error}")
+            continue
+        filmed.append(video)
+    # Late steps have more to look at; of equal ones those of the worst task and of the best.
+    ranked = sorted(range(len(shown)), key=lambda i: (-shown[i][0], min(i, len(shown) - 1 - i)))
+    return filmed, [shown[i][1] for i in sorted(ranked[:MAX_VIEWS])]
 
 
-def worst_and_best(rows: Sequence[TaskResult], count: int) -> list[TaskResult]:
-    """Rows of as many tasks with the first of the prompts: the worse half of them the worst, the rest the best."""
-    first = [row for row in rows if row.prompt == rows[0].prompt and row.episodes]
-    ranked = sorted(first, key=lambda row: (row.score is not None, row.score or 0.0))
+def worst_and_best(rows: Sequence[TaskResult], part: str, count: int) -> list[TaskResult]:
+    """Rows of as many tasks with a prompt: the worse half of them the worst, the rest the best."""
+    played = [row for row in rows if row.prompt == part and row.episodes]
+    ranked = sorted(played, key=lambda row: (row.score is not None, row.score or 0.0))
     if len(ranked) <= count:
         return ranked
     return ranked[: (count + 1) // 2] + ranked[len(ranked) - count // 2 :]

@@ -202,7 +202,7 @@ def test_a_single_episode_has_a_bar_without_an_interval(tmp_path):
 def test_report_shows_failures_first_and_says_so(page):
     figures = re.findall(r"<figure><video .*?</figure>", page)
     assert ["toy/bad" in figure for figure in figures] == [True, False]
-    assert ["failed" in figure for figure in figures] == [True, False]
+    assert ["below 0.5" in figure for figure in figures] == [True, False]
 
 
 def test_the_page_may_play_its_videos_and_load_nothing_else(page):

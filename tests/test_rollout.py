@@ -20,6 +20,7 @@ from gatito.eval import simulators as simulating
 from gatito.eval.actor import Actor
 from gatito.eval.decoding import Decoding
 from gatito.eval.record import RolloutRecorder
+from gatito.eval.results import Results
 from gatito.eval.rollout import Job, rollouts
 from gatito.eval.scores import EpisodeRecord
 from gatito.eval.simulators import LocalSimulators, SimulatorPool, Simulators, closing
@@ -233,7 +234,7 @@ def test_recorded_rollouts_are_a_dataset_of_the_episodes_that_were_scored(
     records = play(Actor(model, 4), jobs, recorder=keeps)
     assert [r.seed for r in records if r.failure] == [FAULTY], [r.failure for r in records]
     specs = [points(), GRID]
-    written = keeps.publish(specs, ["none"], "run/a")
+    written = keeps.publish(specs, ["none"], Results(records=records, baselines={}))
     assert written == [tmp_path / "recorded" / task / "rollouts-none-v0" for task in ("toy/points", "toy/grid")]
     assert not (tmp_path / "work").exists()
     by_seed = {(r.task, r.seed): r for r in records}
@@ -254,8 +255,8 @@ def test_recorded_actions_replay_to_the_recorded_observations(
     toy: Toy, model: GatitoForCausalLM, tmp_path: Path
 ) -> None:
     keeps = recorder(tmp_path)
-    play(Actor(model, 2), toy.jobs(GRID, SEEDS[:2]), recorder=keeps)
-    (folder,) = keeps.publish([GRID], ["none"], "run/a")
+    records = play(Actor(model, 2), toy.jobs(GRID, SEEDS[:2]), recorder=keeps)
+    (folder,) = keeps.publish([GRID], ["none"], Results(records=records, baselines={}))
     env = GRID.make()
     for episode in open_minari(folder).episodes():
         observation = env.reset(seed=episode.seed)[0]
@@ -273,7 +274,7 @@ def test_an_episode_whose_values_are_not_of_its_spaces_is_scored_but_not_recorde
     keeps = recorder(tmp_path)
     (record,) = play(Actor(model), [toy.job(spec, SEEDS[0])], recorder=keeps)
     assert record.total_return is not None
-    assert keeps.publish([spec], ["none"], "run/a") == []
+    assert keeps.publish([spec], ["none"], Results(records=[record], baselines={})) == []
     assert "not recorded: task 'toy/grid'" in capsys.readouterr().out
 
 

@@ -15,6 +15,7 @@ from gatito.data.minari_episodes import MinariWriter
 from gatito.data.publish import check_writable, published
 from gatito.data.tasks import TaskSpec
 from gatito.errors import UserError
+from gatito.eval.results import Results
 from gatito.eval.rollout import Played
 
 
@@ -70,22 +71,27 @@ class RolloutRecorder:
         episode = encode_episode(buffer, env.observation_space, env.action_space, {"agent": f"gatito-{played.part}"})
         write_episode(folder, played.seed, episode)
 
-    def publish(self, specs: Sequence[TaskSpec], parts: Sequence[str], checkpoint: str) -> list[Path]:
-        """Put the datasets together, each whole or not at all, and forget what was kept."""
+    def publish(self, specs: Sequence[TaskSpec], parts: Sequence[str], results: Results) -> list[Path]:
+        """Put the datasets together of the finished episodes, each whole or not at all, and forget what was kept.
+
+        A dataset that is already there was published before this evaluation was killed.
+        """
+        finished = {(record.task, record.prompt, record.seed) for record in results.records if record.is_finished}
         written = []
         for spec in specs:
             for part in parts:
                 kept = self._folder(spec.id, part)
-                seeds = sorted(int(path.name) for path in kept.glob("*")) if kept.is_dir() else []
-                if not seeds:
-                    continue
+                seeds = sorted(int(path.name) for path in kept.glob("*"))
+                seeds = [seed for seed in seeds if (spec.id, part, seed) in finished]
                 target = self.root / spec.id / dataset_name(part)
+                if not seeds or target.exists():
+                    continue
                 metadata = {
                     "algorithm_name": f"gatito, prompt {part}",
                     "gatito_task": spec.id,
                     "gatito_actions": "executed",
                     "gatito_license": spec.license,
-                    "description": f"rollouts of {checkpoint} on {spec.id}, prompt {part}",
+                    "description": f"rollouts of {results.checkpoint} on {spec.id}, prompt {part}",
                 }
                 with published(target) as folder:
                     writer = MinariWriter(folder, f"{spec.id}/{target.name}", self.envs[spec.id], metadata)

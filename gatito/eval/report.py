@@ -91,7 +91,8 @@ def _videos(videos: Sequence[Video]) -> str:
     figures = []
     for v in sorted(videos, key=lambda v: not v.failed):
         note = f'<br><span class="wrong">{escape(v.note)}</span>' if v.note else ""
-        failed = ' <span class="wrong">failed</span>' if v.failed else ""
+        words = "no success" if v.score is None else f"below {FAILED_BELOW:g}"
+        failed = f' <span class="wrong">{words}</span>' if v.failed else ""
         figures.append(
             f'<figure><video controls muted loop playsinline preload="metadata" '
             f'aria-label="{escape(v.task)}: {escape(v.caption)}" '
@@ -99,8 +100,7 @@ def _videos(videos: Sequence[Video]) -> str:
             f"<figcaption><b>{escape(v.task)}</b>{failed}<br>{escape(v.caption)}{note}</figcaption></figure>"
         )
     lead = (
-        f"Episodes, the failed ones first: their score is below {FAILED_BELOW:g}, nearer to the random policy than "
-        "to the expert."
+        f"Episodes, those with a score below {FAILED_BELOW:g} first: nearer to the random policy than to the expert."
     )
     return section("Acting", lead, f'<div class="figures">{"".join(figures)}</div>') if figures else ""
 
