@@ -159,7 +159,7 @@ def evaluate(
         tasks: Task ids, groups and patterns, separated by commas; all that the checkpoint knows by default.
         env: Gymnasium id of an environment of yours that the checkpoint was trained on, or `module:id`.
         record: Folder to write the episodes to, as Minari datasets.
-        videos: Episodes that are filmed: of the worst tasks and of the best.
+        videos: Episodes that are filmed, with the last of the prompts: of the worst tasks and of the best.
         attention_step: Timestep of the filmed episodes whose attention over the context the report shows.
     """
     from gatito.data.tasks import matching

@@ -207,7 +207,7 @@ def look_at(
     actor: Actor, shown: list[CheckedTask], videos: list[Video], how: EvaluationConfig
 ) -> list[AttentionView]:
     """Attention with a demonstration as prompt, in LunarLander, and without, amid the BabyAI episode of the video."""
-    prompt = make_prompts(actor.model, shown[1], how, 1).prompt("beginning", 0, EVALUATION_SEEDS)
+    prompt = make_prompts(actor.model, shown[1], how).prompt("beginning", 0, EVALUATION_SEEDS)
     return [
         view_attention(actor, shown[1], step=20, prompt=prompt),  # it takes longer to fall
         view_attention(actor, shown[3], step=videos[3].length // 2),

@@ -12,30 +12,26 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from gatito.data.publish import check_writable
-from gatito.data.tasks import EVALUATION_SEEDS, TaskSpec, registry
+from gatito.data.tasks import TaskSpec, registry
 from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint, weights_sha256
-from gatito.eval.attention import AttentionView, view_attention
 from gatito.eval.card import scored_card, write_card
 from gatito.eval.compare import compare, prompts_of
 from gatito.eval.compare_report import check_comparison, print_comparison, write_comparison
 from gatito.eval.config import EvaluationConfig
-from gatito.eval.evaluate import CheckedTask, baselines_of, check_tasks, evaluate, make_actor, make_prompts
+from gatito.eval.evaluate import baselines_of, check_tasks, episodes_of, evaluate
+from gatito.eval.film import film
 from gatito.eval.journal import SETTINGS, Journal
 from gatito.eval.mp4 import pyav
 from gatito.eval.record import RolloutRecorder
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import FILE, Results, print_results, read_results, write_results
-from gatito.eval.scores import EpisodeRecord, TaskResult
-from gatito.eval.videos import Video, record_episode
-from gatito.model import GatitoForCausalLM, GatitoProcessor
+from gatito.model import GatitoProcessor
 from gatito.policies import any_environment, modules_of
 from gatito.train.hub import push_to_hub
 
 RECORDED = ".recorded"
 """Folder of the episodes that are to become datasets."""
-MAX_VIEWS = 2
-"""Filmed episodes of which the report shows what the model looks at."""
 SHOWN_SHA = 16
 """Letters of the hash of the weights that results name."""
 LONGEST_WAIT = timedelta(days=7)
@@ -67,7 +63,7 @@ def evaluate_checkpoint(
     if videos < 0 or attention_step < 0:
         raise UserError(f"--videos {videos} and --attention-step {attention_step}: allowed 0 and more")
     if videos:
-        pyav()  # before the first episode
+        _check_pyav()
     processes = PartialState(timeout=LONGEST_WAIT)
     model, processor = load_checkpoint(checkpoint)
     settings = {"checkpoint": checkpoint, "weights": weights_sha256(model)[:SHOWN_SHA], **config.to_json()}
@@ -85,17 +81,19 @@ def evaluate_checkpoint(
         if not processes.is_main_process:
             return
         results = Results(
-            records=journal.all_records(ids, config.prompts),
+            records=journal.all_records(episodes_of(checked, config)),
             baselines=baselines_of(checked),
             checkpoint=checkpoint,
             settings=settings | machine(),
-            seconds={"evaluate": time.monotonic() - began},
+            seconds={}
+            if journal.records
+            else {"evaluate": time.monotonic() - began},  # else there were others before
         )
         write_results(results, out / FILE)
         if recorder is not None:
             for folder in recorder.publish([task.spec for task in checked], config.prompts, results):
                 tqdm.write(str(folder))
-        filmed, views = _film(results, out / "videos", model, checked, config, videos, attention_step)
+        filmed, views = film(results, out / "videos", model, checked, config, videos, attention_step)
         run = Path(checkpoint)
         report = Report(
             title=f"gatito: {checkpoint}",
@@ -110,6 +108,14 @@ def evaluate_checkpoint(
         journal.remove()
     print_results(results)
     tqdm.write("\n".join(str(out / name) for name in (FILE, "report.html", "card.md")))
+
+
+def _check_pyav() -> None:
+    """Before the first episode."""
+    try:
+        pyav()
+    except UserError as error:
+        raise UserError(f"{error}, or do without: --videos 0") from None
 
 
 def machine() -> dict[str, Any]:
@@ -132,57 +138,6 @@ def _chosen(
             "yours is evaluated by --env [module:]ID"
         )
     return chosen
-
-
-def _film(
-    results: Results,
-    folder: Path,
-    model: GatitoForCausalLM,
-    checked: Sequence[CheckedTask],
-    config: EvaluationConfig,
-    videos: int,
-    attention_step: int,
-) -> tuple[list[Video], list[AttentionView]]:
-    """Videos of the worst tasks and the best, and what the model looked at in two of the episodes.
-
-    An episode that cannot be played again costs its video, not the report.
-    """
-    actor, part = make_actor(model, config, 1), config.prompts[-1]
-    by_id = {task.spec.id: task for task in checked}
-    filmed: list[Video] = []
-    shown: list[tuple[int, AttentionView]] = []
-    for row in tqdm(worst_and_best(results.tasks, part, videos), desc="film", unit="episode", disable=not videos):
-        task, episode = by_id[row.id], lowest(results.records, row)
-        try:
-            prompt = None
-            if part != "none":
-                number = (episode.seed - EVALUATION_SEEDS) // config.episodes_in_context
-                prompt = make_prompts(model, task, config).prompt(part, number, episode.seed)
-            video = record_episode(actor, task, folder, seed=episode.seed, prompt=prompt)
-            step = min(attention_step, video.length - 1)
-            shown.append((step, view_attention(actor, task, step, seed=episode.seed, prompt=prompt)))
-        except Exception as error:  # whatever another package's simulator raises
-            tqdm.write(f"not filmed: {row.id}, seed {episode.seed}: {type(error).__name__}: {error}")
-            continue
-        filmed.append(video)
-    # Late steps have more to look at; of equal ones those of the worst task and of the best.
-    ranked = sorted(range(len(shown)), key=lambda i: (-shown[i][0], min(i, len(shown) - 1 - i)))
-    return filmed, [shown[i][1] for i in sorted(ranked[:MAX_VIEWS])]
-
-
-def worst_and_best(rows: Sequence[TaskResult], part: str, count: int) -> list[TaskResult]:
-    """Rows of as many tasks with a prompt: the worse half of them the worst, the rest the best."""
-    played = [row for row in rows if row.prompt == part and row.episodes]
-    ranked = sorted(played, key=lambda row: (row.score is not None, row.score or 0.0))
-    if len(ranked) <= count:
-        return ranked
-    return ranked[: (count + 1) // 2] + ranked[len(ranked) - count // 2 :]
-
-
-def lowest(records: Sequence[EpisodeRecord], row: TaskResult) -> EpisodeRecord:
-    """The finished episode of a row with the lowest return, the first of a context."""
-    own = [r for r in records if (r.task, r.prompt) == (row.id, row.prompt) and r.total_return is not None]
-    return min(own, key=lambda r: (r.order, r.total_return or 0.0))
 
 
 def push_checkpoint(checkpoint: str, to: str, private: bool, results: str | None) -> None:

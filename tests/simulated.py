@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gatito.data.tasks import EVALUATION_SEEDS, TaskSpec
 
 FAULTY = EVALUATION_SEEDS + 2
-"""The seed whose episode goes wrong, at its third timestep."""
+"""The seed whose episode goes wrong."""
 
 
 class Drawn(gym.Env[Any, Any]):
@@ -44,19 +44,22 @@ class Points(Drawn):
     observation_space = spaces.Box(-9.0, 9.0, (3,), np.float32)
     action_space = spaces.Discrete(4)
 
-    def __init__(self, fault: str = "", render_mode: str | None = None) -> None:
-        self.fault = fault
+    def __init__(self, fault: str = "", at: int = 3, seeds: tuple[int, ...] = (FAULTY,)) -> None:
+        self.fault, self.at, self.faulty = fault, at, seeds
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         assert seed is not None
         self.SEEDS.append(seed)
         self.seed, self.length = seed, 4 + seed % 5
-        return super().reset(seed=seed)
+        observation, info = super().reset(seed=seed)
+        if seed in self.faulty and self.at == 0:
+            observation, _ = self._go_wrong(observation, 0.0)
+        return observation, info
 
     def step(self, action: Any) -> Any:
         observation, _, terminated, truncated, info = super().step(action)
         reward = float(action) + float(observation[0]) / 10
-        if self.seed == FAULTY and self.t == 3:
+        if self.seed in self.faulty and self.t == self.at:
             observation, reward = self._go_wrong(observation, reward)
         return observation, reward, terminated, truncated, info
 
@@ -105,8 +108,9 @@ def always_three(env: Any) -> Any:
     return lambda observation: np.int64(3)
 
 
-def points(fault: str = "") -> TaskSpec:
-    return TaskSpec(id="toy/points", make=partial(Points, fault), expert=always_three)
+def points(fault: str = "", at: int = 3, seeds: tuple[int, ...] = (FAULTY,)) -> TaskSpec:
+    """A task whose episodes of some seeds go wrong after so many actions."""
+    return TaskSpec(id="toy/points", make=partial(Points, fault, at, seeds), expert=always_three)
 
 
 GRID = TaskSpec(id="toy/grid", make=Grid, expert=always_three)

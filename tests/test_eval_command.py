@@ -13,9 +13,10 @@ import pytest
 import torch
 from toy import tiny_recipe
 
-from gatito import cli
+from gatito import cli, eval_commands
 from gatito.data.minari_episodes import open_minari
 from gatito.errors import UserError
+from gatito.eval import film, rollout
 from gatito.eval.results import read_results
 from gatito.train.trainer import train
 
@@ -87,8 +88,8 @@ def test_rollouts_are_recorded_and_prompt_the_next_evaluation(inside: Path) -> N
     assert not list((inside / "recorded").glob(".recorded"))
     with pytest.raises(UserError, match="rollouts-none-v0 exists"):
         evaluate("--tasks classic/cartpole --episodes 3 --record rec --out again")
-    with pytest.raises(UserError, match=r"0 of 1 demonstrations in rec; 3 others score below 0.5"):
-        evaluate("--tasks classic/cartpole --episodes 1 --prompt end --demonstrations-from rec --out prompted")
+    prompted = evaluate("--tasks classic/cartpole --episodes 1 --prompt end --demonstrations-from rec --out prompted")
+    assert "0 of 1 demonstrations in rec; 3 others score below 0.5" in prompted["records"][0]["failure"]
 
 
 def test_what_was_evaluated_with_other_settings_is_not_continued(inside: Path) -> None:
@@ -106,6 +107,41 @@ def test_the_folder_of_results_holds_nothing_but_them(inside: Path) -> None:
         ("none", 2), ("beginning", 1), ("end", 1), ("uniform", 1)
     ]  # fmt: skip
     assert results.settings["weights"]
+
+
+def test_scores_outlive_a_report_that_fails_and_the_same_command_goes_on(
+    inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "--tasks classic/cartpole --episodes 2 --record kept --out unlucky"
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no ink")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(eval_commands, "write_report", fail)
+        with pytest.raises(RuntimeError, match="no ink"):
+            evaluate(line)
+    first = read_results(inside / "unlucky")
+    assert open_minari(inside / "kept/classic/cartpole/rollouts-none-v0").dataset.total_episodes == 2
+    monkeypatch.setattr(rollout.Actor, "decide", fail)  # nothing is played again
+    assert read_results(inside / "unlucky").records == first.records
+    evaluate(line)
+    assert (inside / "unlucky" / "report.html").is_file()
+    with pytest.raises(UserError, match=r"results.json exists"):
+        evaluate(line)
+
+
+def test_an_episode_that_cannot_be_filmed_costs_its_video_alone(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no film")
+
+    monkeypatch.setattr(film, "record_episode", fail)
+    line = "eval run --tasks classic/cartpole --episodes 2 --videos 1 --processes 0 --out dark"
+    cli.run(line.split())
+    assert "not filmed: classic/cartpole, seed" in capsys.readouterr().out
+    assert "<video" not in (inside / "dark" / "report.html").read_text()
 
 
 def launch(inside: Path, line: str, processes: int = 1) -> subprocess.Popen[bytes]:
@@ -134,10 +170,55 @@ def test_an_evaluation_killed_and_continued_equals_an_uninterrupted_one(inside: 
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_what_one_does(inside: Path) -> None:
+def test_two_processes_evaluate_and_record_what_one_does(inside: Path) -> None:
     line = "--tasks classic/cartpole --episodes 7 --prompt none,end --temperature 0"
-    one = evaluate(f"{line} --out one")
-    assert launch(inside, f"{line} --videos 0 --out two", processes=2).wait(240) == 0
+    one = evaluate(f"{line} --out one --record of-one")
+    assert launch(inside, f"{line} --videos 0 --out two --record of-two", processes=2).wait(240) == 0
     two = json.loads((inside / "two" / "results.json").read_text())
     assert two["records"] == one["records"]
     assert not list((inside / "two").glob("episodes-*"))
+    for part in ("none", "end"):
+        name = f"classic/cartpole/rollouts-{part}-v0"
+        a, b = (list(open_minari(inside / root / name).episodes()) for root in ("of-one", "of-two"))
+        assert [episode.total_return for episode in a] == [episode.total_return for episode in b]
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_two_were_killed(inside: Path) -> None:
+    line = "--tasks classic/cartpole --episodes 40 --temperature 0 --sessions 1 --record kept-of-two"
+    process = launch(inside, f"{line} --videos 0 --out both", processes=2)
+    journals = [inside / "both" / f"episodes-0000{rank}.jsonl" for rank in range(2)]
+    deadline = time.monotonic() + 120
+    while not all(journal.is_file() and journal.read_text().count("\n") > 2 for journal in journals):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(1)  # until the last of them has let go of its file
+    continued = evaluate(f"{line} --out both")
+    alone = evaluate(f"{line.replace('kept-of-two', 'kept-of-one')} --out alone")
+    assert continued["records"] == alone["records"]
+    source = open_minari(inside / "kept-of-two/classic/cartpole/rollouts-none-v0")
+    assert [episode.total_return for episode in source.episodes()] == [r["return"] for r in alone["records"]]
+
+
+@pytest.mark.slow
+def test_simulating_processes_import_the_module_that_registers_the_environment(inside: Path) -> None:
+    cli.run(
+        [
+            "eval",
+            "run",
+            "--env",
+            "drivers:Blackjack-v1",
+            "--episodes",
+            "3",
+            "--processes",
+            "2",
+            "--videos",
+            "0",
+            "--out",
+            "module",
+        ]
+    )
+    assert [record.failure for record in read_results(inside / "module").records] == ["", "", ""]

@@ -145,7 +145,12 @@ def test_processes_that_share_the_episodes_play_those_of_one(
         with Journal(tmp_path, {"a": 1}, rank) as journal:
             evaluate(model, processor, list(SPECS), config, journal=journal, share=(rank, world))
     with Journal(tmp_path, {"a": 1}) as journal:
-        assert journal.all_records(list(SPECS), config.prompts) == whole
+        keys = [(record.task, record.prompt, record.seed) for record in whole]
+        assert journal.all_records(keys) == whole
+        with pytest.raises(
+            UserError, match=r"lacks 1 of \d+ episodes, the first of toy/points, prompt end, seed 7; all"
+        ):
+            journal.all_records([*keys, ("toy/points", "end", 7)])
     sizes = [len(path.read_text().splitlines()) for path in sorted(tmp_path.glob("episodes-*.jsonl"))]
     assert len(sizes) == world
     assert max(sizes) - min(sizes) <= 1
@@ -173,7 +178,7 @@ def test_a_continued_evaluation_equals_an_uninterrupted_one_and_plays_nothing_tw
     Points.SEEDS.clear()
     with Journal(tmp_path, settings) as journal:
         finished = {(r.task, r.seed) for r in journal.records}
-        assert 6 <= len(finished) <= 9
+        assert 6 <= len(finished) <= 10
         assert evaluate(model, processor, list(SPECS), config, journal=journal) == whole
         assert len(Points.SEEDS) == 14 - len(finished)
     with Journal(tmp_path, settings) as journal:
@@ -194,6 +199,57 @@ def test_a_broken_journal_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text("{")
     with pytest.raises(UserError, match=r"evaluation.json: not JSON .*; choose another --out"):
         Journal(tmp_path, {})
+
+
+def test_a_journal_is_written_by_one_process_at_a_time(tmp_path: Path) -> None:
+    with (
+        Journal(tmp_path, {}),
+        Journal(tmp_path, {}, rank=1),
+        pytest.raises(UserError, match="is being evaluated by another process; wait for it"),
+    ):
+        Journal(tmp_path, {})
+
+
+def test_a_damaged_line_of_a_journal_is_named(tmp_path: Path) -> None:
+    (tmp_path / "episodes-00000.jsonl").write_text('[{"task": 3}]\n')
+    with pytest.raises(UserError, match=r"episodes-00000.jsonl, line 1: task is 3.*; remove the line"):
+        Journal(tmp_path, {})
+
+
+def test_a_task_whose_expert_gives_no_demonstrations_is_counted_as_failed_and_tried_once(
+    processor: GatitoProcessor, model: GatitoForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    original = module.make_prompts
+
+    def counted(model: Any, task: Any, config: Any) -> Any:
+        made.append(task.spec.id)
+        return original(model, task, config)
+
+    monkeypatch.setattr(module, "make_prompts", counted)
+    monkeypatch.setitem(KNOWN, "toy/points", Reference(random=0.0, expert=1000.0))
+    records = evaluate(model, processor, list(SPECS), how(prompt="end"))
+    assert made == list(SPECS)
+    failures = {r.task: r.failure for r in records}
+    assert "0 of 7 demonstrations; 70 others score below 0.5" in failures["toy/points"]
+    assert failures["toy/success"] == ""
+
+
+def test_only_as_many_sessions_are_held_as_there_are_contexts_to_play(
+    processor: GatitoProcessor, model: GatitoForCausalLM, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sizes: list[int] = []
+    original = module.make_actor
+
+    def noted(model: Any, config: Any, num_sessions: int) -> Any:
+        sizes.append(num_sessions)
+        return original(model, config, num_sessions)
+
+    monkeypatch.setattr(module, "make_actor", noted)
+    for _ in range(2):
+        with Journal(tmp_path, {}) as journal:
+            evaluate(model, processor, ["toy/points"], how(), journal=journal)
+    assert sizes == [7]  # and none where nothing is left
 
 
 def test_demonstrations_of_one_task_at_a_time_are_in_memory(
@@ -243,6 +299,8 @@ BAD = {
     "--sessions is -1": {"sessions": -1},
     "--processes is -1, allowed 0 and more": {"processes": -1},
     "--limit-s is 0, allowed above 0": {"limit_s": 0},
+    "--limit-s is inf": {"limit_s": float("inf")},
+    "--expert-return is nan, expected a finite number": {"expert_return": float("nan")},
     "unknown prompt 'begining'; did you mean 'beginning'": {"prompt": "none,begining"},
     "unknown prompt ''": {"prompt": "none,"},
     "--prompt lists 'end' twice": {"prompt": "end,end"},
@@ -285,6 +343,8 @@ def test_a_task_without_references_is_measured_when_it_is_evaluated(monkeypatch:
     assert measured.random is not None
     assert 40 < measured.random < 100
     assert baseline_of(grid, expert=123.0).expert == 123.0
+    with pytest.raises(UserError, match="--expert-return is for tasks whose expert was not measured; that of toy/p"):
+        baseline_of(SPECS["toy/points"], expert=123.0)
     monkeypatch.setattr(referring, "has_expert", lambda spec: False)
     unknown = baseline_of(grid)
     assert unknown.expert is None

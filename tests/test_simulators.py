@@ -1,5 +1,6 @@
 """One of N simulators may raise, die, hang or return what is no number: its episode has failed, the others go on."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -83,7 +84,7 @@ def test_a_simulator_that_raises_costs_its_own_episode_alone(make: Callable[[], 
         *_, last = steps(these, 3)
         assert last[2] == Failed(reason="RuntimeError: the arm fell off")
         assert all(isinstance(last[slot], Moment) for slot in (0, 1, 3))
-        again = these.exchange({2: Begin(spec=points(), seed=SEEDS[0])})
+        again = these.exchange({2: Begin(spec=points("raises"), seed=SEEDS[0])})
         assert isinstance(again[2], Moment)
 
 
@@ -114,17 +115,65 @@ def test_a_process_that_ends_is_replaced_and_what_it_held_may_begin_again(fault:
         assert all(isinstance(answer, Moment) for answer in again.values())
 
 
-def test_processes_that_die_at_once_end_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_DEATHS", 1)
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("fault", ["dies", "raises"])
+def test_simulators_that_fail_at_every_reset_never_end_the_evaluation(fault: str, processes: int) -> None:
+    seeds = tuple(range(20))
+    with closing(SimulatorPool(processes, limit_s=20)) as these:
+        waiting, failed = list(seeds), 0
+        asked: dict[int, Any] = {slot: Begin(spec=points(fault, 0, seeds), seed=waiting.pop()) for slot in range(3)}
+        while asked:
+            answers = these.exchange(asked)
+            for slot, answer in answers.items():
+                if isinstance(answer, Failed):
+                    failed += 1
+                    asked.pop(slot)
+                    if waiting:
+                        asked[slot] = Begin(spec=points(fault, 0, seeds), seed=waiting.pop())
+                else:
+                    assert answer == Lost()
+    assert failed == len(seeds)
+
+
+def test_processes_that_die_before_they_take_requests_blame_no_episode_and_end_the_evaluation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "_serve", exit_at_once)
     with closing(SimulatorPool(1, limit_s=3)) as these:
-        assert begin_all(these, points())[0] == Failed(reason="its process ended with exit code 3")
-        with pytest.raises(UserError, match="2 processes of simulators ended before they had answered"):
+        for _ in range(module.MAX_DEATHS):
+            assert set(begin_all(these, points()).values()) == {Lost()}
+        with pytest.raises(UserError, match=r"end though no simulator is at work .*exit code 3.* is there memory"):
             begin_all(these, points())
 
 
 def exit_at_once(*_: Any) -> None:
     raise SystemExit(3)
+
+
+def test_a_process_that_dies_between_two_requests_blames_no_episode() -> None:
+    with closing(SimulatorPool(1, limit_s=20)) as these:
+        begin_all(these, points())
+        these._workers[0].process.kill()
+        these._workers[0].process.join()
+        assert set(next(iter(steps(these, 1))).values()) == {Lost()}
+        assert all(isinstance(answer, Moment) for answer in begin_all(these, points()).values())
+
+
+def test_tasks_of_one_name_play_their_own_environments_in_a_pool() -> None:
+    with closing(SimulatorPool(1, limit_s=20)) as these:
+        first, second = points(), dataclasses.replace(GRID, id="toy/points")
+        shown = these.exchange({0: Begin(spec=first, seed=1), 1: Begin(spec=second, seed=1)})
+        assert shown[0].observation.shape == (3,)  # type: ignore[union-attr]
+        assert sorted(shown[1].observation) == ["at", "mission"]  # type: ignore[union-attr]
+
+
+def test_a_task_that_cannot_be_sent_to_a_process_is_refused_with_what_helps() -> None:
+    spec = dataclasses.replace(points(), make=lambda: None)
+    with (
+        closing(SimulatorPool(1, limit_s=20)) as these,
+        pytest.raises(UserError, match=r"a task cannot be sent to other processes .*; use --processes 0"),
+    ):
+        begin_all(these, spec)
 
 
 def test_the_processes_step_at_the_same_time() -> None:
@@ -154,7 +203,7 @@ def no_expert(env: Any) -> Any:
     raise NotImplementedError
 
 
-@pytest.mark.parametrize(("processes", "limit_s"), [(-1, 1.0), (0, 0.0), (1, float("nan"))])
+@pytest.mark.parametrize(("processes", "limit_s"), [(-1, 1.0), (0, 0.0), (1, float("nan")), (0, float("inf"))])
 def test_impossible_numbers_are_refused(processes: int, limit_s: float) -> None:
     with pytest.raises(UserError, match=r"--(processes|limit-s) is"):
         simulators(processes, limit_s=limit_s)
@@ -165,8 +214,8 @@ def vector(mode: AutoresetMode = AutoresetMode.DISABLED, num_envs: int = 3) -> g
 
 
 def test_a_vector_environment_shows_what_its_environments_show_alone() -> None:
-    alone, together = LocalSimulators(), VectorSimulators(vector())
-    requests: dict[int, Any] = {slot: Begin(spec=points(), seed=SEEDS[slot]) for slot in range(3)}
+    alone, together, spec = LocalSimulators(), VectorSimulators(vector()), points()
+    requests: dict[int, Any] = {slot: Begin(spec=spec, seed=SEEDS[slot]) for slot in range(3)}
     ended, rounds = 0, 0
     while requests:
         rounds += 1
@@ -182,7 +231,7 @@ def test_a_vector_environment_shows_what_its_environments_show_alone() -> None:
                 requests[slot] = Act(action=np.int64(rounds % 4))
             elif ended < 4:  # others begin while some are under way, and some rest at the end
                 ended += 1
-                requests[slot] = Begin(spec=points(), seed=SEEDS[0] + ended)
+                requests[slot] = Begin(spec=spec, seed=SEEDS[0] + ended)
     assert ended == 4
     together.close()
 
@@ -191,6 +240,21 @@ def test_a_vector_environment_shows_what_its_environments_show_alone() -> None:
 def test_a_vector_environment_that_resets_by_itself_is_refused(mode: AutoresetMode) -> None:
     with pytest.raises(UserError, match=r"resets by itself .*AutoresetMode.DISABLED"):
         VectorSimulators(vector(mode))
+
+
+def test_a_vector_environment_may_have_more_environments_than_episodes() -> None:
+    shown = VectorSimulators(vector()).exchange({1: Begin(spec=points(), seed=SEEDS[1])})
+    np.testing.assert_array_equal(shown[1].observation, points().make().reset(seed=SEEDS[1])[0])  # type: ignore[union-attr]
+
+
+def test_a_vector_environment_refuses_more_sessions_and_other_tasks() -> None:
+    with pytest.raises(UserError, match="sessions are more than the 3 environments"):
+        VectorSimulators(vector()).exchange({3: Begin(spec=points(), seed=0)})
+    these, spec = VectorSimulators(vector()), points()
+    these.exchange({0: Begin(spec=spec, seed=0)})
+    these.exchange({1: Begin(spec=spec, seed=0)})
+    with pytest.raises(UserError, match="plays one task, here 'toy/points'; evaluate 'toy/grid' apart"):
+        these.exchange({1: Begin(spec=GRID, seed=0)})
 
 
 def test_the_faulty_seed_is_one_of_those_that_are_played() -> None:

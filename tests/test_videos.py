@@ -179,8 +179,8 @@ def test_a_video_shows_the_episode_that_was_scored(walk, tmp_path: Path) -> None
 def test_a_prompted_episode_says_so(walk, tmp_path: Path) -> None:
     layout = walk[1].layout
     prompt = layout.episode_tokens(np.zeros((2, 2), np.float32), np.array([0, 1]))
-    video = record_episode(*walk, tmp_path, prompt=prompt)
-    assert video.caption.endswith(", prompted")
+    video = record_episode(*walk, tmp_path, prompt=prompt, part="end")
+    assert video.caption.endswith(", prompt end")
 
 
 @pytest.mark.parametrize(("expert", "failed"), [(1e6, True), (-999.0, False)])

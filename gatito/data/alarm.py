@@ -43,8 +43,8 @@ def time_limit(limit_s: float | None, counting: Literal["cpu", "wall"], error: E
     began = TIMES[counting]()
     around_s, repeat_s = signal.setitimer(timer, 0.0)
     previous = signal.signal(number, fail)
-    signal.setitimer(timer, min(limit_s, around_s or limit_s), REPEAT_S)
     try:
+        signal.setitimer(timer, min(limit_s, around_s or limit_s), REPEAT_S)
         yield
     finally:
         inside = False

@@ -23,7 +23,8 @@ from gatito.errors import UserError
 from gatito.eval import TEMPERATURE
 from gatito.eval.actor import Actor
 from gatito.eval.decoding import Decoding
-from gatito.eval.prompts import Prompt, prompt_of
+from gatito.eval.prompts import prompt_of
+from gatito.eval.scores import Prompt
 from gatito.eval.window import Memory
 from gatito.model import GatitoConfig, GatitoForCausalLM, GatitoProcessor
 from gatito.train.checkpoint import resolve_checkpoint

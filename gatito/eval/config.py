@@ -1,5 +1,6 @@
 """How a checkpoint is evaluated: what `gatito eval` takes beside the checkpoint and its tasks."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
@@ -7,9 +8,11 @@ from gatito.data.tasks import EVALUATION_SEEDS
 from gatito.errors import UserError, nearest
 from gatito.eval import TEMPERATURE
 from gatito.eval.decoding import Decoding
-from gatito.eval.prompts import Prompt
-from gatito.eval.scores import PROMPTS
+from gatito.eval.scores import PROMPTS, Prompt
+from gatito.eval.simulators import MAX_LIMIT_S
 
+NUM_DEMONSTRATIONS = 20
+"""Demonstrations that the prompts of a task are taken from, where a prompt does not need more."""
 WITHOUT_EFFECT = ("sessions", "processes", "limit_s", "compile")
 """Settings that decide how fast episodes are played, not which and how."""
 
@@ -48,7 +51,8 @@ class EvaluationConfig:
     sessions: int = 25
     """Episodes played as one batch."""
     processes: int = 0
-    """Processes that simulate; 0 simulates in this one, which a simulator that crashes would end."""
+    """Processes that simulate; 0 simulates in this one, which a simulator that crashes would end (the command line
+    takes 2)."""
     limit_s: float = 60.0
     """Seconds that a simulator may take for one timestep, after which its episode is counted as failed."""
 
@@ -59,8 +63,10 @@ class EvaluationConfig:
                 raise UserError(f"--{name.replace('_', '-')} is {value}, allowed 1 and more")
         if self.processes < 0:
             raise UserError(f"--processes is {self.processes}, allowed 0 and more")
-        if not self.limit_s > 0:
-            raise UserError(f"--limit-s is {self.limit_s}, allowed above 0")
+        if not 0 < self.limit_s <= MAX_LIMIT_S:
+            raise UserError(f"--limit-s is {self.limit_s}, allowed above 0 to {MAX_LIMIT_S:g}")
+        if self.expert_return is not None and not math.isfinite(self.expert_return):
+            raise UserError(f"--expert-return is {self.expert_return}, expected a finite number")
         for prompt in self.prompts:
             if prompt not in PROMPTS:
                 raise UserError(nearest(prompt, [*PROMPTS, "all"], "prompt"))
@@ -82,6 +88,12 @@ class EvaluationConfig:
     def count(self, prompt: Prompt) -> int:
         """Episodes per task with a prompt."""
         return self.episodes if prompt == "none" else self.prompted_episodes or self.episodes
+
+    @property
+    def num_demonstrations(self) -> int:
+        """Demonstrations that the prompts of a task are taken from."""
+        prompted = [self.count(prompt) for prompt in self.prompts if prompt != "none"]
+        return max(self.demonstrations, min(NUM_DEMONSTRATIONS, self.demonstrations * max(prompted, default=1)))
 
     def contexts(self, prompt: Prompt) -> list[tuple[int, ...]]:
         """The seeds of each context."""

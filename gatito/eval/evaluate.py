@@ -1,5 +1,6 @@
 """Seeded episodes of a checkpoint on several tasks."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing as closing_env
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from gatito.errors import UserError
 from gatito.eval.actor import Actor
 from gatito.eval.config import EvaluationConfig
 from gatito.eval.journal import Journal
-from gatito.eval.prompts import NUM_DEMONSTRATIONS, Prompt, Prompts
+from gatito.eval.prompts import Prompts, check_datasets
 from gatito.eval.references import baseline_of
 from gatito.eval.rollout import Job, Recorder, rollouts
-from gatito.eval.scores import Baseline, EpisodeRecord, TaskResult, task_results
+from gatito.eval.scores import Baseline, EpisodeRecord, Prompt, TaskResult, task_results
 from gatito.eval.simulators import Simulators, closing, simulators
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.model.int8 import quantize_int8
@@ -49,7 +50,10 @@ class CheckedTask:
 def check_task(
     processor: GatitoProcessor, task: str | TaskSpec, config: EvaluationConfig | None = None
 ) -> CheckedTask:
-    """What evaluating a task needs; raises `UserError` where it is unknown, or has other spaces now."""
+    """What evaluating a task needs, its references measured where they were not.
+
+    Raises `UserError` where it is unknown, or has other spaces now, and for demonstrations of another task or layout.
+    """
     config = config or EvaluationConfig()
     spec = task if isinstance(task, TaskSpec) else get_task(task)
     layout = processor.layout(spec.id)
@@ -60,26 +64,29 @@ def check_task(
             f"task {spec.id!r}: the environment's layout {fresh.sha256[:12]} is not the checkpoint's "
             f"{layout.sha256[:12]}; the spaces have changed since the data was built, train again"
         )
+    if config.demonstrations_from is not None:
+        check_datasets(spec, layout, config.demonstrations_from)
     baseline = baseline_of(spec, config.demonstrations_from, config.expert_return)
     return CheckedTask(spec=spec, layout=layout, baseline=baseline, env=env)
 
 
 def check_tasks(
-    processor: GatitoProcessor, tasks: Sequence[str | TaskSpec], config: EvaluationConfig
+    processor: GatitoProcessor, tasks: Sequence[str | TaskSpec | CheckedTask], config: EvaluationConfig
 ) -> list[CheckedTask]:
-    """All of them, before the first episode."""
-    ids = [task if isinstance(task, str) else task.id for task in tasks]
-    for task in ids:
-        if ids.count(task) > 1:
-            raise UserError(f"task {task!r} is listed twice; raise --episodes instead")
+    """All of them, before the first episode; raises `UserError` for one that is listed twice."""
+    named = [task.spec if isinstance(task, CheckedTask) else task for task in tasks]
+    ids = [task if isinstance(task, str) else task.id for task in named]
+    for name in ids:
+        if ids.count(name) > 1:
+            raise UserError(f"task {name!r} is listed twice; raise --episodes instead")
     bar = tqdm(tasks, desc="check", unit="task", leave=False, disable=len(tasks) < 3)
-    return [check_task(processor, task, config) for task in bar]
+    return [task if isinstance(task, CheckedTask) else check_task(processor, task, config) for task in bar]
 
 
 def evaluate(
     model: GatitoForCausalLM,
     processor: GatitoProcessor,
-    tasks: Sequence[str | TaskSpec] | Sequence[CheckedTask],
+    tasks: Sequence[str | TaskSpec | CheckedTask],
     config: EvaluationConfig | None = None,
     *,
     journal: Journal | None = None,
@@ -92,46 +99,43 @@ def evaluate(
 
     Same checkpoint, settings and machine: same records. Which episodes share a batch changes rounding, no more.
     With a `journal` what is finished is written down at once, and what it says is not played again. `share` is the
-    number of this process and how many there are; each plays every so-manieth context.
+    number of this process and how many there are; each plays every so-manieth context. `simulated_by` stays open.
+    Raises `UserError` for a task that cannot be evaluated, and what `rollouts` and `make_actor` raise.
     """
     config = config or EvaluationConfig()
-    checked = [t if isinstance(t, CheckedTask) else check_task(processor, t, config) for t in tasks]
-    actor = make_actor(model, config, config.sessions)
+    checked = check_tasks(processor, tasks, config)
     records = [] if journal is None else list(journal.records)
     rank, world = share
-    jobs = _jobs(model, checked, config)
-    own = [job for i, job in enumerate(jobs) if i % world == rank]
+    own = _jobs(model, checked, config)[rank::world]
     done = {(r.task, r.prompt, r.seed) for r in records}
     left = [job for job in own if not all((job.spec.id, job.part, seed) in done for seed in job.seeds)]
-    made = simulators(config.processes, limit_s=config.limit_s) if simulated_by is None else simulated_by
     total = sum(len(job.seeds) for job in own)
-    with closing(made), tqdm(total=total, desc="evaluate", unit="episode", disable=rank > 0) as bar:
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=total, desc="evaluate", unit="episode", disable=rank > 0))
         bar.update(total - sum(len(job.seeds) for job in left))
-
-        def tick() -> None:
-            bar.update()
-            on_episode()
-
-        for finished in rollouts(actor, made, left, recorder=recorder, on_episode=tick):
-            bar.set_postfix_str(finished[0].task)
-            records.extend(finished)
-            if journal is not None:
-                journal.add(finished)
-            for record in finished:
-                if record.failure:
-                    tqdm.write(f"failed: {record.failure}")
-    if actor.num_clipped:
-        tqdm.write(f"{actor.num_clipped} observed values outside their bounds, clipped by the bins")
-    order: dict[tuple[str, str], int] = {
-        (task.spec.id, prompt): i for i, (task, prompt) in enumerate(_cells(checked, config))
-    }
-    return sorted(records, key=lambda r: (order[r.task, r.prompt], r.seed))
+        if left:
+            actor = make_actor(model, config, min(config.sessions, len(left)))
+            these = simulated_by or stack.enter_context(closing(simulators(config.processes, limit_s=config.limit_s)))
+            for finished in rollouts(actor, these, left, recorder=recorder):
+                records.extend(finished)
+                if journal is not None:
+                    journal.add(finished)
+                bar.set_postfix_str(finished[0].task)
+                for record in finished:
+                    bar.update()
+                    on_episode()
+                    if record.failure:
+                        tqdm.write(f"failed: {record.task}, seed {record.seed}, {record.failure}")
+            if actor.num_clipped:
+                tqdm.write(f"{actor.num_clipped} observed values outside their bounds, clipped by the bins")
+    order = {key: i for i, key in enumerate(episodes_of(checked, config))}
+    return sorted(records, key=lambda record: order[record.task, record.prompt, record.seed])
 
 
 def evaluate_task(
     model: GatitoForCausalLM,
     processor: GatitoProcessor,
-    task: str | TaskSpec,
+    task: str | TaskSpec | CheckedTask,
     config: EvaluationConfig | None = None,
     *,
     on_episode: Callable[[], object] = lambda: None,
@@ -140,15 +144,15 @@ def evaluate_task(
 
     Raises `UserError` where no episode could be finished, with what befell the first.
     """
-    checked = check_task(processor, task, config)
+    (checked,) = check_tasks(processor, [task], config or EvaluationConfig())
     records = evaluate(model, processor, [checked], config, on_episode=on_episode)
     if all(record.failure for record in records):
         raise UserError(f"no episode of {checked.spec.id} could be finished: {records[0].failure}")
-    return task_results(records, {checked.spec.id: checked.baseline})[0]
+    return task_results(records, baselines_of([checked]))[0]
 
 
 def make_actor(model: GatitoForCausalLM, config: EvaluationConfig, num_sessions: int) -> Actor:
-    """An actor of so many sessions that acts as configured."""
+    """An actor of so many sessions that acts as configured; raises `UserError` for int8 on a GPU."""
     return Actor(
         quantize_int8(model) if config.int8 else pack_linears(model),
         num_sessions,
@@ -159,19 +163,18 @@ def make_actor(model: GatitoForCausalLM, config: EvaluationConfig, num_sessions:
     )
 
 
-def make_prompts(
-    model: GatitoForCausalLM, task: CheckedTask, config: EvaluationConfig, count: int = NUM_DEMONSTRATIONS
-) -> Prompts:
-    """The prompts of a task, out of `count` demonstrations at most."""
+def make_prompts(model: GatitoForCausalLM, task: CheckedTask, config: EvaluationConfig) -> Prompts:
+    """The prompts of a task; raises `UserError` where there are too few demonstrations."""
     return Prompts(
         task.spec,
         task.layout,
         model.config.trunk,
         int(model.config.context),
         known=task.reference,
+        count=config.num_demonstrations,
         each=config.demonstrations,
-        count=count,
         source=config.demonstrations_from,
+        limit_s=config.limit_s,
     )
 
 
@@ -181,16 +184,21 @@ def _cells(checked: Sequence[CheckedTask], config: EvaluationConfig) -> Iterator
 
 def _jobs(model: GatitoForCausalLM, checked: Sequence[CheckedTask], config: EvaluationConfig) -> list[Job]:
     """All contexts, task by task; demonstrations are made when the first of their task is asked for."""
-    made: dict[str, Prompts] = {}
+    made: dict[str, Prompts | UserError] = {}
 
     def prompt(task: CheckedTask, part: Prompt, number: int, seed: int) -> TokenSequence | None:
         if part == "none":
             return None
         if task.spec.id not in made:
             made.clear()  # contexts begin in the order of tasks
-            count = min(NUM_DEMONSTRATIONS, config.demonstrations * config.count(part))
-            made[task.spec.id] = make_prompts(model, task, config, max(count, config.demonstrations))
-        return made[task.spec.id].prompt(part, number, seed)
+            try:
+                made[task.spec.id] = make_prompts(model, task, config)
+            except UserError as error:  # the next contexts need not try again
+                made[task.spec.id] = error
+        prompts = made[task.spec.id]
+        if isinstance(prompts, UserError):
+            raise prompts
+        return prompts.prompt(part, number, seed)
 
     return [
         Job(
@@ -202,6 +210,16 @@ def _jobs(model: GatitoForCausalLM, checked: Sequence[CheckedTask], config: Eval
         )
         for task, part in _cells(checked, config)
         for number, seeds in enumerate(config.contexts(part))
+    ]
+
+
+def episodes_of(checked: Sequence[CheckedTask], config: EvaluationConfig) -> list[tuple[str, str, int]]:
+    """Task, prompt and seed of every episode, in order."""
+    return [
+        (task.spec.id, part, seed)
+        for task, part in _cells(checked, config)
+        for seeds in config.contexts(part)
+        for seed in seeds
     ]
 
 

@@ -4,11 +4,12 @@ OUT/evaluation.json           what is evaluated and how
 OUT/episodes-00000.jsonl      a line for each finished context, of process 0; other processes have files of their own
 """
 
+import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from gatito.errors import UserError
 from gatito.eval.scores import EpisodeRecord
@@ -33,11 +34,9 @@ class Journal:
             differing = sorted(k for k in {*found, *settings} if found.get(k) != settings.get(k))
             values = "; ".join(f"{k}: {found.get(k)!r} there, {settings.get(k)!r} here" for k in differing)
             raise UserError(f"{out} holds an evaluation with other settings ({values}); choose another --out")
-        self.records = list(self._read_all())
+        self.records = self._read_all()
         """Of all processes, as far as they were finished when this was opened."""
-        path = out / f"episodes-{rank:05d}.jsonl"
-        _drop_half_a_line(path)
-        self._file = path.open("a")
+        self._file = self._locked(out / f"episodes-{rank:05d}.jsonl")
 
     def __enter__(self) -> "Journal":
         return self
@@ -52,24 +51,52 @@ class Journal:
         self._file.write(json.dumps([record.to_json() for record in records]) + "\n")
         self._file.flush()
 
-    def all_records(self, tasks: Sequence[str], prompts: Sequence[str]) -> list[EpisodeRecord]:
-        """What all processes have finished by now, in the order of tasks, prompts and seeds."""
+    def all_records(self, wanted: Sequence[tuple[str, str, int]]) -> list[EpisodeRecord]:
+        """The records of tasks, prompts and seeds, in this order, by whichever process.
+
+        Raises `UserError` where one is missing.
+        """
         found = {(r.task, r.prompt, r.seed): r for r in self._read_all()}
-        return sorted(found.values(), key=lambda r: (tasks.index(r.task), prompts.index(r.prompt), r.seed))
+        missing = [key for key in wanted if key not in found]
+        if missing:
+            task, prompt, seed = missing[0]
+            raise UserError(
+                f"{self.out} lacks {len(missing)} of {len(wanted)} episodes, the first of {task}, prompt {prompt}, "
+                f"seed {seed}; all processes must see this folder. The same command plays what is missing"
+            )
+        return [found[key] for key in wanted]
 
     def remove(self) -> None:
         """Remove the journal, once what it says stands in `results.json`."""
         for path in (*self.out.glob("episodes-*.jsonl"), self.out / SETTINGS):
             path.unlink(missing_ok=True)
 
+    def _locked(self, path: Path) -> TextIO:
+        """Open the file of this process for adding, without half a line at its end."""
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise UserError(
+                f"{self.out} is being evaluated by another process; wait for it, or choose another --out"
+            ) from None
+        file.seek(0)
+        content = file.read()
+        if not content.endswith("\n"):
+            file.truncate(len(content[: content.rfind("\n") + 1].encode()))
+        return file
+
     def _read_all(self) -> list[EpisodeRecord]:
         records: list[EpisodeRecord] = []
         for path in sorted(self.out.glob("episodes-*.jsonl")):
-            for line in path.read_text().splitlines():
+            for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
+                if not line.endswith("\n"):  # a process that was killed, or is at it, leaves half a line at the end
+                    break
                 try:
-                    records.extend(EpisodeRecord.from_json(values) for values in json.loads(line))
-                except (ValueError, TypeError, KeyError):  # a process that was killed leaves half a line
-                    continue
+                    records.extend([EpisodeRecord.from_json(values) for values in json.loads(line)])
+                except (ValueError, TypeError) as error:
+                    raise UserError(f"{path}, line {number}: {error}; remove the line, it is played again") from None
         return records
 
     def _write_settings(self, settings: Mapping[str, Any]) -> None:
@@ -85,9 +112,3 @@ def _read(path: Path) -> Any:
         return None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); choose another --out") from None
-
-
-def _drop_half_a_line(path: Path) -> None:
-    """What is added must not go on after half a line."""
-    if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
-        path.write_bytes(content[: content.rfind(b"\n") + 1])

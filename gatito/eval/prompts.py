@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from gatito.data.alarm import time_limit
 from gatito.data.checks import checked_tokens
 from gatito.data.episode import Episode
 from gatito.data.minari_episodes import MinariSource, episode_from_buffer, is_dataset, open_minari
@@ -14,16 +14,14 @@ from gatito.data.recording import collect_episode
 from gatito.data.sampler import goal_timesteps, prompt_budget, prompt_timesteps
 from gatito.data.tasks import PROMPT_SEEDS, ExpertFailed, Reference, TaskSpec
 from gatito.errors import UserError
+from gatito.eval.scores import Prompt
+from gatito.eval.simulators import LIMIT_S
 from gatito.tokenizers import Layout, TokenSequence
 from gatito.tokenizers.sequence import concatenate
 from gatito.tokenizers.trunk import Trunk
 
-Prompt = Literal["none", "beginning", "end", "uniform"]
-"""The paper acts with the beginning of a demonstration. It trains with ends, which show the goal, and uniformly drawn
-stretches (Reed et al. 2022, sections 2.3 and 2.4)."""
-PROMPTS: tuple[Prompt, ...] = ("none", "beginning", "end", "uniform")
-NUM_DEMONSTRATIONS = 20
-"""Demonstrations that the prompts of a task are taken from."""
+EPISODE_LIMITS = 10
+"""An expert's episode may take so many times as long as a timestep of a simulator."""
 DEMONSTRATION_SCORE = 0.5
 """Smallest score of an episode that becomes a prompt."""
 Demonstration = tuple[str, TokenSequence]
@@ -70,19 +68,21 @@ class Prompts:
         context: int,
         *,
         known: Reference | None,
-        count: int = NUM_DEMONSTRATIONS,
+        count: int,
         each: int = 1,
         source: str | None = None,
+        limit_s: float = LIMIT_S,
     ) -> None:
         """Take up to `count` demonstrations, `each` of them to a prompt; `source` is a folder, see `datasets_of`.
 
-        Those that score below 0.5 are passed over where `known` tells. Raises `UserError` where the expert fails too
-        often, and for datasets of another task or layout.
+        Those of the expert are played in this process; one that takes ten times `limit_s` is passed over, and so are
+        those that score below 0.5 where `known` tells. Raises `UserError` where there are too few, and for datasets
+        of another task or layout.
         """
         if each < 1:
             raise UserError(f"--demonstrations is {each}, allowed 1 and more")
         self.trunk, self.context, self.each = trunk, context, each
-        episodes = _of_expert(spec, count) if source is None else _of_datasets(spec, layout, source)
+        episodes = _of_expert(spec, count, limit_s) if source is None else _of_datasets(spec, layout, source)
         self.demonstrations: list[Demonstration] = []
         low = 0
         for name, episode in episodes:
@@ -106,20 +106,20 @@ class Prompts:
         return prompt_of(chosen, self.trunk, self.context, part, np.random.default_rng([seed, 0x9E77]))
 
 
-def _of_expert(spec: TaskSpec, count: int) -> Iterator[tuple[str, Episode]]:
+def _of_expert(spec: TaskSpec, count: int, limit_s: float) -> Iterator[tuple[str, Episode]]:
     """Seeded episodes that are neither trained nor evaluated on."""
     with closing(spec.make()) as env:
         for seed in range(PROMPT_SEEDS, PROMPT_SEEDS + 10 * count):
             try:
-                buffer = collect_episode(spec, env, seed)
+                with time_limit(EPISODE_LIMITS * limit_s, "wall", ExpertFailed(f"it took {EPISODE_LIMITS} limits")):
+                    buffer = collect_episode(spec, env, seed)
             except ExpertFailed:
                 continue
             yield f"the expert's episode of {spec.id}, seed {seed}", episode_from_buffer(buffer, spec.id, "expert")
 
 
 def _of_datasets(spec: TaskSpec, layout: Layout, source: str) -> Iterator[tuple[str, Episode]]:
-    for dataset in datasets_of(spec.id, source):
-        _check_layout(dataset, spec, layout)
+    for dataset in check_datasets(spec, layout, source):
         for episode in dataset.episodes():
             yield f"{dataset.path}, episode {episode.id}", episode
 
@@ -138,6 +138,14 @@ def datasets_of(task: str, source: str) -> list[MinariSource]:
                 f"{dataset.path} holds demonstrations of {dataset.task!r}, which cannot prompt {task!r}; give a "
                 "dataset of that task, or a folder with one for each task"
             )
+    return found
+
+
+def check_datasets(spec: TaskSpec, layout: Layout, source: str) -> list[MinariSource]:
+    """The datasets of a task; raises `UserError` where there is none, and for one of another task or layout."""
+    found = datasets_of(spec.id, source)
+    for dataset in found:
+        _check_layout(dataset, spec, layout)
     return found
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from gatito.data.episode import check_values, stack
 from gatito.data.minari_arrow import FILE, EncodedEpisode, encode_episode, read_metadata, write_episode
 from gatito.data.minari_episodes import MinariWriter
-from gatito.data.publish import check_writable, published
+from gatito.data.publish import check_writable, published, remove_folder
 from gatito.data.tasks import TaskSpec
 from gatito.errors import UserError
 from gatito.eval.results import Results
@@ -74,7 +74,7 @@ class RolloutRecorder:
     def publish(self, specs: Sequence[TaskSpec], parts: Sequence[str], results: Results) -> list[Path]:
         """Put the datasets together of the finished episodes, each whole or not at all, and forget what was kept.
 
-        A dataset that is already there was published before this evaluation was killed.
+        Raises `UserError` where another one has appeared in the meantime.
         """
         finished = {(record.task, record.prompt, record.seed) for record in results.records if record.is_finished}
         written = []
@@ -84,7 +84,7 @@ class RolloutRecorder:
                 seeds = sorted(int(path.name) for path in kept.glob("*"))
                 seeds = [seed for seed in seeds if (spec.id, part, seed) in finished]
                 target = self.root / spec.id / dataset_name(part)
-                if not seeds or target.exists():
+                if not seeds:  # none could be finished, or it was published before this evaluation was killed
                     continue
                 metadata = {
                     "algorithm_name": f"gatito, prompt {part}",
@@ -100,6 +100,7 @@ class RolloutRecorder:
                         own = {k: v for k, v in read_metadata(kept, seed).items() if k != "id"}
                         writer.append(EncodedEpisode(content=content, metadata=own))
                     writer.close()
+                remove_folder(kept)
                 written.append(target)
         shutil.rmtree(self.work, ignore_errors=True)
         return written

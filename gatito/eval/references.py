@@ -27,9 +27,14 @@ def baseline_of(spec: TaskSpec, demonstrations_from: str | None = None, expert: 
     """What scores of a task are measured between.
 
     Where it was not measured before, the random policy is now, and the expert is what the user says, or the best
-    stretch of the demonstrations (Reed et al. 2022, section 2.3), or the task's own expert, or unknown.
+    stretch of the demonstrations (Reed et al. 2022, section 2.3), or the task's own expert, or unknown. Raises
+    `UserError` where the user says one of a task that was measured.
     """
     known = references().get(spec.id)
+    if known is not None and expert is not None:
+        raise UserError(
+            f"--expert-return is for tasks whose expert was not measured; that of {spec.id} is {known.expert:g}"
+        )
     if known is not None:
         return Baseline(random=known.random, expert=known.expert)
     if expert is None and demonstrations_from is not None:

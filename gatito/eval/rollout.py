@@ -10,8 +10,7 @@ from gatito.data.recording import finite_reward
 from gatito.data.tasks import TaskSpec
 from gatito.errors import UserError
 from gatito.eval.actor import Actor
-from gatito.eval.prompts import Prompt
-from gatito.eval.scores import EpisodeRecord
+from gatito.eval.scores import EpisodeRecord, Prompt, succeeded
 from gatito.eval.simulators import Act, Answer, Begin, Failed, Lost, Moment, Request, Simulators
 from gatito.tokenizers import Layout, TokenSequence
 
@@ -34,15 +33,22 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Played:
-    """An episode as it was played: T + 1 observations, T actions and rewards."""
+    """An episode of T timesteps as it was played."""
 
     spec: TaskSpec
+    """Its task."""
     part: Prompt
+    """What its context began with."""
     seed: int
+    """Of environment and actions."""
     observations: list[Any]
+    """T + 1, the last of them after the end."""
     actions: list[Any]
+    """T."""
     rewards: list[float]
+    """T."""
     terminated: bool
+    """Whether it ended by itself, else it was cut."""
 
 
 class Recorder(Protocol):
@@ -54,16 +60,19 @@ class Recorder(Protocol):
 
 
 @dataclass(kw_only=True, eq=False)
-class _Playing:
-    """A context as far as it was played."""
+class _Context:
+    """A job as far as it was played."""
 
     job: Job
     records: list[EpisodeRecord] = field(default_factory=list)
     """Of its finished episodes."""
     observations: list[Any] = field(default_factory=list)
+    """Of the episode at hand, where they are to be recorded; its actions likewise."""
     actions: list[Any] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
+    """Of the episode at hand."""
     length: int = 0
+    """Its timesteps so far."""
 
     @property
     def seed(self) -> int:
@@ -71,14 +80,13 @@ class _Playing:
         return self.job.seeds[len(self.records)]
 
     @property
-    def where(self) -> str:
-        """Names the timestep at hand."""
-        return f"task {self.job.spec.id!r}, seed {self.seed}, timestep {self.length}"
+    def is_finished(self) -> bool:
+        """Whether all its episodes were played."""
+        return len(self.records) == len(self.job.seeds)
 
-    def record(self, failure: str = "") -> None:
-        """Close the episode at hand; the next one begins empty."""
+    def close(self, failure: str = "") -> None:
+        """Record the episode at hand; the next one begins empty."""
         total = None if failure else float(np.sum(self.rewards))
-        success = bool(total) if total is not None and self.job.spec.success else None
         self.records.append(
             EpisodeRecord(
                 task=self.job.spec.id,
@@ -87,11 +95,17 @@ class _Playing:
                 order=len(self.records),
                 total_return=total,
                 length=self.length,
-                success=success,
+                success=succeeded(total) if total is not None and self.job.spec.success else None,
                 failure=failure,
             )
         )
         self.observations, self.actions, self.rewards, self.length = [], [], [], 0
+
+    def fail(self, reason: str) -> None:
+        """Record the episode at hand as failed, and those that were to follow it."""
+        self.close(reason)
+        while not self.is_finished:
+            self.close("not played: an episode before it in its context failed")
 
     def played(self, *, terminated: bool) -> Played:
         """The episode at hand, which has come to its end."""
@@ -107,86 +121,90 @@ class _Playing:
 
 
 def rollouts(
-    actor: Actor,
-    simulators: Simulators,
-    jobs: Iterable[Job],
-    *,
-    recorder: Recorder | None = None,
-    on_episode: Callable[[], object] = lambda: None,
+    actor: Actor, simulators: Simulators, jobs: Iterable[Job], *, recorder: Recorder | None = None
 ) -> Iterator[list[EpisodeRecord]]:
     """Play all jobs, as many at a time as the actor has sessions, and yield the records of each as it is finished.
 
-    All sessions step together; one whose job is finished takes the next, be it of another task. An episode whose
-    simulator raises, hangs, dies or returns what is not of its space or no number is recorded with the reason as its
-    `failure`, and so are those that were to follow it in its context; the others go on.
+    All sessions step together; one whose job is finished takes the next, be it of another task. An episode that
+    cannot be prompted, does not fit the context, or whose simulator raises, hangs, dies or returns what is not of its
+    space or no number, is recorded with the reason as its `failure`, and so are those that were to follow it in its
+    context; the others go on. Raises `UserError` where the checkpoint computes no numbers, and what `simulators`
+    raise.
     """
-    waiting = iter(jobs)
-    playing: dict[int, _Playing] = {}
-    requests: dict[int, Request] = {}
+    return _Rollouts(actor, simulators, jobs, recorder).play()
 
-    def begin(session: int, job: Job) -> None:
-        playing[session] = _Playing(job=job)
-        actor.reset(session, job.layout, job.prompt(), seed=job.seeds[0])
-        requests[session] = Begin(spec=job.spec, seed=job.seeds[0])
 
-    def take_next(session: int) -> None:
-        job = next(waiting, None)
-        if job is not None:
-            begin(session, job)
+class _Rollouts:
+    """Sessions of an actor and the slots of simulators of the same numbers."""
 
-    def go_on(session: int, answer: Moment) -> list[EpisodeRecord]:
-        """Take in what a simulator shows; returns the records of a job that is finished."""
-        own = playing[session]
-        if own.length:  # not at its beginning
-            own.rewards.append(finite_reward(answer.reward, own.where))
-        ended = answer.terminated or answer.truncated
-        if recorder is not None:
-            own.observations.append(answer.observation)
-        if not ended:
-            actor.observe(session, answer.observation, own.where)
-            return []
-        if recorder is not None:
-            recorder.keep(own.played(terminated=answer.terminated))
-        own.record()
-        on_episode()
-        if len(own.records) < len(own.job.seeds):
-            actor.go_on(session, own.seed)
-            requests[session] = Begin(spec=own.job.spec, seed=own.seed)
-            return []
-        return own.records
+    def __init__(self, actor: Actor, simulators: Simulators, jobs: Iterable[Job], recorder: Recorder | None) -> None:
+        self.actor, self.simulators, self.recorder = actor, simulators, recorder
+        self.waiting = iter(jobs)
+        self.playing: dict[int, _Context] = {}
+        self.requests: dict[int, Request] = {}
+        """What is asked of the simulators next."""
 
-    def fail(session: int, reason: str) -> list[EpisodeRecord]:
-        own = playing[session]
-        own.record(reason)
-        on_episode()
-        while len(own.records) < len(own.job.seeds):
-            own.record("not played: an episode before it in its context failed")
-            on_episode()
-        return own.records
+    def play(self) -> Iterator[list[EpisodeRecord]]:
+        """Yield the records of each job as it is finished."""
+        for session in range(self.actor.num_sessions):
+            yield from self._take_next(session)
+        while self.requests:
+            asked, self.requests = self.requests, {}
+            for session, answer in sorted(self.simulators.exchange(asked).items()):
+                if session in self.playing:
+                    self._take_in(session, answer)
+                    if self.playing[session].is_finished:
+                        yield self.playing.pop(session).records
+                        yield from self._take_next(session)
+            for session, action in self.actor.decide().items():
+                context = self.playing[session]
+                context.length += 1
+                if self.recorder is not None:
+                    context.actions.append(action)
+                self.requests[session] = Act(action=action)
 
-    def answered(session: int, answer: Answer) -> list[EpisodeRecord]:
+    def _take_next(self, session: int) -> Iterator[list[EpisodeRecord]]:
+        """Begin the next job; yields the records of those that cannot begin."""
+        for job in self.waiting:
+            context = _Context(job=job)
+            try:
+                self._begin(session, context)
+            except UserError as error:
+                context.fail(str(error))
+                yield context.records
+                continue
+            return
+
+    def _begin(self, session: int, context: _Context) -> None:
+        job = context.job
+        self.actor.reset(session, job.layout, job.prompt(), seed=job.seeds[0])
+        self.playing[session] = context
+        self.requests[session] = Begin(spec=job.spec, seed=job.seeds[0])
+
+    def _take_in(self, session: int, answer: Answer) -> None:
+        context = self.playing[session]
         if isinstance(answer, Failed):
-            return fail(session, f"{playing[session].where}: {answer.reason}")
-        if isinstance(answer, Lost):
-            begin(session, playing[session].job)
-            return []
-        try:
-            return go_on(session, answer)
-        except UserError as error:
-            return fail(session, str(error))
+            context.fail(answer.reason)
+        elif isinstance(answer, Lost):
+            self._begin(session, _Context(job=context.job))
+        else:
+            try:
+                self._go_on(session, context, answer)
+            except UserError as error:
+                context.fail(str(error))
 
-    for session in range(actor.num_sessions):
-        take_next(session)
-    while requests:
-        asked, requests = requests, {}
-        for session, answer in sorted(simulators.exchange(asked).items()):
-            if session in playing and (records := answered(session, answer)):
-                del playing[session]
-                yield records
-                take_next(session)
-        for session, action in actor.decide().items():
-            own = playing[session]
-            own.length += 1
-            if recorder is not None:
-                own.actions.append(action)
-            requests[session] = Act(action=action)
+    def _go_on(self, session: int, context: _Context, moment: Moment) -> None:
+        """Take in what a simulator shows."""
+        if context.length:  # not at its beginning
+            context.rewards.append(finite_reward(moment.reward, f"timestep {context.length - 1}"))
+        if self.recorder is not None:
+            context.observations.append(moment.observation)
+        if not (moment.terminated or moment.truncated):
+            self.actor.observe(session, moment.observation, f"timestep {context.length}")
+            return
+        if self.recorder is not None:
+            self.recorder.keep(context.played(terminated=moment.terminated))
+        context.close()
+        if not context.is_finished:
+            self.actor.go_on(session, context.seed)
+            self.requests[session] = Begin(spec=context.job.spec, seed=context.seed)

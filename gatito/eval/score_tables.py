@@ -40,10 +40,10 @@ def what_went_wrong(results: Results) -> str:
         parts.append(table(("task", "prompt", "score", "95 % interval", "success"), rows, "Lowest scores"))
     total = sum(map(len, failures))
     lead = (
-        f"{counted(total, 'episode')} of {len(results.records)} failed in the simulator. They have no return and are "
+        f"{counted(total, 'episode')} of {len(results.records)} failed. They have no return and are "
         "in no mean: where they would have been bad ones, scores are too high."
         if total
-        else f"None of {counted(len(results.records), 'episode')} failed in the simulator."
+        else f"None of {counted(len(results.records), 'episode')} failed."
     )
     return section("What went wrong", lead, "\n".join(parts)) if results.records else ""
 

@@ -7,7 +7,7 @@ import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,11 @@ from gatito.errors import UserError
 from gatito.eval.checked import checked, finite
 from gatito.eval.statistics import Array, interquartile_mean, percentile_interval, resampled_means, wilson_interval
 
-PROMPTS = ("none", "beginning", "end", "uniform")
-"""What a context begins with: nothing, or a demonstration's beginning, end, or timesteps drawn uniformly from it."""
+Prompt = Literal["none", "beginning", "end", "uniform"]
+"""The paper acts with the beginning of a demonstration; it trains with ends, which show the goal, and with drawn
+stretches (Reed et al. 2022, sections 2.3 and 2.4)."""
+PROMPTS: tuple[Prompt, ...] = get_args(Prompt)
+"""What a context begins with: nothing, or a demonstration's beginning, end, or stretch from a drawn timestep."""
 
 Returns = TypeVar("Returns", float, NDArray[np.float64])
 """One return, or an array of them."""
@@ -184,6 +187,11 @@ class ScoredTask:
     """The row."""
     resampled: Array
     """Mean scores (RESAMPLES,) of the bootstrap; NaN without a score and for a single episode."""
+
+
+def succeeded(total_return: float) -> bool:
+    """Whether a return is a success, of tasks whose return is one: 0 or 1."""
+    return total_return >= 1.0
 
 
 def task_results(records: Iterable[EpisodeRecord], baselines: Mapping[str, Baseline]) -> list[TaskResult]:

@@ -11,6 +11,7 @@ come out as they would have.
 
 import contextlib
 import multiprocessing
+import pickle
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,12 +29,14 @@ from gatito.errors import UserError
 
 LIMIT_S = 60.0
 """Seconds that a simulator may take to begin an episode, or for one timestep."""
+MAX_LIMIT_S = 1e6
+"""Largest limit, eleven days: a timer takes no infinity."""
 STARTUP_S = 300.0
 """Seconds that a process may take until it takes requests."""
 GRACE_S = 5.0
 """Seconds more until the process of a simulator that does not answer is killed: first its own alarm rings."""
 MAX_DEATHS = 3
-"""Processes in a row that may die before they have answered once."""
+"""Processes in a row that may die before they take requests, and in all between two requests: no episode's doing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +101,13 @@ class Simulators(Protocol):
 
 
 class LocalSimulators:
-    """Simulators in this process: what crashes here ends it, and only hangs in Python are interrupted."""
+    """Simulators in this process: what crashes here ends it, and only hangs in Python are interrupted, of these only
+    those in its main thread."""
 
     def __init__(self, *, limit_s: float = LIMIT_S) -> None:
         """A simulator may take `limit_s` seconds to answer."""
-        if not limit_s > 0:
-            raise UserError(f"--limit-s is {limit_s}, allowed above 0")
+        if not 0 < limit_s <= MAX_LIMIT_S:
+            raise UserError(f"--limit-s is {limit_s}, allowed above 0 to {MAX_LIMIT_S:g}")
         self.limit_s = limit_s
         self._envs: dict[int, tuple[TaskSpec, gym.Env[Any, Any]]] = {}
 
@@ -174,14 +178,18 @@ class SimulatorPool:
         if processes < 1:
             raise UserError(f"--processes is {processes}, allowed 1 and more, 0 to simulate in this process")
         LocalSimulators(limit_s=limit_s)  # refuses what is no limit
-        self.limit_s, self._deaths = limit_s, 0
+        self.limit_s, self._unready, self._between = limit_s, 0, 0
+        self._specs: list[TaskSpec] = []
         # Forked from a process that has imported this and nothing else has run in: a new one is there at once.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
         self._workers = [self._start() for _ in range(processes)]
 
     def exchange(self, requests: Mapping[int, Request]) -> dict[int, Answer]:
-        """Do what is asked of each slot, the processes at the same time."""
+        """Do what is asked of each slot, the processes at the same time.
+
+        Raises `UserError` where processes keep dying for no episode's sake, and for a task that cannot be sent.
+        """
         answers: dict[int, Answer] = {}
         for number in range(len(self._workers)):
             self._ask(
@@ -215,14 +223,34 @@ class SimulatorPool:
     def _ask(self, number: int, requests: Mapping[int, Request], answers: dict[int, Answer]) -> None:
         """Send a process what is asked of its slots."""
         worker = self._workers[number]
+        if requests and worker.is_ready and not worker.process.is_alive():  # it died after its last answer
+            worker.held.update(requests)
+            self._replace(number, self._death(worker), answers)
+            return
         worker.waiting = list(requests)
         worker.deadline = time.monotonic() + (self.limit_s + GRACE_S if worker.is_ready else STARTUP_S)
         worker.held.update(requests)
         try:
             for slot, request in requests.items():
-                worker.connection.send((slot, _by_name(request)))
+                worker.connection.send((slot, self._sendable(request)))
         except OSError:
             self._replace(number, self._death(worker), answers)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise UserError(f"a task cannot be sent to other processes ({error}); use --processes 0") from None
+
+    def _sendable(self, request: Request) -> Any:
+        """A task of the registry travels as its id: what builds it need not be sendable.
+
+        Others travel each time, with a number, so that a process knows them again.
+        """
+        if isinstance(request, Act):
+            return request
+        spec = request.spec
+        if registry().get(spec.id) is spec:
+            return (spec.id, request.seed)
+        if not any(known is spec for known in self._specs):
+            self._specs.append(spec)
+        return (next(i for i, known in enumerate(self._specs) if known is spec), request)
 
     def _receive(self, number: int, answers: dict[int, Answer]) -> None:
         """Take one answer of a process."""
@@ -234,8 +262,8 @@ class SimulatorPool:
             return
         worker.deadline = time.monotonic() + self.limit_s + GRACE_S
         worker.is_ready = True
+        self._unready = 0
         if answer is not None:
-            self._deaths = 0
             worker.waiting.remove(slot)
             answers[slot] = answer
 
@@ -243,17 +271,19 @@ class SimulatorPool:
         """Put a new process in the place of one that is dead or hangs: the slot it was at has failed."""
         worker = self._workers[number]
         self._end(worker)
-        self._deaths += 1
-        if self._deaths > MAX_DEATHS:
-            raise UserError(
-                f"{self._deaths} processes of simulators ended before they had answered ({reason}); look at one task "
-                "alone with --processes 0"
-            )
         for slot in worker.held:
             if not _has_ended(answers.get(slot)):
                 answers[slot] = Lost()
-        if worker.waiting:
+        if worker.is_ready and worker.waiting:
             answers[worker.waiting[0]] = Failed(reason=reason)
+        else:
+            self._unready += not worker.is_ready
+            self._between += worker.is_ready
+            if max(self._unready, self._between) > MAX_DEATHS:
+                raise UserError(
+                    f"processes of simulators end though no simulator is at work ({reason}); is there memory for "
+                    "them? --processes 0 simulates in this one"
+                )
         self._workers[number] = self._start()
 
     @staticmethod
@@ -287,18 +317,11 @@ def _has_ended(answer: Answer | None) -> bool:
     return isinstance(answer, Failed) or (isinstance(answer, Moment) and (answer.terminated or answer.truncated))
 
 
-def _by_name(request: Request) -> Any:
-    """A task of the registry travels as its id: what builds it need not be sendable."""
-    if isinstance(request, Begin) and registry().get(request.spec.id) is request.spec:
-        return (request.spec.id, request.seed)
-    return request
-
-
 def _serve(connection: Connection, limit_s: float) -> None:
     """Answer what comes, one after the other."""
     end_with_parent()
     here = LocalSimulators(limit_s=limit_s)
-    sent: dict[str, TaskSpec] = {}
+    sent: dict[int, TaskSpec] = {}
     connection.send((None, None))
     while True:
         try:
@@ -306,7 +329,9 @@ def _serve(connection: Connection, limit_s: float) -> None:
         except EOFError:
             return
         if isinstance(request, tuple):
-            request = Begin(spec=get_task(request[0]), seed=request[1])
-        elif isinstance(request, Begin):  # a copy each time; the environment is kept for the first
-            request = Begin(spec=sent.setdefault(request.spec.id, request.spec), seed=request.seed)
+            task, begin = request
+            if isinstance(task, str):
+                request = Begin(spec=get_task(task), seed=begin)
+            else:  # a copy each time; the environment is kept for the first
+                request = Begin(spec=sent.setdefault(task, begin.spec), seed=begin.seed)
         connection.send((slot, here.answer(slot, request)))

@@ -8,6 +8,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 
 from gatito.data.episode import copied
+from gatito.data.tasks import TaskSpec
 from gatito.errors import UserError
 from gatito.eval.simulators import Act, Answer, Begin, Moment, Request
 
@@ -29,15 +30,23 @@ class VectorSimulators:
                 "seeds; make it with vector_kwargs={'autoreset_mode': gymnasium.vector.AutoresetMode.DISABLED}"
             )
         self.envs = envs
+        self._spec: TaskSpec | None = None
         self._idle = envs.single_action_space.sample()
         self._resting = np.ones(envs.num_envs, np.bool_)
         """Those that must be reset before they are stepped."""
 
     def exchange(self, requests: Mapping[int, Request]) -> dict[int, Answer]:
-        """Step where an action is given, then begin the episodes that are to begin."""
+        """Step where an action is given, then begin the episodes that are to begin.
+
+        Raises `UserError` for more slots than environments, and for a second task.
+        """
+        for slot, request in requests.items():
+            self._check(slot, request)
         actions = {slot: request.action for slot, request in requests.items() if isinstance(request, Act)}
         begins = {slot: request.seed for slot, request in requests.items() if isinstance(request, Begin)}
         answers: dict[int, Answer] = {}
+        if self._resting.all():  # a mask must leave something that was observed
+            self._reset(dict.fromkeys(range(self.envs.num_envs), 0))
         if actions:
             answers |= self._step(actions)
         if begins:
@@ -47,6 +56,18 @@ class VectorSimulators:
     def close(self) -> None:
         """Close the vector environment."""
         self.envs.close()
+
+    def _check(self, slot: int, request: Request) -> None:
+        if slot >= self.envs.num_envs:
+            raise UserError(
+                f"sessions are more than the {self.envs.num_envs} environments of the vector environment; use as many"
+            )
+        if isinstance(request, Begin):
+            self._spec = self._spec or request.spec
+            if request.spec is not self._spec:
+                raise UserError(
+                    f"a vector environment plays one task, here {self._spec.id!r}; evaluate {request.spec.id!r} apart"
+                )
 
     def _reset(self, seeds: Mapping[int, int]) -> dict[int, Answer]:
         mask = np.zeros(self.envs.num_envs, np.bool_)

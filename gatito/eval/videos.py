@@ -18,6 +18,7 @@ from gatito.eval.actor import Actor
 from gatito.eval.evaluate import CheckedTask
 from gatito.eval.mp4 import Mp4Writer, pyav
 from gatito.eval.replay import draw_observation, render_frame, rendering, replayed, states
+from gatito.eval.scores import succeeded
 from gatito.tokenizers import Layout, TokenSequence
 
 MAX_FRAMES = 300
@@ -73,10 +74,12 @@ def record_episode(
     seed: int = EVALUATION_SEEDS,
     max_frames: int = MAX_FRAMES,
     prompt: TokenSequence | None = None,
+    part: str = "",
 ) -> Video:
     """Play one episode in the first session and film it into the folder `out`, as the task's name with `--` for `/`.
 
-    Where rendering fails the frames are drawings of the observations. Raises `UserError` where PyAV is missing.
+    `part` says what the prompt shows. Where rendering fails the frames are drawings of the observations. Raises
+    `UserError` where PyAV is missing.
     """
     pyav()  # before the episode is played
     spec, layout = task.spec, task.layout
@@ -94,14 +97,14 @@ def record_episode(
         _draw(episode, path)
     total, length = episode.total, len(episode.actions)
     score = task.baseline.score(total) if task.baseline.is_scored else None
-    how = f"{length} timesteps, seed {seed}" + (", prompted" if prompt is not None else "")
+    how = f"{length} timesteps, seed {seed}" + (f", prompt {part}" if prompt is not None else "")
     return Video(
         task=spec.id,
         path=path,
         caption=f"return {total:.4g}{'' if score is None else f', score {score:.2f}'}, {how}",
         note=note,
         score=score,
-        failed=spec.success and total < 1 if score is None else not score >= FAILED_BELOW,  # of nan too
+        failed=spec.success and not succeeded(total) if score is None else not score >= FAILED_BELOW,  # of nan too
         length=length,
     )
 

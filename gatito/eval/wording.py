@@ -8,7 +8,7 @@ PROMPT_WORDS: Mapping[str, str] = {
     "none": "no prompt",
     "beginning": "a demonstration's beginning",
     "end": "a demonstration's end",
-    "uniform": "a demonstration's timesteps, drawn uniformly",
+    "uniform": "a drawn stretch of a demonstration",
 }
 """What the prompts are called."""
 ABSENT = "-"

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gatito.errors import UserError
+from gatito.eval.scores import Prompt
 from gatito.model import GatitoConfig
 from gatito.model.configuration import MAX_DEPTH
 from gatito.tokenizers import Vocabulary
@@ -150,8 +151,8 @@ class TrainConfig:
     """Task ids, groups and patterns to evaluate, separated by commas; by default all that are trained on."""
     evaluate_episodes: int = 10
     """Seeded episodes per task and evaluation."""
-    evaluate_prompt: Literal["none", "beginning", "end", "uniform"] = "none"
-    """Whether these episodes begin with a demonstration of the expert."""
+    evaluate_prompt: Prompt = "none"
+    """Which part of a demonstration of the expert these episodes begin with."""
     evaluate_limit_s: float = 1800.0
     """Seconds after which what is left of an evaluation is given up and counted as failed."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"

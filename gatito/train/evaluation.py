@@ -13,7 +13,9 @@ from gatito.data.alarm import OutOfTime, time_limit
 from gatito.data.tasks import matching, registry
 from gatito.errors import UserError, nearest
 from gatito.eval.config import EvaluationConfig
-from gatito.eval.evaluate import check_task, evaluate_task
+from gatito.eval.evaluate import CheckedTask, check_tasks, evaluate_task
+from gatito.eval.scores import TaskResult
+from gatito.eval.wording import why_unscored
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.train.configs import TrainConfig
 from gatito.train.stop import Stop
@@ -23,7 +25,7 @@ LONGEST_REASON = 200
 """Letters of why a task failed."""
 
 
-def tasks_to_evaluate(config: TrainConfig, processor: GatitoProcessor) -> list[str]:
+def tasks_to_evaluate(config: TrainConfig, processor: GatitoProcessor) -> list[CheckedTask]:
     """The tasks of `--train.evaluate_tasks`, by default all registered ones that are trained on.
 
     A pattern or group stands for those of its tasks that are trained on. Raises `UserError` for a task that the data
@@ -39,9 +41,12 @@ def tasks_to_evaluate(config: TrainConfig, processor: GatitoProcessor) -> list[s
     tasks = [task for task in matching(names) if task in known]
     if not tasks:
         raise UserError(f"--train.evaluate_tasks {', '.join(names)}: the data has no such task that is registered")
-    for task in tasks:
-        check_task(processor, task)
-    return tasks
+    return check_tasks(processor, tasks, how_to_evaluate(config))
+
+
+def how_to_evaluate(config: TrainConfig) -> EvaluationConfig:
+    """In this process: the others have their own shares."""
+    return EvaluationConfig(episodes=config.evaluate_episodes, prompt=config.evaluate_prompt)
 
 
 class _Interrupted(Exception):
@@ -52,7 +57,7 @@ def evaluate_while_training(
     accelerator: Accelerator,
     model: GatitoForCausalLM,
     processor: GatitoProcessor,
-    tasks: Sequence[str],
+    tasks: Sequence[CheckedTask],
     config: TrainConfig,
     step: int,
     out: Path,
@@ -80,17 +85,22 @@ def evaluate_while_training(
             if left <= 0:
                 raise slow
             with time_limit(left, "wall", slow), torch.compiler.set_stance("force_eager"):
-                how = EvaluationConfig(episodes=config.evaluate_episodes, prompt=config.evaluate_prompt)
-                result = evaluate_task(model, processor, task, how, on_episode=look_up)
-            found.append((task, result.score, "" if result.score is not None else "it has no references"))
+                result = evaluate_task(model, processor, task, how_to_evaluate(config), on_episode=look_up)
+            found.append((task.spec.id, result.score, _what_failed(result)))
         except _Interrupted:
             break
         except Exception as error:
-            found.append((task, None, " ".join(str(error).split())[:LONGEST_REASON]))
+            found.append((task.spec.id, None, " ".join(str(error).split())[:LONGEST_REASON]))
     model.train()
     everything: list[tuple[str, float | None, str]] = sorted(gather_object(found))
     if len(everything) == len(tasks) and accelerator.is_main_process:
         _write(accelerator, everything, config, step, out, time.monotonic() - began)
+
+
+def _what_failed(result: TaskResult) -> str:
+    if result.score is None:
+        return f"it has no score: {why_unscored(result)}"
+    return f"{result.failed} of {result.failed + result.episodes} episodes failed" if result.failed else ""
 
 
 def _write(
@@ -102,12 +112,12 @@ def _write(
     seconds: float,
 ) -> None:
     values = {f"score/{task}": score for task, score, _ in found if score is not None}
-    failed = {task: reason for task, score, reason in found if score is None}
+    failed = {task: reason for task, _, reason in found if reason}
     said = "no task was scored"
     if values:
         said = f"mean score {sum(values.values()) / len(values):.3f} over {len(values)} tasks"
         values["score"] = sum(values.values()) / len(values)
     append_line(out / EVALUATIONS, {"step": step, "seconds": seconds, "failed": failed, **values})
-    tqdm.write(f"step {step}: {said}" + "".join(f"; {task} failed: {why}" for task, why in failed.items()))
+    tqdm.write(f"step {step}: {said}" + "".join(f"; {task}: {why}" for task, why in failed.items()))
     if config.tracker != "none":
         accelerator.log(values, step=step)
