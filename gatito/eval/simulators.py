@@ -4,9 +4,9 @@ Gymnasium's vector environments hold one pair of spaces, step all together, and 
 Here each slot holds the environment of whatever episode is played in it, built when it is first needed and kept for
 the next episode of the same task. Nothing resets by itself: an episode begins where `Begin` says so.
 
-In a pool a slot belongs to one process. A process that dies, or hangs in compiled code where no alarm reaches it, is
-replaced. The episode it was at has failed; the others that it held are `Lost`: played again from their seeds they
-come out as they would have.
+In a pool a slot belongs to one process, which is asked for all of its slots at once. A process that dies, or hangs in
+compiled code where no alarm reaches it, is replaced. The episode it was at has failed; the others that it held are
+`Lost`: played again from their seeds they come out as they would have.
 """
 
 import contextlib
@@ -154,27 +154,35 @@ class LocalSimulators:
                 self._envs.pop(slot)[1].close()
 
 
+STARTING, IDLE = -2.0, -1.0
+"""What a process is at, where it is at no slot."""
+
+
 @dataclass(kw_only=True)
 class _Worker:
     """One process of the pool."""
 
     process: BaseProcess
     connection: Connection
-    waiting: list[int]
-    """Slots that it has not answered yet, in the order in which it will."""
-    deadline: float = 0.0
-    """When it must have given its next answer."""
+    at: Any
+    """Shared with it, two numbers: the slot that it is at, or `STARTING` or `IDLE`, and since when (monotonic s)."""
     held: set[int]
     """Slots with an episode in it."""
-    is_ready: bool = False
-    """Whether it takes requests."""
+    asked: float | None = None
+    """When it was asked for the answers that it owes (monotonic s)."""
+
+    def left_s(self, limit_s: float) -> float:
+        """Seconds until it must be done with what it is at."""
+        since = max(self.at[1], self.asked or 0.0)
+        allowed = STARTUP_S if self.at[0] == STARTING else limit_s + GRACE_S
+        return allowed - (time.monotonic() - since)
 
 
 class SimulatorPool:
     """Simulators in processes of their own, which step at the same time and may die."""
 
     def __init__(self, processes: int, *, limit_s: float = LIMIT_S) -> None:
-        """Start the processes; each answers within `limit_s` seconds or is replaced."""
+        """Start the processes; each is done with a slot within `limit_s` seconds or is replaced."""
         if processes < 1:
             raise UserError(f"--processes is {processes}, allowed 1 and more, 0 to simulate in this process")
         LocalSimulators(limit_s=limit_s)  # refuses what is no limit
@@ -191,20 +199,18 @@ class SimulatorPool:
         Raises `UserError` where processes keep dying for no episode's sake, and for a task that cannot be sent.
         """
         answers: dict[int, Answer] = {}
-        for number in range(len(self._workers)):
-            self._ask(
-                number, {s: r for s, r in sorted(requests.items()) if s % len(self._workers) == number}, answers
-            )
-        while busy := [i for i, worker in enumerate(self._workers) if worker.waiting]:
-            deadline = min(self._workers[i].deadline for i in busy)
-            by_connection = {self._workers[i].connection: i for i in busy}
-            ready = wait(list(by_connection), max(0.0, deadline - time.monotonic()))
-            for connection in ready:
-                self._receive(by_connection[connection], answers)  # type: ignore[index]
-            for i in busy:
-                worker = self._workers[i]
-                if worker.waiting and time.monotonic() > worker.deadline and not worker.connection.poll():
-                    self._replace(i, f"no answer within {self.limit_s:g} s, its process was killed", answers)
+        N = len(self._workers)
+        for number in range(N):
+            if own := {slot: request for slot, request in sorted(requests.items()) if slot % N == number}:
+                self._ask(number, own, answers)
+        while busy := {w.connection: i for i, w in enumerate(self._workers) if w.asked is not None}:
+            timeout = max(0.0, min(self._workers[i].left_s(self.limit_s) for i in busy.values()))
+            ready = wait(list(busy), timeout)
+            for connection, number in busy.items():
+                if connection in ready:
+                    self._receive(number, answers)
+                elif self._workers[number].left_s(self.limit_s) <= 0:
+                    self._replace(number, f"no answer within {self.limit_s:g} s, its process was killed", answers)
         return answers
 
     def close(self) -> None:
@@ -215,24 +221,22 @@ class SimulatorPool:
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs, self.limit_s), daemon=True)
+        at = self._context.RawArray("d", [STARTING, time.monotonic()])
+        process = self._context.Process(target=_serve, args=(theirs, at, self.limit_s), daemon=True)
         process.start()
         theirs.close()
-        return _Worker(process=process, connection=ours, waiting=[], held=set())
+        return _Worker(process=process, connection=ours, at=at, held=set())
 
     def _ask(self, number: int, requests: Mapping[int, Request], answers: dict[int, Answer]) -> None:
         """Send a process what is asked of its slots."""
         worker = self._workers[number]
-        if requests and worker.is_ready and not worker.process.is_alive():  # it died after its last answer
-            worker.held.update(requests)
+        worker.held.update(requests)
+        if not worker.process.is_alive():  # it died after its last answer, or before its first
             self._replace(number, self._death(worker), answers)
             return
-        worker.waiting = list(requests)
-        worker.deadline = time.monotonic() + (self.limit_s + GRACE_S if worker.is_ready else STARTUP_S)
-        worker.held.update(requests)
+        worker.asked = time.monotonic()
         try:
-            for slot, request in requests.items():
-                worker.connection.send((slot, self._sendable(request)))
+            worker.connection.send({slot: self._sendable(request) for slot, request in requests.items()})
         except OSError:
             self._replace(number, self._death(worker), answers)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -253,32 +257,27 @@ class SimulatorPool:
         return (next(i for i, known in enumerate(self._specs) if known is spec), request)
 
     def _receive(self, number: int, answers: dict[int, Answer]) -> None:
-        """Take one answer of a process."""
+        """Take the answers of a process."""
         worker = self._workers[number]
         try:
-            slot, answer = worker.connection.recv()
+            answers.update(worker.connection.recv())
         except (EOFError, OSError):
             self._replace(number, self._death(worker), answers)
             return
-        worker.deadline = time.monotonic() + self.limit_s + GRACE_S
-        worker.is_ready = True
+        worker.asked = None
         self._unready = 0
-        if answer is not None:
-            worker.waiting.remove(slot)
-            answers[slot] = answer
 
     def _replace(self, number: int, reason: str, answers: dict[int, Answer]) -> None:
         """Put a new process in the place of one that is dead or hangs: the slot it was at has failed."""
         worker = self._workers[number]
         self._end(worker)
-        for slot in worker.held:
-            if not _has_ended(answers.get(slot)):
-                answers[slot] = Lost()
-        if worker.is_ready and worker.waiting:
-            answers[worker.waiting[0]] = Failed(reason=reason)
+        at = worker.at[0]
+        answers.update(dict.fromkeys(worker.held, Lost()))
+        if at not in (STARTING, IDLE):
+            answers[int(at)] = Failed(reason=reason)
         else:
-            self._unready += not worker.is_ready
-            self._between += worker.is_ready
+            self._unready += at == STARTING
+            self._between += at == IDLE
             if max(self._unready, self._between) > MAX_DEATHS:
                 raise UserError(
                     f"processes of simulators end though no simulator is at work ({reason}); is there memory for "
@@ -312,26 +311,31 @@ def closing(these: Simulators) -> Iterator[Simulators]:
         these.close()
 
 
-def _has_ended(answer: Answer | None) -> bool:
-    """Whether the episode of a slot needs its environment no more."""
-    return isinstance(answer, Failed) or (isinstance(answer, Moment) and (answer.terminated or answer.truncated))
-
-
-def _serve(connection: Connection, limit_s: float) -> None:
-    """Answer what comes, one after the other."""
+def _serve(connection: Connection, at: Any, limit_s: float) -> None:
+    """Answer what comes, one slot after the other; `at` says which."""
     end_with_parent()
     here = LocalSimulators(limit_s=limit_s)
     sent: dict[int, TaskSpec] = {}
-    connection.send((None, None))
+    at[:] = [IDLE, time.monotonic()]
     while True:
         try:
-            slot, request = connection.recv()
+            requests: dict[int, Any] = connection.recv()
         except EOFError:
             return
-        if isinstance(request, tuple):
-            task, begin = request
-            if isinstance(task, str):
-                request = Begin(spec=get_task(task), seed=begin)
-            else:  # a copy each time; the environment is kept for the first
-                request = Begin(spec=sent.setdefault(task, begin.spec), seed=begin.seed)
-        connection.send((slot, here.answer(slot, request)))
+        answers: dict[int, Answer] = {}
+        for slot, request in requests.items():
+            at[1] = time.monotonic()  # first: it must not look late
+            at[0] = slot
+            answers[slot] = here.answer(slot, _received(request, sent))
+        at[:] = [IDLE, time.monotonic()]
+        connection.send(answers)
+
+
+def _received(request: Any, sent: dict[int, TaskSpec]) -> Request:
+    """What `_sendable` has made of a request."""
+    if not isinstance(request, tuple):
+        return request
+    task, begin = request
+    if isinstance(task, str):
+        return Begin(spec=get_task(task), seed=begin)
+    return Begin(spec=sent.setdefault(task, begin.spec), seed=begin.seed)  # the environment is kept for the first
