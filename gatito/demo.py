@@ -144,7 +144,7 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
     with stages.stage("evaluate", "4/5 evaluate, without and with a demonstration as prompt"):
         model, processor = load_checkpoint(checkpoint)
         how = EvaluationConfig(
-            episodes=size.episodes, prompt="none,beginning", prompted_episodes=size.prompted_episodes, processes=1
+            episodes=size.episodes, prompt="none,beginning", prompted_episodes=size.prompted_episodes
         )
         checked = check_tasks(processor, list(TASKS), how)
         results = Results(

@@ -11,11 +11,14 @@ compiled code where no alarm reaches it, is replaced. The episode it was at has 
 
 import contextlib
 import multiprocessing
+import os
 import pickle
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
@@ -154,6 +157,8 @@ class LocalSimulators:
                 self._envs.pop(slot)[1].close()
 
 
+SAFE_PATH = "PYTHONSAFEPATH"
+"""Environment variable: whether Python leaves the working directory out of where it looks."""
 STARTING, IDLE = -2.0, -1.0
 """What a process is at, where it is at no slot."""
 
@@ -188,9 +193,7 @@ class SimulatorPool:
         LocalSimulators(limit_s=limit_s)  # refuses what is no limit
         self.limit_s, self._unready, self._between = limit_s, 0, 0
         self._specs: list[TaskSpec] = []
-        # Forked from a process that has imported this and nothing else has run in: a new one is there at once.
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__])
+        self._context = _context()
         self._workers = [self._start() for _ in range(processes)]
 
     def exchange(self, requests: Mapping[int, Request]) -> dict[int, Answer]:
@@ -295,6 +298,25 @@ class SimulatorPool:
         worker.process.kill()
         worker.process.join()
         worker.connection.close()
+
+
+def _context() -> ForkServerContext:
+    """Processes are forked from one that has imported this, and in which nothing has run: new ones are there at once.
+
+    That one is not to find a folder of this name in the working directory first: Python looks there for what is
+    imported ahead of time, wherever this package was imported from.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ[SAFE_PATH]
+        if before is not None:
+            os.environ[SAFE_PATH] = before
+    return context
 
 
 def simulators(processes: int, *, limit_s: float = LIMIT_S) -> Simulators:
