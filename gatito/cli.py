@@ -5,209 +5,25 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from gatito.errors import UserError
 from gatito.parsing import Parser, normalised, switches
-
-
-def tasks(
-    names: str = "all",
-    measure: str | None = None,
-    episodes: int = 100,
-    processes: int = 1,
-    out: str | None = None,
-    json: bool = False,
-) -> None:
-    """List known tasks, or measure their reference returns.
-
-    Args:
-        names: Task ids, groups and patterns such as `babyai/*` to list, separated by commas.
-        measure: Task ids, groups and patterns, or `all`, whose random and expert returns to measure.
-        episodes: Seeded episodes per policy to measure over.
-        processes: Tasks measured at the same time.
-        out: File for the measured references; those of other tasks in it are kept.
-        json: Print JSON instead of a table.
-    """
-    from gatito.commands import list_tasks, measure_tasks
-
-    if measure:
-        measure_tasks(_names(measure, "measure"), episodes, processes, out)
-    else:
-        list_tasks(_names(names, "names"), json)
-
-
-def tokens(source: str, episode: int = 0, timesteps: int = 2, json: bool = False) -> None:
-    """Show how a dataset's episode, or an environment's first timesteps, become tokens.
-
-    Args:
-        source: Task or Gymnasium id, store or a dataset in it, `minari:FOLDER_OR_ID`, `text:...`, `captions:digits`.
-        episode: Episode of the dataset; for a task, the seed.
-        timesteps: Timesteps that the table shows; --json writes the whole episode.
-        json: Print rows as JSON.
-    """
-    from gatito.commands import show_tokens
-
-    show_tokens(source, episode, timesteps, json)
-
-
-def collect(
-    out: str,
-    tasks: str | None = None,
-    env: str | None = None,
-    policy: str | None = None,
-    episodes: int = 100,
-    agents: str = "noisy",
-    labels: Literal["expert", "executed"] = "expert",
-    first_seed: int = 0,
-    processes: int = 2,
-) -> None:
-    """Collect episodes of scripted experts, or of a policy of yours, into Minari datasets.
-
-    Args:
-        out: Folder for the datasets, one below it per task; the same command continues a run that was killed.
-        tasks: Task ids, groups and patterns such as `babyai/*`, separated by commas.
-        env: Id of any other Gymnasium environment, or `module:id` for one that a module of yours registers.
-        policy: Who acts instead of the expert: `random`, `module:function` (environment to policy) or a checkpoint.
-        episodes: Episodes per task.
-        agents: Source agents: `expert`, `noisy` (random actions executed), `random`, or shares `expert=3,noisy=1`.
-        labels: Which action is recorded where noise was executed.
-        first_seed: Seed of the first episode.
-        processes: Processes that simulate.
-    """
-    from gatito.data.collection import CollectConfig, parse_agents
-    from gatito.data_commands import collect_datasets
-
-    config = CollectConfig(
-        episodes=episodes,
-        agents=parse_agents(agents),
-        labels=labels,
-        first_seed=first_seed,
-        processes=processes,
-    )
-    chosen = _names(tasks, "tasks") if tasks is not None else []
-    collect_datasets(chosen, env, policy, Path(out), config)
-
-
-def check(sources: list[str], context: int = 1024) -> None:
-    """Check datasets and stores, and say what is wrong with them.
-
-    Args:
-        sources: Folders of datasets and stores, or patterns of them.
-        context: Positions that a timestep must fit.
-    """
-    from gatito.data_commands import check_sources
-
-    check_sources(sources, context)
-
-
-def describe(sources: list[str]) -> None:
-    """Print a table of datasets, or of what a store holds.
-
-    Args:
-        sources: Folders of datasets and stores, or patterns of them.
-    """
-    from gatito.data_commands import show_sources
-
-    show_sources(sources)
-
-
-def report(source: str, out: str, context: int = 1024) -> None:
-    """Write one HTML page on a dataset: values, returns, episodes to play, tokens, and what is wrong.
-
-    Args:
-        source: Folder or id of a Minari dataset.
-        out: HTML file.
-        context: Positions that a timestep must fit.
-    """
-    from gatito.data_commands import report_dataset
-
-    report_dataset(source, Path(out), context)
-
-
-def card(source: str, out: str | None = None, context: int = 1024) -> None:
-    """Write the card (README.md) of a dataset, or print it.
-
-    Args:
-        source: Folder or id of a Minari dataset.
-        out: File of the card.
-        context: Positions that a timestep must fit.
-    """
-    from gatito.data_commands import card_of_dataset
-
-    card_of_dataset(source, None if out is None else Path(out), context)
-
-
-def evaluate(
-    checkpoint: str,
-    config: Any,
-    out: str,
-    tasks: str | None = None,
-    env: str | None = None,
-    record: str | None = None,
-    videos: int = 4,
-    attention_step: int = 20,
-) -> None:
-    """Score a checkpoint on seeded episodes; write results.json, report.html and card.md.
-
-    Args:
-        checkpoint: Checkpoint folder, folder of a run, or `hf:owner/name` on the hub.
-        config: An `EvaluationConfig`.
-        out: Folder for the results; the same command continues an evaluation that was killed.
-        tasks: Task ids, groups and patterns, separated by commas; all that the checkpoint knows by default.
-        env: Gymnasium id of an environment of yours that the checkpoint was trained on, or `module:id`.
-        record: Folder to write the episodes to, as Minari datasets.
-        videos: Episodes that are filmed, with the last of the prompts: of the worst tasks and of the best.
-        attention_step: Timestep of the filmed episodes whose attention over the context the report shows.
-    """
-    from gatito.data.tasks import matching
-    from gatito.eval_commands import evaluate_checkpoint
-
-    chosen = matching(_names(tasks, "tasks")) if tasks is not None else None
-    evaluate_checkpoint(
-        checkpoint, Path(out), chosen, env, config, record=record, videos=videos, attention_step=attention_step
-    )
-
-
-def compare(sources: list[str], prompts: str | None = None, out: str | None = None) -> None:
-    """Compare two evaluations on the episodes that both played, or two prompts of one.
-
-    Args:
-        sources: One or two folders with results.json, or such files: A, and B where it is another.
-        prompts: Two, such as `none,beginning`: A with the first is paired with B, or A again, with the second.
-        out: HTML file, or folder for compare.html; the same is written as JSON beside it.
-    """
-    from gatito.eval_commands import compare_results
-
-    compare_results(sources, prompts, None if out is None else Path(out))
-
-
-def push(checkpoint: str, to: str, private: bool = False, results: str | None = None) -> None:
-    """Upload a checkpoint with its model card to the Hugging Face hub.
-
-    Args:
-        checkpoint: Checkpoint folder, or folder of a run, whose newest checkpoint it is.
-        to: Repository, `owner/name`.
-        private: Whether only its owner sees the repository, where it is new.
-        results: Folder that `gatito eval` wrote of this checkpoint, whose scores are added to the card.
-    """
-    from gatito.eval_commands import push_checkpoint
-
-    push_checkpoint(checkpoint, to, private, results)
-
-
-def demo(out: str = "demo", small: bool = False) -> None:
-    """Collect, build, train and evaluate five domains with one set of weights, then write a report.
-
-    Args:
-        out: Folder for everything that the demo writes.
-        small: The same in under 3 minutes.
-    """
-    from gatito.demo import run_demo
-
-    run_demo(Path(out), small=small)
+from gatito.verbs import (
+    card,
+    check,
+    collect,
+    compare,
+    demo,
+    describe,
+    evaluate,
+    push,
+    report,
+    tasks,
+    tokens,
+)
 
 
 def build_parser() -> Parser:
@@ -333,14 +149,6 @@ def _recipe(parser: ArgumentParser, values: Namespace) -> Any:
             raise UserError(f"{name}: holds nothing, expected keys and values")
     chosen = parser.instantiate(values)[values.verb]
     return Recipe(**{name: chosen[name] for name in sections})
-
-
-def _names(listed: str, option: str) -> list[str]:
-    """The names of an option that takes several, separated by commas."""
-    names = [name.strip() for name in listed.split(",")]
-    if not all(names):
-        raise UserError(f"--{option} {listed!r} names nothing between or after its commas; list task ids")
-    return names
 
 
 def _help_of(function: Any, parameter: str) -> str:

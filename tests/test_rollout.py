@@ -16,14 +16,15 @@ from toy import Line, layout_of, tiny_model, toy_episode
 from gatito.data.minari_episodes import open_minari
 from gatito.data.tasks import EVALUATION_SEEDS, TaskSpec
 from gatito.errors import UserError
-from gatito.eval import simulators as simulating
+from gatito.eval import simulator_pool as pool
 from gatito.eval.actor import Actor
 from gatito.eval.decoding import Decoding
 from gatito.eval.record import RolloutRecorder
 from gatito.eval.results import Results
 from gatito.eval.rollout import Job, rollouts
 from gatito.eval.scores import EpisodeRecord
-from gatito.eval.simulators import LocalSimulators, SimulatorPool, Simulators, closing
+from gatito.eval.simulator_pool import SimulatorPool
+from gatito.eval.simulators import LocalSimulators, Simulators, closing
 from gatito.eval.vector import VectorSimulators
 from gatito.model import GatitoForCausalLM
 from gatito.tokenizers import TextTokenizer, TokenSequence, Vocabulary
@@ -111,9 +112,9 @@ def test_one_of_many_simulators_that_fails_costs_its_own_episode_alone(
     fault: str, toy: Toy, model: GatitoForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Row 18. Greedy: what shares a batch is another, and a sampled bin may differ by rounding."""
-    monkeypatch.setattr(simulating, "GRACE_S", 1.0)
+    monkeypatch.setattr(pool, "GRACE_S", 1.0)
     sound = by_key(play(Actor(model, 4, decoding=GREEDY), toy.jobs(points())))
-    found = by_key(play(Actor(model, 4, decoding=GREEDY), toy.jobs(points(fault)), SimulatorPool(2, limit_s=2.0)))
+    found = by_key(play(Actor(model, 4, decoding=GREEDY), toy.jobs(points(fault)), SimulatorPool(2, limit_s=1.0)))
     key = ("toy/points", "none", FAULTY)
     total, length, _, failure = found.pop(key)
     assert (total, length) == (None, 3)

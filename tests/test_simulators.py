@@ -14,19 +14,9 @@ from simulated import FAULTY, GRID, points
 from gatito.data.alarm import OutOfTime, time_limit
 from gatito.data.tasks import EVALUATION_SEEDS, TaskSpec
 from gatito.errors import UserError
-from gatito.eval import simulators as module
-from gatito.eval.simulators import (
-    Act,
-    Begin,
-    Failed,
-    LocalSimulators,
-    Lost,
-    Moment,
-    SimulatorPool,
-    Simulators,
-    closing,
-    simulators,
-)
+from gatito.eval import simulator_pool as module
+from gatito.eval.simulator_pool import SimulatorPool, simulators
+from gatito.eval.simulators import Act, Begin, Failed, LocalSimulators, Lost, Moment, Simulators, closing
 from gatito.eval.vector import VectorSimulators
 
 SEEDS = [EVALUATION_SEEDS + i for i in range(4)]
@@ -90,7 +80,7 @@ def test_a_simulator_that_raises_costs_its_own_episode_alone(make: Callable[[], 
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_a_simulator_that_hangs_in_python_costs_its_own_episode_alone(processes: int) -> None:
-    with closing(simulators(processes, limit_s=0.5 if processes == 0 else 3)) as these:
+    with closing(simulators(processes, limit_s=0.5 if processes == 0 else 1)) as these:
         begin_all(these, points("hangs"))
         *_, last = steps(these, 3)
         assert isinstance(last[2], Failed)
@@ -103,7 +93,7 @@ def test_a_simulator_that_hangs_in_python_costs_its_own_episode_alone(processes:
     [("dies", "its process ended with exit code 11"), ("hangs where no alarm is heard", "its process was killed")],
 )
 def test_a_process_that_ends_is_replaced_and_what_it_held_may_begin_again(fault: str, reason: str) -> None:
-    with closing(SimulatorPool(2, limit_s=3)) as these:
+    with closing(SimulatorPool(2, limit_s=1)) as these:
         begin_all(these, points(fault))
         *_, last = steps(these, 3)
         assert isinstance(last[2], Failed)

@@ -19,7 +19,8 @@ from gatito.eval.prompts import Prompts, check_datasets
 from gatito.eval.references import baseline_of
 from gatito.eval.rollout import Job, Recorder, rollouts
 from gatito.eval.scores import Baseline, EpisodeRecord, Prompt, TaskResult, task_results
-from gatito.eval.simulators import Simulators, closing, simulators
+from gatito.eval.simulator_pool import simulators
+from gatito.eval.simulators import Simulators, closing
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.model.int8 import quantize_int8
 from gatito.model.packed import pack_linears
