@@ -102,8 +102,11 @@ def test_acting_builds_exactly_the_tokens_that_training_sees(
             assert sorted(packed.tolist()) == sorted(given)
 
 
-@pytest.mark.parametrize("prompted", ["no prompt", "pinned", "sliding"])
-@pytest.mark.parametrize(("name", "trunk"), CASES)
+@pytest.mark.parametrize(
+    ("name", "trunk", "prompted"),
+    [(*case, prompted) for case in CASES for prompted in ("no prompt", "pinned")]
+    + [("vectors", trunk, "sliding") for trunk in TRUNKS],
+)
 def test_cached_acting_equals_the_uncached_model_at_every_step_of_three_windows(
     name: str,
     trunk: str,

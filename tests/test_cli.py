@@ -484,7 +484,9 @@ def test_an_evaluation_writes_its_results_and_a_report(run: Run, folder: Path) -
     assert run("data", "build", "--config", "mix.yaml", "--out", "s")[0] == 0
     small = "--train.steps 2 --model.width 16 --model.layers 1 --model.heads 1 --model.feed_forward 16"
     assert run(*f"train --config tiny --data s --out r {small}".split())[0] == 0
-    code, out, _ = run(*["eval", "r", "--episodes", "2", "--prompt", "beginning", "--out", "r/eval"])
+    code, out, _ = run(
+        *["eval", "r", "--episodes", "2", "--prompt", "beginning", "--processes", "0", "--out", "r/eval"]
+    )
     assert code == 0
     assert "classic/cartpole" in out
     results = json.loads((folder / "r" / "eval" / "results.json").read_text())

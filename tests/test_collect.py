@@ -507,6 +507,7 @@ collect([spec], Path(sys.argv[1]), CollectConfig(episodes=30, processes=1))
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_in_the_middle_of_a_chunk_has_its_finished_seeds_kept(tmp_path: Path) -> None:
     played, root = tmp_path / "played", tmp_path / "killed"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}

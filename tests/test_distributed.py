@@ -72,7 +72,8 @@ def rows_of(out: Path) -> list[list[int]]:
     return [[int(line) for line in file.read_text().splitlines()] for file in files]
 
 
-@pytest.mark.parametrize("trunk", [pytest.param("flat", marks=pytest.mark.slow), "1 latent, decoded"])
+@pytest.mark.slow
+@pytest.mark.parametrize("trunk", ["flat", "1 latent, decoded"])
 def test_two_processes_give_the_losses_and_weights_of_one(trunk: str, tmp_path: Path, store: Path) -> None:
     train(tiny_recipe(**SETTINGS, trunk=trunk), store, tmp_path / "one")
     printed = run(2, store, tmp_path / "two", trunk=trunk)
