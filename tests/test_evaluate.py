@@ -90,7 +90,7 @@ def test_the_same_evaluation_twice_gives_the_same_records(
 def test_the_records_do_not_depend_on_the_number_of_sessions(
     processor: GatitoProcessor, model: GatitoForCausalLM
 ) -> None:
-    alone, few, many = (evaluate(model, processor, list(SPECS), how(sessions=n)) for n in (1, 4, 25))
+    alone, few, many = (evaluate(model, processor, list(SPECS), how(sessions=n, temperature=0)) for n in (1, 4, 25))
     assert alone == few == many
     assert len({r.total_return for r in alone}) > 3
 
@@ -139,7 +139,7 @@ def test_scores_are_those_of_the_returns(processor: GatitoProcessor, model: Gati
 def test_processes_that_share_the_episodes_play_those_of_one(
     world: int, processor: GatitoProcessor, model: GatitoForCausalLM, tmp_path: Path
 ) -> None:
-    config = how(prompt="none,beginning", episodes_in_context=2)
+    config = how(prompt="none,beginning", episodes_in_context=2, temperature=0)
     whole = evaluate(model, processor, list(SPECS), config)
     for rank in range(world):
         with Journal(tmp_path, {"a": 1}, rank) as journal:
@@ -163,7 +163,7 @@ class Killed(Exception):
 def test_a_continued_evaluation_equals_an_uninterrupted_one_and_plays_nothing_twice(
     processor: GatitoProcessor, model: GatitoForCausalLM, tmp_path: Path
 ) -> None:
-    config, settings = how(sessions=3), {"weights": "x"}
+    config, settings = how(sessions=3, temperature=0), {"weights": "x"}
     whole = evaluate(model, processor, list(SPECS), config)
     ticks = iter(range(9))
 
