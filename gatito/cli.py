@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from gatito.errors import UserError
 from gatito.parsing import Parser, normalised, switches
@@ -97,6 +97,8 @@ def run(arguments: Sequence[str]) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    if {"--help", "-h"} & set(arguments):  # reading what stands under each field takes its time
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = build_parser()
     parser.words = [word for word in arguments if not word.startswith("-")][:2]
     values = parser.parse_args(normalised(arguments, switches(parser)))

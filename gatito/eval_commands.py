@@ -64,7 +64,8 @@ def evaluate_checkpoint(
         raise UserError(f"--videos {videos} and --attention-step {attention_step}: allowed 0 and more")
     if videos:
         _check_pyav()
-    processes = PartialState(timeout=LONGEST_WAIT)
+    # Without `cpu` torchrun's processes on CPUs would each evaluate everything.
+    processes = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     model, processor = load_checkpoint(checkpoint)
     settings = {"checkpoint": checkpoint, "weights": weights_sha256(model)[:SHOWN_SHA], **config.to_json()}
     checked = check_tasks(processor, _chosen(checkpoint, processor, tasks, env), config)

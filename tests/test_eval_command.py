@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from toy import tiny_recipe
@@ -64,7 +65,7 @@ def test_an_environment_that_is_no_task_is_evaluated_by_its_id(inside: Path) -> 
     (row,) = values["tasks"]
     assert (row["id"], row["episodes"], row["score"]) == ("Blackjack-v1", 2, None)
     assert row["return"] is not None
-    assert -1 < row["random"] < 0
+    assert row["random"] is None  # measured for nothing: there is no expert to place returns by
     assert "Tasks without a score" in (inside / "blackjack" / "report.html").read_text()
 
 
@@ -72,6 +73,7 @@ def test_the_expert_of_such_an_environment_may_be_said_or_shown(inside: Path) ->
     said = evaluate("--env Blackjack-v1 --episodes 2 --expert-return 0.9 --out said")
     assert said["tasks"][0]["expert"] == 0.9
     assert said["tasks"][0]["score"] is not None
+    assert -1 < said["tasks"][0]["random"] < 0
     shown = evaluate(
         "--env Blackjack-v1 --episodes 1 --prompt end --demonstrations-from d/Blackjack-v1/random-v0 --out shown"
     )
@@ -193,9 +195,10 @@ def test_one_process_goes_on_where_two_were_killed(inside: Path) -> None:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(1)  # until the last of them has let go of its file
+    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for one in everyone:  # the launcher's processes are in sessions of their own
+        one.kill()
+    psutil.wait_procs(everyone)
     continued = evaluate(f"{line} --out both")
     alone = evaluate(f"{line.replace('kept-of-two', 'kept-of-one')} --out alone")
     assert continued["records"] == alone["records"]

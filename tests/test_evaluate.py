@@ -347,8 +347,28 @@ def test_a_task_without_references_is_measured_when_it_is_evaluated(monkeypatch:
         baseline_of(SPECS["toy/points"], expert=123.0)
     monkeypatch.setattr(referring, "has_expert", lambda spec: False)
     unknown = baseline_of(grid)
-    assert unknown.expert is None
-    assert not unknown.is_scored
+    assert (unknown.random, unknown.expert) == (None, None)  # measured for nothing otherwise
+
+
+def test_seeds_on_which_the_random_policy_crashes_hangs_or_breaks_off_are_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = dataclasses.replace(points("dies", at=2, seeds=(EVALUATION_SEEDS + 1, EVALUATION_SEEDS + 2)), id="toy/new")
+    sound = dataclasses.replace(points(), id="toy/new")
+    found, expected = baseline_of(spec, expert=20.0, processes=1), baseline_of(sound, expert=20.0)
+    assert found.random is not None
+    assert expected.random is not None
+    assert found.random != expected.random
+    assert abs(found.random - expected.random) < 2
+    assert capsys.readouterr().out.count("left out: its process ended with exit code 11") == 2
+
+
+def test_a_prompt_without_anybody_to_demonstrate_is_refused_at_once(
+    processor: GatitoProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "has_expert", lambda spec: False)
+    with pytest.raises(UserError, match="toy/grid has no scripted expert to demonstrate; give --demonstrations-from"):
+        check_tasks(processor, [GRID], how(prompt="none,end"))
 
 
 def test_the_expert_of_a_foreign_environment_is_the_best_stretch_of_its_demonstrations(tmp_path: Path) -> None:
@@ -376,10 +396,10 @@ def test_a_checkpoint_is_scored_on_an_environment_without_any_reference(
     processor: GatitoProcessor, model: GatitoForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(referring, "has_expert", lambda spec: False)
+    monkeypatch.setattr(module, "has_expert", lambda spec: False)
     result = evaluate_task(model, processor, GRID, how())
-    assert result.score is None
+    assert (result.score, result.random) == (None, None)
     assert result.mean_return is not None
-    assert result.random is not None
 
 
 def test_json_of_records_is_read_back(processor: GatitoProcessor, model: GatitoForCausalLM) -> None:

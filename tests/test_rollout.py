@@ -163,6 +163,14 @@ def test_the_context_of_successive_episodes_is_both_of_them(toy: Toy, model: Gat
     assert len(actor.sessions[0].window.timesteps) == sum(lengths)
 
 
+def test_the_last_observation_is_looked_at_too(toy: Toy, model: GatitoForCausalLM) -> None:
+    last = 4 + FAULTY % 5
+    for fault in ("returns NaN", "returns another shape"):
+        (record,) = play(Actor(model), [toy.job(points(fault, at=last), FAULTY)])
+        assert record.failure
+        assert record.length == last
+
+
 def test_what_follows_a_failed_episode_in_its_context_is_counted_as_failed(
     toy: Toy, model: GatitoForCausalLM
 ) -> None:
@@ -269,15 +277,14 @@ def test_recorded_actions_replay_to_the_recorded_observations(
             assert reward == episode.rewards[t]
 
 
-def test_an_episode_whose_values_are_not_of_its_spaces_is_scored_but_not_recorded(
-    toy: Toy, model: GatitoForCausalLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_episode_whose_values_are_not_of_its_spaces_is_neither_scored_nor_recorded(
+    toy: Toy, model: GatitoForCausalLM, tmp_path: Path
 ) -> None:
     spec = dataclasses.replace(GRID, make=Unsaid)
     keeps = recorder(tmp_path)
     (record,) = play(Actor(model), [toy.job(spec, SEEDS[0])], recorder=keeps)
-    assert record.total_return is not None
+    assert "the observation mission 'go!' is not of Text(" in record.failure
     assert keeps.publish([spec], ["none"], Results(records=[record], baselines={})) == []
-    assert "not recorded: task 'toy/grid'" in capsys.readouterr().out
 
 
 class Unsaid(Grid):

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
-from simulated import FAULTY, GRID, points
+from simulated import FAULTY, GRID, Grid, points
 
 from gatito.data.alarm import OutOfTime, time_limit
 from gatito.data.tasks import EVALUATION_SEEDS, TaskSpec
@@ -264,3 +264,36 @@ def step_for_ever(these: Simulators) -> None:
     with time_limit(1.5, "wall", OutOfTime("all of it")):
         while True:
             these.exchange({0: Act(action=0)})
+
+
+@pytest.mark.parametrize("make", of_two_kinds(), ids=["here", "in processes"])
+def test_a_text_that_is_not_of_its_space_fails_the_episode(make: Callable[[], Simulators]) -> None:
+    with closing(make()) as these:
+        answer = these.exchange({0: Begin(spec=dataclasses.replace(GRID, make=Shouting), seed=0)})[0]
+    assert isinstance(answer, Failed)
+    assert "the observation mission 'GO!' is not of Text(" in answer.reason
+
+
+class Shouting(Grid):
+    """Its mission is in letters that its space has not."""
+
+    def draw(self) -> Any:
+        return super().draw() | {"mission": "GO!"}
+
+
+def test_what_cannot_be_sent_from_a_process_fails_its_own_episode() -> None:
+    with closing(SimulatorPool(1, limit_s=20)) as these:
+        shown = these.exchange({0: Begin(spec=points(), seed=0), 1: Begin(spec=SECRETIVE, seed=0)})
+    assert isinstance(shown[0], Moment)
+    assert isinstance(shown[1], Failed)
+    assert "what it returned cannot be sent to another process" in shown[1].reason
+
+
+class Secretive(Slow):
+    """Observes a function."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return (lambda: 0), {}
+
+
+SECRETIVE = TaskSpec(id="toy/secretive", make=Secretive, expert=no_expert)

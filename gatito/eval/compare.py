@@ -4,8 +4,8 @@ results A, results B -> pairs of episodes -> differences per task -> domains and
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -110,6 +110,8 @@ class Comparison:
     """What A is called."""
     b: str
     """What B is called."""
+    settings: Mapping[str, tuple[Any, Any]]
+    """Settings of the evaluations that differ, with both values."""
     tasks: Sequence[TaskComparison]
     """One row per task and prompt, by domain and task."""
     domains: Sequence[GroupComparison]
@@ -129,7 +131,8 @@ class Comparison:
         """The contents of `compare.json`."""
         rows = {name: [row.to_json() for row in getattr(self, name)] for name in ("overall", "domains", "tasks")}
         counts = {name: getattr(self, name) for name in ("pairs", "failed", "unpaired_a", "unpaired_b")}
-        return {"schema": 1, "a": self.a, "b": self.b, **counts, **rows}
+        differing = {name: list(values) for name, values in self.settings.items()}
+        return {"schema": 1, "a": self.a, "b": self.b, "settings": differing, **counts, **rows}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -167,17 +170,28 @@ def compare(
     rows = [_compare_task(finished[key], a.baselines.get(key[0], unknown)) for key in order if finished[key]]
     scored = [row for row in rows if row.row.unit == "score"]
     pairs = sum(map(len, finished.values()))
+    tasks = [row.row for row in rows]
+    domains, overall = _groups(scored, lambda row: row.domain), _groups(scored, lambda row: "overall")
+    if prompts is not None:  # as the differences are: of B less A
+        label = f"{prompts[1]} - {prompts[0]}"
+        tasks = [replace(row, prompt=label) for row in tasks]
+        domains, overall = ([replace(row, prompt=label) for row in part] for part in (domains, overall))
     return Comparison(
         a=names[0],
         b=names[1],
-        tasks=[row.row for row in rows],
-        domains=_groups(scored, lambda row: row.domain),
-        overall=_groups(scored, lambda row: "overall"),
+        settings=_differing(a.settings, b.settings),
+        tasks=tasks,
+        domains=domains,
+        overall=overall,
         pairs=pairs,
         failed=len(shared) - pairs,
         unpaired_a=len(first) - len(shared),
         unpaired_b=len(second) - len(shared),
     )
+
+
+def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)}
 
 
 def prompts_of(listed: str) -> tuple[str, str]:

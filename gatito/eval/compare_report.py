@@ -16,14 +16,16 @@ VERDICTS = {"better": "B is better", "worse": "B is worse", "undecided": "undeci
 def print_comparison(found: Comparison) -> None:
     """Print tasks, domains, overall, and what could not be paired."""
     print(f"A = {found.a}\nB = {found.b}\n")
-    print(f"{'':36} {'prompt':9} {'A':>9} {'B':>9}  B - A (95 % interval)")
+    for name, (first, second) in found.settings.items():
+        print(f"they differ in {name}: {first!r} of A, {second!r} of B")
+    print(f"{'':36} {'prompt':16} {'A':>9} {'B':>9}  B - A (95 % interval)")
     for row in found.tasks:
         said = f"{row.verdict}, {counted(row.pairs, 'pair')}{', of returns' if row.unit == 'return' else ''}"
-        print(f"{row.id:36} {row.prompt:9} {row.a:9.2f} {row.b:9.2f}  {_difference(row)}, {said}")
+        print(f"{row.id:36} {row.prompt:16} {row.a:9.2f} {row.b:9.2f}  {_difference(row)}, {said}")
     print()
     for group in (*found.domains, *found.overall):
         print(
-            f"{group.name:36} {group.prompt:9} {group.a:9.2f} {group.b:9.2f}  {_difference(group)}, {_tally(group)}"
+            f"{group.name:36} {group.prompt:16} {group.a:9.2f} {group.b:9.2f}  {_difference(group)}, {_tally(group)}"
         )
     for group in found.overall:
         print(f"probability that B improves on A, prompt {group.prompt}: {_improvement(group)}")

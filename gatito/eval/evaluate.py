@@ -24,6 +24,7 @@ from gatito.eval.simulators import Simulators, closing
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.model.int8 import quantize_int8
 from gatito.model.packed import pack_linears
+from gatito.policies import has_expert
 from gatito.tokenizers import Layout, TokenSequence
 
 
@@ -67,7 +68,11 @@ def check_task(
         )
     if config.demonstrations_from is not None:
         check_datasets(spec, layout, config.demonstrations_from)
-    baseline = baseline_of(spec, config.demonstrations_from, config.expert_return)
+    elif set(config.prompts) != {"none"} and not has_expert(spec):
+        raise UserError(
+            f"--prompt {config.prompt}: {spec.id} has no scripted expert to demonstrate; give --demonstrations-from"
+        )
+    baseline = baseline_of(spec, config.demonstrations_from, config.expert_return, config.processes)
     return CheckedTask(spec=spec, layout=layout, baseline=baseline, env=env)
 
 

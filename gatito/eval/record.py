@@ -7,7 +7,6 @@ from typing import Any
 
 import gymnasium as gym
 from minari.data_collector import EpisodeBuffer
-from tqdm import tqdm
 
 from gatito.data.episode import check_values, stack
 from gatito.data.minari_arrow import FILE, EncodedEpisode, encode_episode, read_metadata, write_episode
@@ -44,13 +43,7 @@ class RolloutRecorder:
                     raise UserError(f"--record: {target} exists; remove it or name another folder")
 
     def keep(self, played: Played) -> None:
-        """Keep an episode, or say why it cannot be: where its values are not of the environment's spaces."""
-        try:
-            self._keep(played)
-        except UserError as error:  # the episode was played and is scored nevertheless
-            tqdm.write(f"not recorded: {error}")
-
-    def _keep(self, played: Played) -> None:
+        """Keep an episode; raises `UserError` where its values are not of the environment's spaces."""
         env = self.envs[played.spec.id]
         where = f"task {played.spec.id!r}, seed {played.seed}"
         observations = stack(env.observation_space, played.observations, f"{where}, observation")

@@ -184,7 +184,8 @@ def print_results(results: Results) -> None:
             f"{decimals(row.expert):>9}  {score}, {_episodes(row)}"
         )
     for row in (row for row in results.tasks if row.score is None):
-        print(f"no score: {row.id}, prompt {row.prompt}: {why_unscored(row)}; {_episodes(row)}")
+        returned = "" if row.mean_return is None else f"return {decimals(row.mean_return)}; "
+        print(f"no score: {row.id}, prompt {row.prompt}: {returned}{why_unscored(row)}; {_episodes(row)}")
     print()
     for group in results.domains:
         print(f"{group.name:36} {group.prompt:9} {_group(group)}")

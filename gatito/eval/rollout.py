@@ -202,6 +202,7 @@ class _Rollouts:
         if not (moment.terminated or moment.truncated):
             self.actor.observe(session, moment.observation, f"timestep {context.length}")
             return
+        context.job.layout.observation_tokens(moment.observation, f"timestep {context.length}")  # raises
         if self.recorder is not None:
             self.recorder.keep(context.played(terminated=moment.terminated))
         context.close()

@@ -31,7 +31,7 @@ def what_went_wrong(results: Results) -> str:
         parts.append(table(("task", "prompt", "episodes", *words), rows, "Failed episodes", words))
         if len(failures) > NUM_FAILURES:
             parts.append(f"<p>{len(failures) - NUM_FAILURES} more kinds of failures are in results.json.</p>")
-    if worst:
+    if worst := [row for row in worst if row.score is not None and row.score < 1]:
         rows = [
             (row.id, row.prompt, decimals(row.score), interval(row.ci_low, row.ci_high), decimals(row.success, ".0%"))
             for row in worst[:NUM_WORST]

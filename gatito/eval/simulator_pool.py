@@ -212,7 +212,19 @@ def _serve(connection: Connection, at: Any, limit_s: float) -> None:
             at[0] = slot
             answers[slot] = here.answer(slot, _received(request, sent))
         at[:] = [IDLE, time.monotonic()]
-        connection.send(answers)
+        try:
+            connection.send(answers)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            connection.send({slot: _sent(answer) for slot, answer in answers.items()})
+
+
+def _sent(answer: Answer) -> Answer:
+    """An answer, or that it cannot be sent."""
+    try:
+        pickle.dumps(answer)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        return Failed(reason=f"what it returned cannot be sent to another process ({error})")
+    return answer
 
 
 def _received(request: Any, sent: dict[int, TaskSpec]) -> Request:

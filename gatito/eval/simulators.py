@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gymnasium as gym
+from gymnasium import spaces
 
 from gatito.data.alarm import OutOfTime, time_limit
 from gatito.data.episode import copied
 from gatito.data.tasks import TaskSpec
 from gatito.errors import UserError
+from gatito.tokenizers.fields import Path, value_at
 
 LIMIT_S = 60.0
 """Seconds that a simulator may take to begin an episode, or for one timestep."""
@@ -105,11 +107,12 @@ class LocalSimulators:
         try:
             with time_limit(self.limit_s, "wall", slow):
                 if isinstance(request, Begin):
-                    return Moment(observation=copied(self._env(slot, request.spec).reset(seed=request.seed)[0]))
-                observation, reward, terminated, truncated, _ = self._envs[slot][1].step(request.action)
-                # Copied: some environments write the next observation into the same array.
+                    env = self._env(slot, request.spec)
+                    return Moment(observation=_checked(env, env.reset(seed=request.seed)[0]))
+                env = self._envs[slot][1]
+                observation, reward, terminated, truncated, _ = env.step(request.action)
                 return Moment(
-                    observation=copied(observation),
+                    observation=_checked(env, observation),
                     reward=float(reward),
                     terminated=bool(terminated),
                     truncated=bool(truncated),
@@ -118,7 +121,7 @@ class LocalSimulators:
             if isinstance(error, OutOfTime) and error is not slow:  # the time of all that this is part of
                 raise
             self._drop(slot)
-            return Failed(reason=(f"{type(error).__name__}: {error}".splitlines() or [""])[0])
+            return Failed(reason=_words(error))
 
     def close(self) -> None:
         """Close all environments."""
@@ -136,6 +139,39 @@ class LocalSimulators:
         if slot in self._envs:
             with contextlib.suppress(Exception):  # what has failed may fail to close as well
                 self._envs.pop(slot)[1].close()
+
+
+def _words(error: Exception) -> str:
+    """What an exception says, be it one that cannot be printed."""
+    try:
+        said = str(error)
+    except Exception:
+        said = "which cannot be printed"
+    return (f"{type(error).__name__}: {said}".splitlines() or [""])[0]
+
+
+def _checked(env: gym.Env[Any, Any], observation: Any) -> Any:
+    """A copy of an observation: some environments write the next one into the same array.
+
+    Raises `UserError` for a text that is not of its space; what else it must be, the layout checks.
+    """
+    for path, space in _texts(env.observation_space):
+        text = value_at(observation, path)
+        if not space.contains(text):
+            raise UserError(f"the observation {'.'.join(map(str, path))} {str(text)[:80]!r} is not of {space}")
+    return copied(observation)
+
+
+def _texts(space: spaces.Space[Any], path: Path = ()) -> Iterator[tuple[Path, spaces.Text]]:
+    """The texts of an observation space, and where they are."""
+    if isinstance(space, spaces.Text):
+        yield path, space
+    elif isinstance(space, spaces.Dict):
+        for name, inner in space.spaces.items():
+            yield from _texts(inner, (*path, name))
+    elif isinstance(space, spaces.Tuple):
+        for index, inner in enumerate(space.spaces):
+            yield from _texts(inner, (*path, index))
 
 
 @contextlib.contextmanager

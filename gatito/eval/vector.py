@@ -27,7 +27,8 @@ class VectorSimulators:
         if mode != AutoresetMode.DISABLED:
             raise UserError(
                 f"the vector environment resets by itself ({mode}), so that its episodes do not begin with their "
-                "seeds; make it with vector_kwargs={'autoreset_mode': gymnasium.vector.AutoresetMode.DISABLED}"
+                "seeds; make it with gymnasium.make_vec(..., vectorization_mode='sync', "
+                "vector_kwargs={'autoreset_mode': gymnasium.vector.AutoresetMode.DISABLED})"
             )
         self.envs = envs
         self._spec: TaskSpec | None = None

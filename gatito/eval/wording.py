@@ -36,7 +36,7 @@ def why_unscored(row: TaskResult) -> str:
     if row.is_scored:
         return "no episode was finished"
     if row.random is None or row.expert is None:
-        return "no reference returns were measured"
+        return "no reference returns were measured (--expert-return says that of the expert)"
     return f"the expert ({row.expert:.2f}) is not above the random policy ({row.random:.2f})"
 
 
