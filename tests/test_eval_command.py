@@ -198,6 +198,7 @@ def test_one_process_goes_on_where_two_were_killed(inside: Path) -> None:
     everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for one in everyone:  # the launcher's processes are in sessions of their own
         one.kill()
+    process.wait()
     psutil.wait_procs(everyone)
     continued = evaluate(f"{line} --out both")
     alone = evaluate(f"{line.replace('kept-of-two', 'kept-of-one')} --out alone")
