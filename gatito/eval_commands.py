@@ -67,7 +67,12 @@ def evaluate_checkpoint(
     # Without `cpu` torchrun's processes on CPUs would each evaluate everything.
     processes = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     model, processor = load_checkpoint(checkpoint)
-    settings = {"checkpoint": checkpoint, "weights": weights_sha256(model)[:SHOWN_SHA], **config.to_json()}
+    settings = {
+        "checkpoint": checkpoint,
+        "folder": Path(model.name_or_path).name,  # of a run its newest checkpoint that is intact
+        "weights": weights_sha256(model)[:SHOWN_SHA],
+        **config.to_json(),
+    }
     checked = check_tasks(processor, _chosen(checkpoint, processor, tasks, env), config)
     recorder = None
     if record is not None:
