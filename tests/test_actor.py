@@ -19,6 +19,16 @@ from gatito.eval.decoding import Decoding
 from gatito.tokenizers import TextTokenizer, Vocabulary
 from gatito.tokenizers.sequence import concatenate
 
+FAST = (
+    ("vectors", "flat", "no prompt"),
+    ("vectors", "flat", "pinned"),
+    ("vectors", "flat", "sliding"),
+    ("vectors", "1 latent, decoded", "pinned"),
+    ("missions", "flat", "pinned"),
+    ("images", "4 latents, decoded", "pinned"),
+    ("everything", "4 latents, decoded", "pinned"),
+)
+"""Episodes of three windows that are played each time; the others with the slow tests."""
 FIELDS = ("ids", "loss_mask", "local_positions", "patches", "patch_intervals", "timestep_starts")
 
 
@@ -104,8 +114,12 @@ def test_acting_builds_exactly_the_tokens_that_training_sees(
 
 @pytest.mark.parametrize(
     ("name", "trunk", "prompted"),
-    [(*case, prompted) for case in CASES for prompted in ("no prompt", "pinned")]
-    + [("vectors", trunk, "sliding") for trunk in TRUNKS],
+    [
+        pytest.param(*case, prompted, marks=[] if (*case, prompted) in FAST else [pytest.mark.slow])
+        for case in CASES
+        for prompted in ("no prompt", "pinned", "sliding")
+        if prompted != "sliding" or case[0] == "vectors"
+    ],
 )
 def test_cached_acting_equals_the_uncached_model_at_every_step_of_three_windows(
     name: str,
@@ -179,7 +193,7 @@ def test_timesteps_leave_whole_and_the_oldest_half_first(vocabulary: Vocabulary,
     ("name", "trunk", "temperature"),
     # Of sampled bins of numbers now and then one falls into its neighbour by rounding.
     [
-        (*case, t)
+        pytest.param(*case, t, marks=[pytest.mark.slow] if t else [])
         for case in CASES
         for t in (0.0, 1.0)
         if case[0] != "everything" and not (t and case[0] == "vectors")

@@ -439,6 +439,7 @@ with Collection(spec=spec, root=Path(sys.argv[1]), config=CollectConfig(episodes
 """
 
 
+@pytest.mark.slow
 def test_what_another_process_is_collecting_is_left_alone_until_it_ends(tmp_path: Path) -> None:
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]

@@ -565,7 +565,10 @@ def test_a_damaged_store_is_refused_naming_the_file(tmp_path: Path, store: Path)
 # The whole
 
 
-@pytest.mark.parametrize(("continuous", "trunk"), [(False, "flat"), (True, "flat"), (True, "4 latents, decoded")])
+@pytest.mark.parametrize(
+    ("continuous", "trunk"),
+    [(False, "flat"), (True, "flat"), pytest.param(True, "4 latents, decoded", marks=pytest.mark.slow)],
+)
 def test_the_tiny_model_learns_one_episode_and_acts_it_back(
     continuous: bool, trunk: str, tmp_path: Path, vocabulary: Vocabulary, text: TextTokenizer
 ) -> None:

@@ -175,6 +175,7 @@ def test_an_evaluation_that_was_interrupted_is_done_when_the_run_continues(
     assert [line["step"] for line in lines_of(tmp_path / "evaluations.jsonl")] == [4, 8]
 
 
+@pytest.mark.slow
 def test_time_that_is_no_training_counts_in_no_rate(
     tmp_path: Path, cartpole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

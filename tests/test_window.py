@@ -56,7 +56,7 @@ class States:
 
 
 @pytest.mark.parametrize("slides", [False, True], ids=["pinned", "sliding"])
-@pytest.mark.parametrize("trunk", ["flat", "4 latents", "1 latent, decoded"])
+@pytest.mark.parametrize("trunk", ["flat", pytest.param("4 latents", marks=pytest.mark.slow), "1 latent, decoded"])
 def test_a_batch_of_different_tasks_equals_the_uncached_model_on_each_window(
     trunk: str, slides: bool, vocabulary: Vocabulary, text: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,7 +127,7 @@ def fed_and_states(
 
 
 @pytest.mark.parametrize("prompted", ["no prompt", "pinned", "sliding"])
-@pytest.mark.parametrize("rotary", [True, False])
+@pytest.mark.parametrize("rotary", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("trunk", ["flat", "4 latents"])
 def test_memory_of_one_layer_equals_a_window_that_is_fed_anew(
     trunk: str,
