@@ -49,10 +49,9 @@ class Attention(nn.Module):
     def queries_keys_values(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, L, head_dim) of (B, L, D), turned by the angles of their positions."""
         B, L, _ = x.shape
-        qkv = self.qkv(x).view(B, L, 3, *self.heads).permute(2, 0, 3, 1, 4)  # (3, B, H, L, head_dim)
-        q, k, v = qkv
+        q, k, v = self.qkv(x).view(B, L, 3, *self.heads).permute(2, 0, 3, 1, 4)
         if angles is not None:
-            q, k = rotate(qkv[:2], angles)
+            q, k = rotate(q, angles), rotate(k, angles)
         return q, k, v
 
 
