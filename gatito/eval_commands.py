@@ -69,7 +69,7 @@ def evaluate_checkpoint(
     model, processor = load_checkpoint(checkpoint)
     settings = {
         "checkpoint": checkpoint,
-        "folder": Path(model.name_or_path).name,  # of a run its newest checkpoint that is intact
+        "folder": Path(str(model.name_or_path)).name,  # of a run its newest checkpoint that is intact
         "weights": weights_sha256(model)[:SHOWN_SHA],
         **config.to_json(),
     }
