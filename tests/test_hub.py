@@ -111,7 +111,7 @@ def test_scores_of_an_evaluation_are_added_to_the_card(
     write_results(results, tmp_path / "results.json")
     gatito(["push", str(trained), "--to", "someone/dog", "--results", str(tmp_path)])
     card = ModelCard.load(tmp_path / "someone/dog/README.md")
-    assert card.data.library_name == "transformers"
+    assert card.data.to_dict()["library_name"] == "transformers"
     values = {found.metric_name: found.metric_value for found in card.data.eval_results}
     assert values["score"].startswith("0.50 [")
     assert "agent = gatito.load_agent" in card.text

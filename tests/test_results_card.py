@@ -27,7 +27,7 @@ def results() -> Results:
 
 def test_the_hub_reads_every_score_back(results: Results) -> None:
     card = ModelCard(results_card(results))
-    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "reinforcement-learning")
+    assert (card.data.to_dict()["library_name"], card.data.pipeline_tag) == ("transformers", "reinforcement-learning")
     name, found = model_index_to_eval_results(card.data.to_dict()["model-index"])
     assert name == "a"
     values = {(r.dataset_type, r.dataset_config, r.metric_type): r.metric_value for r in found}
