@@ -58,9 +58,9 @@ def network(
     return GatitoForCausalLM(shape.build(vocabulary, context, end_id=2)).eval()
 
 
-def ours(model: GatitoForCausalLM, layout: Layout, count: int = 1) -> Step:
-    """`count` environments in one batch."""
-    actor, rng = Actor(model, count, decoding=GREEDY), np.random.default_rng(0)
+def ours(model: GatitoForCausalLM, layout: Layout, count: int = 1, cache: torch.dtype | None = None) -> Step:
+    """`count` environments in one batch; keys and values are kept in `cache`."""
+    actor, rng = Actor(model, count, decoding=GREEDY, cache_dtype=cache), np.random.default_rng(0)
     for session in range(count):
         actor.reset(session, layout)
     size = layout.observations[0].size
@@ -155,6 +155,10 @@ def peers_shape(vocabulary: Vocabulary, steps: int, recomputed: int) -> None:
     others = {
         "gatito, flat trunk, context 256": (ours(short, layout), 1),
         f"gatito, flat trunk, context {CONTEXT}, 8 environments, for each": (ours(flat, layout, 8), 8),
+        f"gatito, flat trunk, context {CONTEXT}, 8 environments, for each, keys and values in bfloat16": (
+            ours(flat, layout, 8, torch.bfloat16),
+            8,
+        ),
         "gatito, flat trunk, context 256, 8 environments, for each": (ours(short, layout, 8), 8),
         "gatito, 1 latent, actions decoded": (ours(latent, layout), 1),
         "gatito, 1 latent, actions decoded, 8 environments, for each": (ours(latent, layout, 8), 8),
@@ -178,6 +182,9 @@ def paper_shape(vocabulary: Vocabulary, steps: int) -> None:
         "gatito": ours(model, layout),
         "gatito, linears packed": ours(pack_linears(model), layout),
         "gatito, linears in int8": ours(quantize_int8(model), layout),
+        "gatito, linears in int8, keys and values in bfloat16": ours(
+            quantize_int8(model), layout, cache=torch.bfloat16
+        ),
     }
     full = CONTEXT // 26
     times = interleaved(run, steps, skipped=full // 2)  # from here on the window is half full to full

@@ -102,6 +102,26 @@ def test_the_model_it_is_made_of_stays_as_it_is_and_saves(
         other.save_pretrained(tmp_path)
 
 
+def test_keys_and_values_in_bfloat16_change_logits_by_their_rounding(
+    vocabulary: Vocabulary, text: TextTokenizer
+) -> None:
+    env = make("missions", length=60)
+    layout = layout_of(env, vocabulary, text)
+    model = tiny_model(vocabulary, initializer_range=0.2, **TRUNKS["flat"])
+    action = layout.action_tokens([start for start, _ in layout.legal_ids])
+    states = []
+    for dtype in (None, torch.bfloat16):
+        actor = Actor(model, cache_dtype=dtype)
+        actor.reset(0, layout, prompt_of(env, layout, model.config.trunk))
+        actor.observe(0, env.reset(seed=9)[0])
+        with torch.no_grad():
+            many = actor._feed([0])
+            actor.sessions[0].window.pending.append(action)
+            states.append(torch.cat([many, actor._feed([0])]))
+    exact, rounded = (state @ model.lm_head.weight.T for state in states)
+    assert 0 < float((exact - rounded).std() / exact.std()) < 0.02
+
+
 def test_every_linear_of_the_blocks_is_in_int8_and_takes_a_quarter(vocabulary: Vocabulary) -> None:
     quantized = quantize_int8(tiny_model(vocabulary, **TRUNKS["4 latents, decoded"]))
     for part in (quantized.model.blocks, quantized.model.resampler, quantized.model.action_decoder):

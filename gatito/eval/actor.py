@@ -55,12 +55,15 @@ class Actor:
         decoding: Decoding = SAMPLED,
         memory: Memory = "refill",
         prompt_slides: bool = False,
+        cache_dtype: torch.dtype | None = None,
         compiled: bool = False,
     ) -> None:
         """Actions are decoded from legal ids only. `memory` says what becomes of the keys and values in a window that
         was full, `prompt_slides` whether prompts leave it like other timesteps, as in the paper, instead of staying.
 
-        `compiled` is for GPUs: the trunk runs through torch's compiler, always for all sessions.
+        Keys and values are kept in `cache_dtype`, by default as the model's: bfloat16 halves what each token reads of
+        a long context, and rounds it to 8 bits. `compiled` is for GPUs: the trunk runs through torch's compiler,
+        always for all sessions.
         """
         if memory not in get_args(Memory):
             raise UserError(f"--memory is {memory!r}, allowed {' or '.join(get_args(Memory))}")
@@ -71,7 +74,7 @@ class Actor:
         self.device = parameter.device
         # A call may be padded to the widest of its rows, at most a whole window.
         capacity = self.context + max(self.context, WIDEST)
-        self.cache = SessionCache(model.config, num_sessions, capacity, self.device, parameter.dtype)
+        self.cache = SessionCache(model.config, num_sessions, capacity, self.device, cache_dtype or parameter.dtype)
         self.compiled = CompiledTrunk(model.model, self.cache) if compiled else None
         self.sessions: dict[int, Session] = {}
         """Those that were reset, by number."""

@@ -45,7 +45,7 @@ class EvaluationConfig:
     prompt_slides: bool = False
     """Let the prompt leave a full context, as the paper does, instead of keeping it."""
     int8: bool = False
-    """Compute the linear layers in 8 bits (on a CPU)."""
+    """Compute the linear layers in int8 and keep keys and values in bfloat16 (on a CPU)."""
     compile: bool = False
     """Compile the model's step; on a GPU as CUDA graphs."""
     sessions: int = 25

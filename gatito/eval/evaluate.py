@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
+import torch
 from tqdm import tqdm
 
 from gatito.data.tasks import Reference, TaskSpec, get_task
@@ -165,6 +166,7 @@ def make_actor(model: GatitoForCausalLM, config: EvaluationConfig, num_sessions:
         decoding=config.decoding,
         memory=config.memory,
         prompt_slides=config.prompt_slides,
+        cache_dtype=torch.bfloat16 if config.int8 else None,
         compiled=config.compile,
     )
 

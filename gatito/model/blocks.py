@@ -10,7 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from gatito.model.cache import SessionCache
 from gatito.model.configuration import GatitoConfig
 from gatito.model.embedding import rotate
-from gatito.model.masks import Mask, attend_from_one, attend_in_blocks
+from gatito.model.masks import Mask, attend_from_one, attend_in_blocks, faster_from_one
 
 
 class BranchOut(nn.Linear):
@@ -38,13 +38,14 @@ class Attention(nn.Module):
         q, k, v = self.queries_keys_values(x, angles)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
+            q = q.to(k.dtype)  # a session's keys and values may be kept in fewer bits
         if isinstance(mask, BlockMask):
-            x = attend_in_blocks(q, k, v, mask)
-        elif x.shape[1] == 1 and mask is not None and isinstance(cache, SessionCache) and x.device.type == "cpu":
-            x = attend_from_one(q, k, v, mask)
+            attended = attend_in_blocks(q, k, v, mask)
+        elif x.shape[1] == 1 and mask is not None and isinstance(cache, SessionCache) and faster_from_one(q):
+            attended = attend_from_one(q, k, v, mask)
         else:
-            x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return self.out(x.transpose(1, 2).flatten(2))
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.out(attended.to(x.dtype).transpose(1, 2).flatten(2))
 
     def queries_keys_values(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, L, head_dim) of (B, L, D), turned by the angles of their positions."""

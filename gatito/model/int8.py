@@ -13,8 +13,9 @@ from gatito.model.modeling import GatitoForCausalLM
 from gatito.model.packed import ActingLinear, with_linears
 
 STEPS = 127
-WIDE = 4
-"""Tokens of a call from which on a product with packed weights is faster; it costs more to begin."""
+MANY, WIDE = 4, 2048
+"""Tokens of a call, and channels that come out, from which on a product with packed weights is faster; it costs more
+to begin."""
 
 
 class Int8Linear(ActingLinear):
@@ -34,16 +35,17 @@ class Int8Linear(ActingLinear):
         self.register_buffer("scales", largest[:, 0] / STEPS**2)
         self.register_buffer("zeros", torch.zeros(len(weight), dtype=torch.int64))
         self.packed = torch.ops.onednn.qlinear_prepack(self.weight, None) if _packs() else None
+        self.wide = len(weight) >= WIDE
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
         rows = x.flatten(0, -2).float()
         largest = _largest(rows)  # of each row for itself: what else is in the batch changes nothing
         steps = (rows * (STEPS / largest)).round_()
-        if self.packed is None or len(rows) < WIDE:
-            y = torch._int_mm(steps.to(torch.int8), self.weight.T) * self.scales
-        else:
+        if self.packed is not None and (self.wide or len(rows) >= MANY):
             y = self._product(steps)
+        else:
+            y = torch._int_mm(steps.to(torch.int8), self.weight.T) * self.scales
         return y.mul_(largest).view(*x.shape[:-1], -1).to(x.dtype)
 
     def _product(self, steps: Tensor) -> Tensor:
