@@ -294,6 +294,7 @@ def test_what_cannot_be_evaluated_is_found_before_the_first_episode(
 BAD = {
     "--episodes is 0, allowed 1 and more": {"episodes": 0},
     "--prompted-episodes is 0": {"prompted_episodes": 0},
+    "--prompted-episodes is 20, but no episode is prompted; add --prompt beginning": {"prompted_episodes": 20},
     "--episodes-in-context is 0": {"episodes_in_context": 0},
     "--demonstrations is 0": {"demonstrations": 0},
     "--sessions is -1": {"sessions": -1},

@@ -26,31 +26,38 @@ Pair = tuple[EpisodeRecord, EpisodeRecord]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskComparison:
-    """Paired episodes of one task."""
+class Difference:
+    """B compared with A over pairs of finished episodes."""
+
+    prompt: str
+    """Of the episodes of A, and of B where no other is compared."""
+    a: float
+    """Mean of A."""
+    b: float
+    """Mean of B."""
+    difference: float
+    """b - a."""
+    low: float | None
+    """Lower end of its 95 % interval."""
+    high: float | None
+    """Upper end."""
+    improvement: float
+    """Probability of improvement (Agarwal et al. 2021): the share of pairs in which B is better, where equal ones count
+    half; of several tasks the mean of theirs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskComparison(Difference):
+    """Paired episodes of one task; the interval is Newcombe's for pairs of successes, else bootstrap over pairs."""
 
     id: str
     """Task id."""
     domain: str
     """Part of the id before the slash."""
-    prompt: str
-    """Of the episodes of A, and of B where no other is compared."""
     pairs: int
     """Pairs of finished episodes."""
     unit: Literal["score", "return"]
     """What is compared: returns where the task has no baseline, and then in no mean."""
-    a: float
-    """Mean of A over the pairs."""
-    b: float
-    """Mean of B over the pairs."""
-    difference: float
-    """b - a."""
-    low: float | None
-    """Lower end of its 95 % interval: of successes Newcombe's for pairs, else bootstrap over pairs."""
-    high: float | None
-    """Upper end."""
-    improvement: float
-    """Share of the pairs in which B is better; equal ones count half."""
 
     @property
     def verdict(self) -> Verdict:
@@ -65,13 +72,12 @@ class TaskComparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupComparison:
-    """Differences of the tasks of one domain, or of all: means over the domains of the means over their tasks."""
+class GroupComparison(Difference):
+    """Scores of the tasks of one domain, or of all: means over the domains of the means over their tasks; the interval
+    is bootstrap, the pairs of each task resampled among themselves."""
 
     name: str
     """The domain, or `overall`."""
-    prompt: str
-    """As in `TaskComparison`."""
     tasks: int
     """Tasks with scores that have pairs."""
     better: int
@@ -80,20 +86,8 @@ class GroupComparison:
     """Tasks whose interval is below 0."""
     undecided: int
     """All other tasks."""
-    a: float
-    """Mean score of A over the pairs."""
-    b: float
-    """Mean score of B over the pairs."""
-    difference: float
-    """b - a."""
-    low: float | None
-    """Lower end of its 95 % interval: bootstrap, the pairs of each task resampled among themselves."""
-    high: float | None
-    """Upper end."""
-    improvement: float
-    """Probability of improvement (Agarwal et al. 2021): the mean over tasks of theirs."""
     improvement_low: float | None
-    """Lower end of its 95 % interval."""
+    """Lower end of the 95 % interval of `improvement`."""
     improvement_high: float | None
     """Upper end."""
 

@@ -72,6 +72,10 @@ class EvaluationConfig:
                 raise UserError(nearest(prompt, [*PROMPTS, "all"], "prompt"))
             if self.prompts.count(prompt) > 1:
                 raise UserError(f"--prompt lists {prompt!r} twice; raise --episodes instead")
+        if self.prompted_episodes is not None and set(self.prompts) == {"none"}:
+            raise UserError(
+                f"--prompted-episodes is {self.prompted_episodes}, but no episode is prompted; add --prompt beginning"
+            )
         Decoding(temperature=self.temperature, top_p=self.top_p)
 
     @property

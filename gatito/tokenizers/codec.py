@@ -28,7 +28,8 @@ def as_array(field: Field, values: ArrayLike, where: str) -> NDArray[np.generic]
         finite = np.isfinite(array)
         if not finite.all():
             t = int(np.argwhere(~finite)[0, 0])
-            raise UserError(f"{where}, timestep {t}: NaN or Inf in {array[t].ravel()[:8]}; repair or drop it")
+            at = f"{where}, timestep {t}" if len(array) > 1 else where  # of one observation `where` has said it
+            raise UserError(f"{at}: NaN or Inf in {array[t].ravel()[:8]}; repair or drop it")
         if field.kind != "continuous" and (array != np.floor(array)).any():
             raise UserError(f"{where}: fractions where the space is {field.kind}; expected {field.dtype}")
     if field.kind == "image" and array.dtype != np.uint8:
