@@ -42,8 +42,8 @@ class Difference:
     high: float | None
     """Upper end."""
     improvement: float
-    """Probability of improvement (Agarwal et al. 2021): the share of pairs in which B is better, where equal ones count
-    half; of several tasks the mean of theirs."""
+    """Probability of improvement (Agarwal et al. 2021): the share of pairs in which B is better, where equal ones
+    count half; of several tasks the mean of theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,8 @@ class TaskComparison(Difference):
 
 @dataclass(frozen=True, kw_only=True)
 class GroupComparison(Difference):
-    """Scores of the tasks of one domain, or of all: means over the domains of the means over their tasks; the interval
-    is bootstrap, the pairs of each task resampled among themselves."""
+    """Scores of the tasks of one domain, or of all: means over the domains of the means over their tasks; the
+    interval is bootstrap, the pairs of each task resampled among themselves."""
 
     name: str
     """The domain, or `overall`."""
