@@ -92,7 +92,7 @@ def above_chart(rows: Sequence[TasksAbove], domains: Sequence[str], top: int, wh
         below = above
     rules = "".join(
         f'<line x1="0" x2="100%" y1="{ABOVE_HEIGHT * (1 - y / top):.1f}" y2="{ABOVE_HEIGHT * (1 - y / top):.1f}"/>'
-        f'<text x="0" y="{ABOVE_HEIGHT * (1 - y / top) - 3:.1f}">{y}</text>'
+        f'<text x="100%" y="{ABOVE_HEIGHT * (1 - y / top) - 3:.1f}" text-anchor="end">{y}</text>'
         for y in _count_ticks(top)[1:]
     )
     ticks = "".join(

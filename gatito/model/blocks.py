@@ -36,6 +36,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Map (B, L, D) to (B, L, D); `mask` is (B, 1, L, S), None for plain causal attention."""
         q, k, v = self.queries_keys_values(x, angles)
+        dtype = q.dtype
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
             q = q.to(k.dtype)  # a session's keys and values may be kept in fewer bits
@@ -45,7 +46,7 @@ class Attention(nn.Module):
             attended = attend_from_one(q, k, v, mask)
         else:
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return self.out(attended.to(x.dtype).transpose(1, 2).flatten(2))
+        return self.out(attended.to(dtype).transpose(1, 2).flatten(2))
 
     def queries_keys_values(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, L, head_dim) of (B, L, D), turned by the angles of their positions."""
