@@ -2,8 +2,10 @@
 
 import dataclasses
 import glob
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -13,6 +15,8 @@ from gatito.data.checks import check_store
 from gatito.data.collect import collect
 from gatito.data.collection import CollectConfig
 from gatito.data.describe import store_table
+from gatito.data.formats.importing import import_episodes
+from gatito.data.formats.source import ImportConfig
 from gatito.data.minari_episodes import MinariSource, is_dataset, open_minari
 from gatito.data.publish import check_writable
 from gatito.data.store import Store, is_store, open_store
@@ -41,6 +45,21 @@ def collect_datasets(tasks: list[str], env: str | None, policy: str | None, out:
         config = dataclasses.replace(config, agents={played[0][1]: 1.0})
     for path in collect(specs, out, config):
         print(path)
+
+
+def import_dataset(
+    config: ImportConfig, out: Path, env: str | None, count: int | None, metadata: Mapping[str, Any]
+) -> None:
+    """Import a dataset of another format, with the spaces of an environment where one is named."""
+    if count is not None and count < 1:
+        raise UserError(f"--episodes is {count}, allowed 1 and more")
+    given = None
+    if env is not None:
+        modules, name = modules_of(env, None)
+        with closing(any_environment(name or "", modules).make()) as made:
+            given = made.observation_space, made.action_space
+    written = import_episodes(config, out, given=given, count=count, metadata=metadata)
+    print(f"{out}: {written} episodes of {config.task}")
 
 
 def check_sources(sources: Sequence[str], context: int) -> None:
@@ -98,8 +117,8 @@ def show_sources(sources: Sequence[str]) -> None:
 def _print_datasets(datasets: Sequence[MinariSource]) -> None:
     print(f"{'task':44} {'agents':22} {'episodes':>8} {'timesteps':>9} {'MB':>7} {'random':>8} {'expert':>8}  path")
     for source in datasets:
-        known, storage = references().get(source.task), source.dataset.storage
-        random, expert = (f"{known.random:8.2f}", f"{known.expert:8.2f}") if known else (f"{'?':>8}", f"{'?':>8}")
+        storage = source.dataset.storage
+        random, expert = (f"{'?':>8}" if value is None else f"{value:8.2f}" for value in _ends_of_scale(source))
         print(
             f"{source.task:44} {source.agent:22} {len(source):>8} {storage.total_steps:>9} "
             f"{float(storage.metadata.get('dataset_size', 0)):>7.1f} {random} {expert}  {source.path}"
@@ -108,6 +127,12 @@ def _print_datasets(datasets: Sequence[MinariSource]) -> None:
         f"{len(datasets)} datasets, {sum(len(d) for d in datasets)} episodes, "
         f"{sum(int(d.dataset.storage.total_steps) for d in datasets)} timesteps"
     )
+
+
+def _ends_of_scale(source: MinariSource) -> tuple[float | None, float | None]:
+    """Returns of the random policy and of the expert: those of the task, or those that the dataset states."""
+    known = references().get(source.task)
+    return (known.random, known.expert) if known else (source.stated("ref_min_score"), source.stated("ref_max_score"))
 
 
 def report_dataset(source: str, out: Path, context: int) -> None:

@@ -87,6 +87,53 @@ def collect(
     collect_datasets(chosen, env, policy, Path(out), config)
 
 
+def import_(
+    source: str,
+    out: str,
+    task: str | None = None,
+    env: str | None = None,
+    map: str | None = None,
+    split: str = "train",
+    episodes: int | None = None,
+    agent: str | None = None,
+    license: str | None = None,
+    random_return: float | None = None,
+    expert_return: float | None = None,
+    max_episode_steps: int | None = None,
+) -> None:
+    """Import a dataset of another format as a Minari dataset.
+
+    Args:
+        source: `minari:FOLDER_OR_ID`, `hf:OWNER/NAME[/CONFIG]`, `hf:FOLDER[/CONFIG]` or `hdf5:FILE`.
+        out: Folder of the dataset.
+        task: Task id of the episodes; by default that of --env, or by the name of the source.
+        env: Gymnasium id of their environment, or `module:id`: its spaces are taken, and values compared with them.
+        map: What fields are taken for, as `observation=obs/state,action=actions`; also `observation.NAME`, `reward`,
+            `terminated` and `truncated`. Without it, an error lists the fields.
+        split: Of `hf:` sources.
+        episodes: Episodes to import, the first ones; all by default.
+        agent: Who acted.
+        license: Of the dataset, as an SPDX expression.
+        random_return: Mean return of the random policy, from which the expert filter and scores are measured.
+        expert_return: Mean return of the expert.
+        max_episode_steps: Length at which episodes were cut, where a file does not say which were.
+    """
+    from gatito.data.formats.importing import task_of
+    from gatito.data.formats.source import ImportConfig, parse_mapping
+    from gatito.data_commands import import_dataset
+
+    config = ImportConfig(
+        source=source,
+        task=task_of(source, task, env.rpartition(":")[2] if env else None),
+        mapping=parse_mapping(map) if map is not None else {},
+        split=split,
+        agent=agent,
+        max_episode_steps=max_episode_steps,
+    )
+    said = {"gatito_license": license, "ref_min_score": random_return, "ref_max_score": expert_return}
+    import_dataset(config, Path(out), env, episodes, {key: value for key, value in said.items() if value is not None})
+
+
 def check(sources: list[str], context: int = 1024) -> None:
     """Check datasets and stores, and say what is wrong with them.
 

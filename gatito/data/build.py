@@ -97,14 +97,20 @@ def _check_references(config: MixtureConfig) -> None:
                 _random_return(task, entry.source)
 
 
-def _random_return(task: str, where: str) -> float:
+def _random_return(task: str, where: str, stated: float | None = None) -> float:
     known = references().get(task)
-    if known is None:
+    if known is not None:
+        return known.random
+    if stated is None:
         raise UserError(
             f"{where}: the expert filter needs the random policy's return of task {task!r}; measure it "
-            "(gatito tasks --measure) or set expert_filter: null"
+            "(gatito tasks --measure), import it with --random-return, or set expert_filter: null"
         )
-    return known.random
+    return stated
+
+
+def _random_return_of(source: MinariSource) -> float:
+    return _random_return(source.task, str(source.path), source.stated("ref_min_score"))
 
 
 def _check_same_ids(out: Path, vocabulary: Vocabulary, text: TextTokenizer) -> None:
@@ -220,9 +226,10 @@ class _Builder:
         control: dict[str, Any] = {}
         if scheme == "minari":
             threshold = self.config.datasets[part.entry].expert_filter
+            source = open_minari(location)
             control = {
-                "layout": open_layout(open_minari(location), self.vocabulary, self.text).to_json(),
-                "filter": None if threshold is None else [threshold, _random_return(part.task, part.source)],
+                "layout": open_layout(source, self.vocabulary, self.text).to_json(),
+                "filter": None if threshold is None else [threshold, _random_return_of(source)],
                 "held_out": [part.held_out, self.config.held_out.episodes, self.config.held_out.seeds],
                 "clip": self.config.clip_actions,
             }
@@ -275,7 +282,7 @@ def _fingerprint(scheme: str, location: str) -> str:
 def _kept_episodes(source: MinariSource, config: DatasetConfig) -> list[int]:
     if config.expert_filter is None:
         return list(range(len(source)))
-    random_return = _random_return(source.task, str(source.path))
+    random_return = _random_return_of(source)
     found = [(episode.total_return, episode.agent) for episode in source.episodes()]
     returns, agents = np.array([r for r, _ in found]), np.array([agent for _, agent in found])
     try:

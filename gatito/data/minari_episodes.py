@@ -2,13 +2,15 @@
 
 import contextlib
 import errno
+import importlib.util
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import gymnasium as gym
 import minari
@@ -17,6 +19,7 @@ from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
 from gatito.data.episode import Episode, rows
+from gatito.data.hdf5 import open_hdf5
 from gatito.data.minari_arrow import (
     FILE,
     METADATA,
@@ -57,6 +60,18 @@ class MinariSource:
     def __len__(self) -> int:
         return int(self.dataset.total_episodes)
 
+    def stated(self, name: Literal["ref_min_score", "ref_max_score"]) -> float | None:
+        """The return of the random policy, or of the expert, that the metadata states; None where it does not.
+
+        Raises `UserError` where it is no finite number.
+        """
+        value = self.dataset.storage.metadata.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{self.path}: its metadata has {name} {value!r}, expected a finite number; repair it")
+        return float(value)
+
     def episodes(self) -> Iterator[Episode]:
         """Yield every episode, in order."""
         for i in range(len(self)):
@@ -72,7 +87,7 @@ class MinariSource:
             raise UserError(f"{self.path}: no episode {index}; it has {len(self)}, 0 to {len(self) - 1}")
         where = f"{self.path}, episode {index}"
         try:
-            data, metadata = self._read(index)
+            data, metadata = self.read(index)
         except (
             OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, StopIteration, AttributeError
         ) as error:  # fmt: skip
@@ -97,7 +112,8 @@ class MinariSource:
             reason = reason_of(error)
             raise UserError(f"{self.path}, episode {index}: no metadata ({reason}); {remedy(self.path)}") from None
 
-    def _read(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    def read(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The arrays of an episode as they are stored, with T + 1 observations, and its metadata."""
         folder, storage = self.path / "data", self.dataset.storage
         if storage.FORMAT == "arrow" and not any((folder / str(index)).glob("*.arrow")):
             raise FileNotFoundError(errno.ENOENT, "", str(folder / str(index) / FILE))
@@ -204,7 +220,7 @@ def open_minari(location: str | Path) -> MinariSource:
         if key in values and (type(values[key]) is not int or values[key] < 0):
             raise UserError(f"{metadata}: {key} is {values[key]!r}, expected a whole number; {remedy(path)}")
     if values.get("data_format") == "hdf5":
-        check_links(path / "data" / HDF5)
+        _check_hdf5(path / "data" / HDF5)
     try:
         dataset = minari.MinariDataset(MinariStorage.read(path / "data"))
     except ImportError as error:
@@ -223,34 +239,21 @@ def open_minari(location: str | Path) -> MinariSource:
     )
 
 
-def check_links(file: Path) -> None:
-    """Raise `UserError` where an HDF5 file would have other files read: by links, external or virtual data."""
-    try:
-        import h5py
-    except ImportError:
-        return  # Minari says what to install
-    if not file.is_file():
-        raise UserError(f"{file} is missing; repair or drop the dataset")
-    try:
-        with h5py.File(file, "r") as root:
-            _check_group(root, file)
-    except OSError as error:
-        raise UserError(f"{file}: no HDF5 file ({error}); repair or drop the dataset") from None
+def _check_hdf5(file: Path) -> None:
+    """Raise `UserError` for a file that would have others read; without h5py Minari says what to install."""
+    if importlib.util.find_spec("h5py") is not None:
+        with open_hdf5(file):
+            pass
 
 
-def _check_group(group: Any, file: Path) -> None:
-    for name in group:
-        link, where = group.get(name, getlink=True), f"{file}: {group.name.rstrip('/')}/{name}"
-        if type(link).__name__ != "HardLink":
-            raise UserError(f"{where} is a link ({type(link).__name__}); copy what it points to into the file")
-        member = group[name]
-        if hasattr(member, "keys"):
-            _check_group(member, file)
-        elif member.external or member.is_virtual:
-            raise UserError(f"{where} keeps its values in other files; copy them into this one")
+class HasSpaces(Protocol):
+    """An environment, or a source of episodes of one."""
+
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
 
 
-def check_spaces(env: gym.Env[Any, Any], name: str) -> None:
+def check_spaces(env: HasSpaces, name: str) -> None:
     """Raise `UserError` for spaces that cannot be tokenized."""
     try:
         fields_of(env.observation_space, "observation")
@@ -262,7 +265,7 @@ def check_spaces(env: gym.Env[Any, Any], name: str) -> None:
 class MinariWriter:
     """Writes episodes one after the other into a Minari dataset (Arrow, lossless images)."""
 
-    def __init__(self, folder: Path, dataset_id: str, env: gym.Env[Any, Any], metadata: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, dataset_id: str, env: HasSpaces, metadata: dict[str, Any]) -> None:
         """Start a dataset in `folder`; `metadata` is added to Minari's own keys.
 
         Raises `UserError` for spaces that could not be tokenized later; Minari stores all the others.

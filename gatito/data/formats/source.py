@@ -1,12 +1,29 @@
-"""A dataset in another format, as an importer sees it."""
+"""A dataset in another format: its fields, what each is taken for, and its episodes as Minari keeps them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
-import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
+from numpy.typing import NDArray
+
+from gatito.data.episode import check_values, stack
+from gatito.errors import UserError, nearest
+from gatito.tokenizers.vocabulary import NUM_DISCRETE
+
+Values = NDArray[Any] | list[str]
+"""A field of an episode: (T, ...) numbers, or T texts."""
+Space = spaces.Space[Any]
+
+FRAMES = 4
+"""Channels of a picture that are taken for so many grey frames."""
+REWARD, TERMINATED, TRUNCATED = "reward", "terminated", "truncated"
+ROLES = ("observation", "action", REWARD, TERMINATED, TRUNCATED)
+"""What a field can be taken for; `observation.NAME`, of which there may be several, makes a Dict of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,51 +31,255 @@ class SourceField:
     """One field of a dataset, as its files call it."""
 
     name: str
-    """Such as `observation.state`, `obs/object` or `image_observations`."""
+    """Such as `observations`, `obs/object` or `image_observations`."""
     dtype: str
-    """Of its values: a numpy dtype, `text`, `image` or `video`."""
-    shape: tuple[int | None, ...]
-    """Of one timestep; None where it varies."""
+    """Of its values: a numpy dtype, or `text`."""
+    shape: tuple[int, ...]
+    """Of one timestep."""
     role: str = ""
-    """What it is taken for: `observation`, `observation.NAME`, `action`, `reward`, `terminated`, `truncated`; empty
-    where it is left out."""
+    """What it is taken for, one of `ROLES` or `observation.NAME`; empty where it is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """What `gatito data import` imports; an `EpisodeSource` is opened from it anew in every process."""
+    """What `gatito data import` imports."""
 
     source: str
-    """`minari:FOLDER_OR_ID`, `hf:REPO/CONFIG` or `hf:FOLDER`, `lerobot:FOLDER`, `hdf5:FILE`."""
+    """`minari:FOLDER_OR_ID`, `hf:OWNER/NAME[/CONFIG]`, `hf:FOLDER[/CONFIG]` or `hdf5:FILE`."""
     task: str
     """Task id that the episodes are of."""
     mapping: Mapping[str, str] = field(default_factory=dict)
     """Role to the name of the field that is taken for it, where the format alone does not say."""
+    split: str = "train"
+    """Of `hf:` sources."""
     agent: str | None = None
     """Who acted; null is what the source says."""
+    max_episode_steps: int | None = None
+    """Where a file does not say which episodes were cut, the length at which they were."""
+
+    @property
+    def scheme(self) -> str:
+        """The part of the source before the colon."""
+        return self.source.partition(":")[0]
+
+    @property
+    def location(self) -> str:
+        """The part after the colon."""
+        return self.source.partition(":")[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawEpisode:
+    """T timesteps as a file has them."""
+
+    where: str
+    """File and episode, for errors."""
+    values: Mapping[str, Values]
+    """Field name to its values; those of observations may be T + 1."""
+    terminated: bool = False
+    """Whether it ended by itself, where no field says; else it was cut."""
+    agent: str | None = None
+    """Who acted, where the file says so of an episode."""
+    seed: int | None = None
+    """Of the environment's reset, where the file says so."""
 
 
 class EpisodeSource(ABC):
     """An opened dataset. Nothing in it chooses code to run, and it is never written to."""
 
-    fields: tuple[SourceField, ...]
-    """What was found, and what each is taken for."""
-    observation_space: gym.Space[Any]
-    """Of the imported episodes: from the file where it states one, else from what the values can be."""
-    action_space: gym.Space[Any]
-    """Likewise."""
-    metadata: dict[str, Any]
-    """Of the dataset: `algorithm_name`, `gatito_license`, `description`, `gatito_last_observation` (`stored` or
-    `repeated`: formats without the observation after the last action get the one before it once more)."""
+    def __init__(
+        self,
+        config: ImportConfig,
+        found: Sequence[SourceField],
+        guessed: Mapping[str, str],
+        given: tuple[Space, Space] | None,
+    ) -> None:
+        """Take fields for what the mapping says, or else the format; `given` are the spaces of the environment.
+
+        Raises `UserError`, with a table of the fields, where it is not known what the agent observed or did.
+        """
+        self.config = config
+        self.fields = _with_roles(config, found, guessed)
+        self._roles = {f.role: f for f in self.fields if f.role}
+        if given is not None:
+            self.observation_space, self.action_space = given
+        else:
+            self.observation_space, self.action_space = self.stated_spaces() or self._inferred_spaces()
+
+    metadata: Mapping[str, Any] = {}
+    """Of the dataset: `algorithm_name`, `gatito_license`, `description`, `ref_min_score`, `ref_max_score`."""
 
     @property
     @abstractmethod
-    def num_episodes(self) -> int | None:
-        """How many there are; None where a stream does not say."""
+    def num_episodes(self) -> int:
+        """How many there are."""
 
     @abstractmethod
-    def episodes(self, first: int = 0, last: int | None = None) -> Iterator[tuple[EpisodeBuffer, dict[str, Any]]]:
-        """Yield episodes [first, last): T + 1 observations and T actions, and what is said of each beside (`agent`).
+    def raw_episodes(self) -> Iterator[RawEpisode]:
+        """Yield every episode, in order, with the fields that have a role."""
+
+    @abstractmethod
+    def column(self, name: str) -> Iterator[Values]:
+        """Yield the values of one field, a stretch at a time."""
+
+    def stated_spaces(self) -> tuple[Space, Space] | None:
+        """The spaces, where the files state them."""
+        return None
+
+    def episodes(self, count: int | None = None) -> Iterator[tuple[EpisodeBuffer, dict[str, Any]]]:
+        """Yield the first `count` episodes, T + 1 observations and T actions, with what is said of each beside.
 
         Raises `UserError`, naming file, episode, timestep and field, for what cannot be an episode.
         """
+        for raw in islice(self.raw_episodes(), count):
+            agent = self.config.agent or raw.agent
+            yield self._buffer(raw), {"agent": agent} if agent else {}
+
+    def _buffer(self, raw: RawEpisode) -> EpisodeBuffer:
+        actions = self._value(raw, "action")
+        T = len(actions)
+        if T == 0:
+            raise UserError(f"{raw.where}: it has no timesteps; drop it")
+        rewards = (
+            np.asarray(self._value(raw, REWARD), np.float64).reshape(-1) if REWARD in self._roles else np.zeros(T)
+        )
+        self._check_length(raw, REWARD, len(rewards), T)
+        if not np.isfinite(rewards).all():
+            t = int(np.argmin(np.isfinite(rewards)))
+            raise UserError(f"{raw.where}, timestep {t}: the reward is {rewards[t]}; repair or drop the episode")
+        terminated, truncated = self._ends(raw, T)
+        advice = "repair the file, or import it without --env"
+        seen = stack(self.observation_space, self._observations(raw, T), f"{raw.where}, observation")
+        check_values(self.observation_space, seen, f"{raw.where}, observation", advice)
+        done = stack(self.action_space, list(actions), f"{raw.where}, action")
+        check_values(self.action_space, done, f"{raw.where}, action", advice)
+        return EpisodeBuffer(
+            seed=raw.seed,
+            observations=seen,
+            actions=done,
+            rewards=rewards.tolist(),
+            terminations=[False] * (T - 1) + [terminated],
+            truncations=[False] * (T - 1) + [truncated],
+        )
+
+    def _observations(self, raw: RawEpisode, T: int) -> list[Any]:
+        """T + 1 observations; where the last one is not stored, the one before it stands for it."""
+        named = {role.partition(".")[2]: f for role, f in self._roles.items() if role.startswith("observation")}
+        columns: dict[str, list[Any]] = {}
+        for name, found in named.items():
+            values = list(raw.values[found.name])
+            if len(values) != T + 1:
+                self._check_length(raw, found.role, len(values), T)
+                values = [*values, values[-1]]
+            columns[name] = values
+        seen = self.observation_space
+        for name, values in columns.items():
+            space = seen if name == "" or not isinstance(seen, spaces.Dict) else seen.spaces.get(name)
+            if isinstance(space, spaces.Dict) and isinstance(values[0], np.ndarray):
+                columns[name] = [{f"frame_{k}": value[..., k : k + 1] for k in range(FRAMES)} for value in values]
+        if "" in columns:
+            return columns[""]
+        return [{name: values[t] for name, values in columns.items()} for t in range(T + 1)]
+
+    def _ends(self, raw: RawEpisode, T: int) -> tuple[bool, bool]:
+        """Whether the episode terminated, and whether it was cut: one of both at least."""
+        said = {}
+        for role in (TERMINATED, TRUNCATED):
+            if role in self._roles:
+                flags = np.asarray(self._value(raw, role)).reshape(-1).astype(np.bool_)
+                self._check_length(raw, role, len(flags), T)
+                said[role] = bool(flags[-1])
+        terminated = said.get(TERMINATED, raw.terminated)
+        return terminated, said.get(TRUNCATED, False) or not terminated
+
+    def _value(self, raw: RawEpisode, role: str) -> Values:
+        return raw.values[self._roles[role].name]
+
+    def _check_length(self, raw: RawEpisode, role: str, length: int, T: int) -> None:
+        if length != T:
+            name = self._roles[role].name
+            raise UserError(f"{raw.where}: {name} has {length} rows, expected {T} as of actions; repair the file")
+
+    def _inferred_spaces(self) -> tuple[Space, Space]:
+        """From what the values are: numbers unbounded, whole numbers as far as they go, uint8 HxWxC images."""
+        seen = {
+            role.partition(".")[2]: self._space(f) for role, f in self._roles.items() if role[:11] == "observation"
+        }
+        return seen[""] if "" in seen else spaces.Dict(seen), self._space(self._roles["action"])
+
+    def _space(self, found: SourceField) -> Space:
+        if found.dtype == "text":
+            return self._text_space(found)
+        dtype = np.dtype(found.dtype)
+        if dtype.kind == "f":
+            return spaces.Box(-np.inf, np.inf, found.shape, dtype.type)
+        if dtype == np.uint8 and len(found.shape) == 3:
+            one = spaces.Box(0, 255, (*found.shape[:2], 1), np.uint8)
+            # Frames of Atari games are kept four at a time; read as one image the last would be its transparency.
+            stacked: dict[str, Space] = {f"frame_{k}": one for k in range(FRAMES)}
+            return spaces.Dict(stacked) if found.shape[2] == FRAMES else spaces.Box(0, 255, found.shape, np.uint8)
+        limits = [(v.min(axis=0), v.max(axis=0)) for v in map(np.asarray, self.column(found.name)) if len(v)]
+        if not limits:
+            raise UserError(f"{self.config.source}: field {found.name} has no values; leave it out")
+        low, high = np.min([a for a, _ in limits], axis=0), np.max([b for _, b in limits], axis=0)
+        if np.max(high - np.minimum(low, 0)) >= NUM_DISCRETE:
+            return spaces.Box(low, high, found.shape, dtype.type)
+        if not found.shape:
+            return spaces.Discrete(int(high - min(low, 0)) + 1, start=min(int(low), 0))
+        start = np.minimum(low, 0).astype(np.int64)
+        return spaces.MultiDiscrete(high.astype(np.int64) - start + 1, start=start)
+
+    def _text_space(self, found: SourceField) -> spaces.Text:
+        longest, characters = 1, set(" ")
+        for texts in self.column(found.name):
+            for text in set(texts):
+                longest, characters = max(longest, len(text)), characters | set(text)
+        return spaces.Text(longest, min_length=0, charset="".join(sorted(characters)))
+
+
+def _with_roles(
+    config: ImportConfig, found: Sequence[SourceField], guessed: Mapping[str, str]
+) -> tuple[SourceField, ...]:
+    names = [f.name for f in found]
+    # A mapping of observations replaces all that the format takes for observations.
+    mapped = any(role.startswith("observation") for role in config.mapping)
+    kept = {role: name for role, name in guessed.items() if not (mapped and role.startswith("observation"))}
+    roles = kept | dict(config.mapping)
+    for role, name in roles.items():
+        if role not in ROLES and not role.startswith("observation."):
+            raise UserError(f"--map {role}={name}: {nearest(role, ROLES, 'role')}")
+        if name not in names:
+            raise UserError(f"{config.source}: {nearest(name, names, 'field')}\n{_table(found)}")
+    has_observation = any(role.startswith("observation") for role in roles)
+    if not has_observation or "action" not in roles:
+        missing = "observation" if not has_observation else "action"
+        raise UserError(
+            f"{config.source}: it is not known which field is the {missing}; say so: --map {missing}=FIELD. Fields:\n"
+            f"{_table(found)}"
+        )
+    if "observation" in roles and any(role.startswith("observation.") for role in roles):
+        raise UserError("--map has observation and observation.NAME; name each of them, or take one alone")
+    by_name = {name: role for role, name in roles.items()}
+    return tuple(replace(f, role=by_name.get(f.name, "")) for f in found)
+
+
+def _table(found: Sequence[SourceField]) -> str:
+    width = max((len(f.name) for f in found), default=5)
+    rows = [f"  {f.name:{width}}  {f.dtype:8}  {' x '.join(map(str, f.shape)) or 'a number'}" for f in found]
+    return "\n".join(rows) or "  none"
+
+
+def parse_mapping(typed: str) -> dict[str, str]:
+    """Read `role=field` pairs, separated by commas.
+
+    Raises `UserError` for one that is none, and for a role that is given twice.
+    """
+    mapping: dict[str, str] = {}
+    for pair in typed.split(","):
+        role, separator, name = pair.partition("=")
+        if not (separator and role and name):
+            raise UserError(f"--map {pair!r}: expected ROLE=FIELD, such as observation=obs/state")
+        if role in mapping:
+            raise UserError(f"--map gives {role} twice: {mapping[role]!r} and {name!r}")
+        mapping[role] = name
+    return mapping

@@ -1,0 +1,151 @@
+"""Dataset repositories of the Hugging Face hub whose rows are episodes, as JAT's (Gallouédec et al. 2024).
+
+image_observations | continuous_observations | discrete_observations, text_observations
+discrete_actions | continuous_actions      rewards
+
+The parquet files are read where they are, on the hub or in a folder, a few rows at a time and only the columns that
+are needed; no row becomes Python lists.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gatito.data.formats.columns import element_type, episode_values
+from gatito.data.formats.source import (
+    REWARD,
+    EpisodeSource,
+    ImportConfig,
+    RawEpisode,
+    SourceField,
+    Space,
+    Values,
+)
+from gatito.errors import UserError, nearest
+
+OBSERVATIONS = ("image", "continuous", "discrete", "text")
+ROWS = 8
+"""Episodes that are read at a time."""
+
+
+class HubSource(EpisodeSource):
+    """Parquet files in which a row is an episode and a column a list over its timesteps."""
+
+    def __init__(self, config: ImportConfig, given: tuple[Space, Space] | None) -> None:
+        """Find the files; raises `UserError` where there are none, or their columns differ."""
+        self.location = config.location
+        self.files = _files_of(config)
+        schema = self._checked_schema()
+        found = [f for name in schema.names if (f := self._field(name, schema.field(name).type)) is not None]
+        names = {f.name for f in found}
+        seen = {kind: f"{kind}_observations" for kind in OBSERVATIONS if f"{kind}_observations" in names}
+        guessed = {f"observation.{kind}": name for kind, name in seen.items()}
+        if len(seen) == 1:
+            guessed = {"observation": next(iter(seen.values()))}
+        known = (("action", "discrete_actions"), ("action", "continuous_actions"), (REWARD, "rewards"))
+        guessed |= {role: name for role, name in known if name in names}
+        self.metadata = {"description": f"episodes of {config.location}, split {config.split}"}
+        super().__init__(config, found, guessed, given)
+
+    @property
+    def num_episodes(self) -> int:
+        """How many there are."""
+        return sum(self._rows)
+
+    def raw_episodes(self) -> Iterator[RawEpisode]:
+        """Yield every row as an episode."""
+        names = [f.name for f in self.fields if f.role]
+        for where, batch in self._batches(names):
+            values = {name: episode_values(batch.column(name)[0].values, f"{where}, {name}") for name in names}
+            yield RawEpisode(where=where, values=values)
+
+    def column(self, name: str) -> Iterator[Values]:
+        """Yield the values of one field, an episode at a time."""
+        for where, batch in self._batches([name]):
+            yield episode_values(batch.column(name)[0].values, f"{where}, {name}")
+
+    def _batches(self, names: list[str]) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Each row alone, with where it stands."""
+        for file, rows in zip(self.files, self._rows, strict=True):
+            row = 0
+            with _opened(file) as parquet:
+                for batch in parquet.iter_batches(batch_size=ROWS, columns=names):
+                    batch.validate(full=True)
+                    for i in range(len(batch)):
+                        yield f"{file}, row {row + i}", batch.slice(i, 1)
+                    row += len(batch)
+            if row != rows:
+                raise UserError(f"{file}: {row} rows could be read of {rows}; it is cut off, download it again")
+
+    def _checked_schema(self) -> pa.Schema:
+        schemas, self._rows = [], []
+        for file in self.files:
+            with _opened(file) as parquet:
+                schemas.append(parquet.schema_arrow.remove_metadata())
+                self._rows.append(parquet.metadata.num_rows)
+            if not schemas[-1].equals(schemas[0]):
+                differing = sorted({str(f) for f in schemas[-1]} ^ {str(f) for f in schemas[0]})
+                raise UserError(f"{file}: its columns are not those of {self.files[0]} ({'; '.join(differing)})")
+        return schemas[0]
+
+    def _field(self, name: str, kind: pa.DataType) -> SourceField | None:
+        """What a column of lists holds, by its first row."""
+        if not isinstance(kind, pa.ListType | pa.LargeListType) or not (dtype := element_type(kind)):
+            return None
+        for where, batch in self._batches([name]):
+            values = episode_values(batch.column(name)[0].values, f"{where}, {name}")
+            if isinstance(values, list):
+                return SourceField(name=name, dtype="text", shape=())
+            return SourceField(name=name, dtype=str(values.dtype), shape=values.shape[1:])
+        return SourceField(name=name, dtype=dtype, shape=())
+
+
+def _files_of(config: ImportConfig) -> list[str]:
+    """Paths or addresses of the parquet files of a split, as `datasets` finds them; nothing is downloaded."""
+    from datasets import load_dataset_builder
+
+    folder, name = _repository(config.location)
+    try:
+        builder = load_dataset_builder(folder, name)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"{config.source}: `datasets` finds no dataset there ({str(error).splitlines()[0]})"
+        ) from None
+    splits: Mapping[str, Any] = builder.config.data_files or {}
+    if config.split not in splits:
+        raise UserError(f"{config.source}: {nearest(config.split, map(str, splits), 'split')}")
+    files = [str(file) for file in splits[config.split]]
+    other = next((file for file in files if not file.endswith(".parquet")), None)
+    if other is not None:
+        raise UserError(f"{config.source}: {other} is no parquet file; convert it with datasets' to_parquet")
+    return files
+
+
+def _repository(location: str) -> tuple[str, str | None]:
+    """The repository or folder, and the configuration behind it, where one is named."""
+    if Path(location).is_dir():
+        return location, None
+    folder, _, name = location.rpartition("/")
+    if Path(folder).is_dir() and folder:
+        return folder, name
+    if location.startswith(("/", ".")) or ":" in location or location.count("/") not in (1, 2):
+        raise UserError(f"hf:{location}: no such folder; on the hub it is hf:OWNER/NAME or hf:OWNER/NAME/CONFIG")
+    return (folder, name) if location.count("/") == 2 else (location, None)
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[pq.ParquetFile]:
+    """A parquet file on disk or on the hub; raises `UserError` where it is damaged."""
+    import fsspec
+
+    try:
+        with fsspec.open(file, "rb") as content:
+            yield pq.ParquetFile(content)
+    except (OSError, pa.ArrowException, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file}: cannot be read as parquet ({str(error).splitlines()[0]}); repair it") from None
