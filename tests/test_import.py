@@ -494,17 +494,17 @@ def test_an_imported_task_is_trained_prompted_and_evaluated_like_our_own(tmp_pat
         "rewards": datasets.List(floats),
     }
     folder = jat(tmp_path / "jat", features, rows)
-    data, store, run = (str(tmp_path / name) for name in ("data", "store", "run"))
+    data, store, trained = (str(tmp_path / name) for name in ("data", "store", "run"))
     known = ["--env", "CartPole-v1", "--random-return", "20"]
     run(["data", "import", f"hf:{folder}/toy", "--out", data, "--agent", "rule", *known])
     run(["data", "check", data])
     mixture = tmp_path / "mixture.yaml"
     mixture.write_text(f"datasets:\n  - source: minari:{data}\n    expert_filter: null\n")
     run(["data", "build", "--config", str(mixture), "--out", store])
-    steps = ["--train.steps", "3", "--train.batch_size", "2", "--train.evaluate_every", "0"]
-    run(["train", "--config", "tiny", "--data", store, "--out", run, *steps])
+    steps = ["--train.steps", "3", "--train.batch", "2"]
+    run(["train", "--config", "tiny", "--data", store, "--out", trained, *steps])
     played = ["--episodes", "2", "--prompt", "none,beginning", "--demonstrations-from", data, "--videos", "0"]
-    run(["eval", run, "--env", "CartPole-v1", *played, "--out", str(tmp_path / "eval")])
+    run(["eval", trained, "--env", "CartPole-v1", *played, "--out", str(tmp_path / "eval")])
     results = json.loads((tmp_path / "eval/results.json").read_text())
     assert {(row["id"], row["prompt"]) for row in results["tasks"]} == {
         ("CartPole-v1", "none"), ("CartPole-v1", "beginning"),
