@@ -167,7 +167,7 @@ class TokenDataset:
 
     @property
     def kind(self) -> str:
-        """`control`, `text` or `pairs`."""
+        """`control`, or that of documents: `text`, `pairs` or `documents`."""
         return str(self.metadata["kind"])
 
     @property

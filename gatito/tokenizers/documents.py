@@ -86,9 +86,14 @@ def asked(content: Sequence[NDArray[np.uint8] | str]) -> tuple[Part, ...]:
     return (*parts, Words(text=ANSWER, is_target=False))
 
 
-def answered(content: Sequence[NDArray[np.uint8] | str], answer: str) -> Document:
-    """A question about images, and its answer as a target."""
-    return Document((*asked(content), Words(text=answer)))
+def conversation(
+    turns: Sequence[tuple[Sequence[NDArray[np.uint8] | str], str]], instruction: str | None = None
+) -> Document:
+    """Turns of what is said to the model and what it answers, which is a target; `instruction` stands in front."""
+    parts: list[Part] = [] if instruction is None else [Words(text=instruction, is_target=False)]
+    for content, answer in turns:
+        parts += [*asked(content), Words(text=answer)]
+    return Document(tuple(parts))
 
 
 def document_tokens(document: Document, vocabulary: Vocabulary, tokenizer: TextTokenizer) -> TokenSequence:
