@@ -118,7 +118,7 @@ def _naming(source: str) -> Iterator[None]:
 def _captions(location: str, images: ImageConfig) -> DocumentSource:
     if location == "digits":
         return digits.open_digits()
-    if "/" not in location and not Path(columns_of(location, "text")[0]).is_dir():
+    if not location.startswith("hf:") and "/" not in location and not Path(columns_of(location, "text")[0]).is_dir():
         raise UserError(f"{nearest(location, ['digits'], 'caption dataset')}; or name a folder")
     return open_captions(location, images)
 
