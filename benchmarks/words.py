@@ -1,7 +1,7 @@
 """Documents at the rate of what reads them: texts against sentencepiece alone, captioned images against PIL alone.
 
-All of it in turn, on one thread. Texts: from documents in memory to the files of a dataset, against sentencepiece's own
-batch encode of the same documents. Images: from a folder of photographs with metadata.jsonl to the files of a
+All of it in turn, on one thread. Texts: from documents in memory to the files of a dataset, against sentencepiece's
+own batch encode of the same documents. Images: from a folder of photographs with metadata.jsonl to the files of a
 dataset, against PIL's bare decoding of the same files to RGB arrays; within the cap, and scaled down to it.
 
     python benchmarks/words.py --rounds 7
@@ -122,7 +122,8 @@ def main() -> None:
             rows.append((f"{what}, captioned", "images/s", "PIL's bare decoding", rates))
     print(
         f"one thread of {os.cpu_count()} of {platform.machine()}, CPU time, median of {arguments.rounds} rounds; "
-        f"sentencepiece {sentencepiece.__version__}, Pillow {PIL.__version__}; the limit is the encoder or decoder itself"
+        f"sentencepiece {sentencepiece.__version__}, Pillow {PIL.__version__}; the limits are the encoder and, of small "
+        "images, SHA-256 and copies of their pixels beside the decoder"
     )
     print("| from source to store | gatito | beside | ratio (asked) |\n|---|---|---|---|")
     for what, unit, beside, rates in rows:

@@ -21,7 +21,7 @@ from gatito.tokenizers.images import ImageConfig
 
 BATCH_CHARACTERS = 1 << 18
 """Of texts that are encoded together."""
-BATCH_BYTES = 1 << 24
+BATCH_BYTES = 1 << 20
 """Of pixels that are in memory together."""
 
 

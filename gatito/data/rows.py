@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -69,7 +70,7 @@ class Row:
         if self.folder is None or outside or "://" in name:
             raise UserError(f"{self.where}: {column!r} is {name!r}, allowed are files below the dataset's own folder")
         file = self.folder / name
-        if not file.resolve().is_relative_to(self.folder.resolve()):
+        if not (_real(file) if file.is_symlink() else _real(file.parent)).is_relative_to(_real(self.folder)):
             raise UserError(
                 f"{self.where}: {column!r} is {name!r}, a link out of the dataset's folder; copy the file"
             )
@@ -221,6 +222,12 @@ def _batches(file: Path) -> Iterator[pa.RecordBatch]:
 def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     batch.validate(full=True)
     return (batch.slice(first, BATCH) for first in range(0, batch.num_rows, BATCH))
+
+
+@lru_cache(maxsize=64)
+def _real(path: Path) -> Path:
+    """Where a file or folder is, links followed."""
+    return path.resolve()
 
 
 def _shown(value: Any) -> str:

@@ -130,7 +130,7 @@ class StoreWriter:
         (self.folder / "dataset.json").write_text(json.dumps(values, indent=1))
 
     def _append(self, name: str, values: NDArray[Any]) -> None:
-        self._files[name].write(np.ascontiguousarray(values, _dtype(name, self.vocabulary)).tobytes())
+        self._files[name].write(np.ascontiguousarray(values, _dtype(name, self.vocabulary)).data)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -140,6 +140,8 @@ def _pixels(image: Image.Image, config: ImageConfig, where: str) -> NDArray[np.u
 
 def _converted(image: Image.Image, where: str) -> Image.Image:
     """The image in mode L or RGB."""
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
         converted = Image.new("RGB", layer.size, "white")
@@ -149,7 +151,7 @@ def _converted(image: Image.Image, where: str) -> Image.Image:
         raise UserError(f"{where}: an image of floats, allowed are 1, 8 and 16 bits; convert it")
     if image.mode in (*_SIXTEEN_BITS, "I"):
         return _of_sixteen_bits(image, where)
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    return image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _of_sixteen_bits(image: Image.Image, where: str) -> Image.Image:
