@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gatito import cli
 from gatito.data.build import build
 from gatito.data.checks import check_store
 from gatito.data.documents import DocumentConfig, document_sequences, open_documents
@@ -318,6 +319,29 @@ def test_what_is_built_is_sound_and_names_its_domain(store: Store) -> None:
     assert [d.num_episodes for d in store] == [4, 2, 1, 4]
     assert store.datasets[0].num_timesteps == 4
     assert store.datasets[1].num_timesteps == 3  # turns
+
+
+def test_check_and_info_take_a_store_of_documents(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.run(["data", "check", str(store.folder)])
+    assert "every file is as it was written" in capsys.readouterr().out
+    cli.run(["data", "info", str(store.folder)])
+    assert "4 datasets to train on, 11 episodes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("scheme", ["captions", "chat", "interleaved"])
+def test_the_tokens_of_a_source_are_those_of_its_document(
+    scheme: str, folder: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = {"captions": folder, "chat": folder / "talk.jsonl", "interleaved": folder / "book.jsonl"}[scheme]
+    cli.run(["tokens", f"{scheme}:{place}", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["modality"] for row in rows} == {"patch", "text"}
+    assert rows[-1]["meaning"] == "'</s>'"
+    assert rows[-1]["loss_mask"]
+    dataset = next(d for d in store if d.metadata["source"].startswith(scheme))
+    assert sum(row["id"] is None for row in rows) == len(dataset.episode(0).patches)
+    with pytest.raises(UserError, match=r"has no episode 99; it has \d+, 0 to \d+"):
+        cli.run(["tokens", f"{scheme}:{place}", "--episode", "99"])
 
 
 def test_conversations_that_fit_begin_at_their_beginning(store: Store) -> None:

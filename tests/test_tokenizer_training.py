@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from toy import tiny_recipe
 
 from gatito import cli
@@ -167,7 +168,13 @@ def test_a_checkpoint_whose_model_was_exchanged_is_not_evaluated(
 
 
 def test_training_logs_the_loss_of_each_kind_of_documents(tmp_path: Path, models: dict[str, Path]) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("L", (16, 16)).save(pictures / "a.png")
+    row = {"file_name": "a.png", "question": "what is it?", "answer": "nothing"}
+    (pictures / "metadata.jsonl").write_text(json.dumps(row))
     entries = [
+        DatasetConfig(source=f"questions:{pictures}"),
         DatasetConfig(source=f"text:{models['a'].with_suffix('.txt')}"),
         DatasetConfig(source="captions:digits", documents=40),
         DatasetConfig(source="scenes:", documents=40),
@@ -180,6 +187,6 @@ def test_training_logs_the_loss_of_each_kind_of_documents(tmp_path: Path, models
         tmp_path / "run",
     )
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    for domain in ("text", "captions", "scenes"):
+    for domain in ("text", "captions", "questions", "scenes"):
         losses = [line[f"domain_loss/{domain}"] for line in lines]
         assert losses[-1] < losses[0]
