@@ -122,8 +122,8 @@ def main() -> None:
             rows.append((f"{what}, captioned", "images/s", "PIL's bare decoding", rates))
     print(
         f"one thread of {os.cpu_count()} of {platform.machine()}, CPU time, median of {arguments.rounds} rounds; "
-        f"sentencepiece {sentencepiece.__version__}, Pillow {PIL.__version__}; the limits are the encoder and, of small "
-        "images, SHA-256 and copies of their pixels beside the decoder"
+        f"sentencepiece {sentencepiece.__version__}, Pillow {PIL.__version__}; the limits are the encoder and, of "
+        "small images, SHA-256 and copies of their pixels beside the decoder"
     )
     print("| from source to store | gatito | beside | ratio (asked) |\n|---|---|---|---|")
     for what, unit, beside, rates in rows:

@@ -232,6 +232,7 @@ def test_a_file_that_is_not_the_dataset_s_own_is_refused(tmp_path: Path, name: o
         ('{"file_name": "a.png", "text": " "}', r"line 2: 'text' is empty; write it, or leave the row out"),
         ('{"file_name": "a.png", "text"', r"line 2: not JSON in UTF-8"),
         ("[" * 100_000, r"line 2: not JSON in UTF-8"),
+        ('{"file_name": "a.png", "text": "half \\ud83d"}', r"line 2: not JSON in UTF-8"),
         ('["a.png"]', r"line 2: a list, expected an object"),
     ],
 )

@@ -182,6 +182,8 @@ def _json_rows(file: Path) -> Iterator[Row]:
 def _parsed(line: bytes, where: str) -> dict[str, Any]:
     try:
         values = json.loads(line)
+        if b"\\ud" in line.lower():  # an escape of half a character, of which no text consists
+            json.dumps(values, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON in UTF-8 ({reason_of(error)}); each line is one object") from None
     if not isinstance(values, dict):
