@@ -228,6 +228,7 @@ def test_a_file_that_is_not_the_dataset_s_own_is_refused(tmp_path: Path, name: o
     ("line", "message"),
     [
         ('{"file_name": "a.png", "text": 3}', r"line 2: 'text' is 3, expected a text"),
+        ('{"picture": "a.png", "text": "x"}', r"line 2: no image: none of file_name, image, images is among"),
         ('{"file_name": "a.png"}', r"line 2: no value of 'text'; its fields are 'file_name'"),
         ('{"file_name": "a.png", "text": " "}', r"line 2: 'text' is empty; write it, or leave the row out"),
         ('{"file_name": "a.png", "text"', r"line 2: not JSON in UTF-8"),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -140,7 +141,7 @@ def test_a_repository_s_folder_is_streamed(tmp_path: Path) -> None:
     write_parquet(tmp_path / "repo/test.parquet")
     assert texts_of(f"text:hf:{tmp_path}/repo") == TEXTS
     assert not list(tmp_path.rglob("cache/**/*.arrow"))  # nothing is copied
-    with pytest.raises(UserError, match=r"hf:.*repo:dev: cannot be read"):
+    with pytest.raises(UserError, match=r"hf:.*repo:dev: cannot be opened by datasets .*dev"):
         texts_of(f"text:hf:{tmp_path}/repo:dev")
 
 
@@ -193,8 +194,25 @@ def test_a_repository_of_the_hub_is_streamed(
 
 
 def test_without_the_network_the_hub_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"hf:someone/nothing: cannot be read after row -1 by datasets"):
+    with pytest.raises(UserError, match=r"hf:someone/nothing: cannot be opened by datasets .* \(.+\)"):
         texts_of("text:hf:someone/nothing")
+    with pytest.raises(UserError, match=r"hf:someone/nothing: the hub does not answer for it \(.+\)"):
+        open_documents("text:hf:someone/nothing").identity()
+
+
+def test_the_identity_of_a_hub_s_dataset_is_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "one"
+
+    def dataset_info(_: huggingface_hub.HfApi, name: str) -> SimpleNamespace:
+        assert name == "owner/name"
+        return SimpleNamespace(sha=commit)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+    first = open_documents("text:hf:owner/name/config").identity()
+    assert open_documents("text:hf:owner/name/config").identity() == first
+    assert open_documents("text:hf:owner/name/config#body").identity() != first
+    commit = "two"
+    assert open_documents("text:hf:owner/name/config").identity() != first
 
 
 # Damage

@@ -147,7 +147,11 @@ def _filled(row: Row, column: str) -> str:
 
 def _images(row: Row, config: ImageConfig) -> list[Image]:
     """The image of a row, or its several."""
-    column = next((name for name in IMAGE_COLUMNS if name in row.values), IMAGE_COLUMNS[0])
+    column = next((name for name in IMAGE_COLUMNS if name in row.values), None)
+    if column is None:
+        raise UserError(
+            f"{row.where}: no image: none of {', '.join(IMAGE_COLUMNS)} is among its fields {', '.join(row.values)}"
+        )
     value = row.value(column)
     values = value if isinstance(value, list) else [value]
     return [_image(row, one, column, config) for one in values]

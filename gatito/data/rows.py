@@ -118,10 +118,10 @@ def hub_rows(name: str) -> Iterator[Row]:
             )
     except UserError:
         raise
-    except (DatasetsError, OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise UserError(
-            f"hf:{name}: cannot be read after row {number} by datasets {datasets.__version__} ({reason_of(error)})"
-        ) from None
+    except (DatasetsError, OSError, ValueError, KeyError, TypeError, RuntimeError, pa.ArrowException) as error:
+        where = "cannot be opened" if number < 0 else f"cannot be read after row {number}"
+        reason = (str(error) if isinstance(error, DatasetsError) else reason_of(error)).partition("\n")[0]
+        raise UserError(f"hf:{name}: {where} by datasets {datasets.__version__} ({reason})") from None
 
 
 def hub_identity(name: str, *settings: str) -> str:
@@ -130,11 +130,10 @@ def hub_identity(name: str, *settings: str) -> str:
     if isinstance(folder, Path):
         return identity_of_files(sorted(path for path in folder.rglob("*") if path.is_file()), name, *settings)
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         commit = HfApi().dataset_info(folder).sha
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # no network, or whatever the hub says
         raise UserError(f"hf:{name}: the hub does not answer for it ({reason_of(error)})") from None
     return identity_of_files([], name, str(commit), *settings)
 
