@@ -23,6 +23,7 @@ from gatito.verbs import (
     push,
     report,
     tasks,
+    tokenizer,
     tokens,
 )
 
@@ -75,6 +76,10 @@ def build_parser() -> Parser:
     data_verbs.add_subcommand("info", verb(describe, "sources"))
     data_verbs.add_subcommand("report", verb(report, "source"))
     data_verbs.add_subcommand("card", verb(card, "source"))
+    pieces = Parser(description=(tokenizer.__doc__ or "").split("\n")[0])
+    pieces.add_argument("--from", type=str, nargs="+", required=True, help=_help_of(tokenizer, "sources"))
+    pieces.add_function_arguments(tokenizer, as_positional=False, skip={"sources"})
+    data_verbs.add_subcommand("tokenizer", pieces)
 
     train = Parser(description="Train a recipe on a store.")
     train.add_argument("--config", action="config", help="name of a recipe in the package, or a YAML file")
@@ -163,6 +168,10 @@ def _help_of(function: Any, parameter: str) -> str:
 
 def _run_data(parser: ArgumentParser, chosen: Namespace) -> None:
     values = chosen[chosen.data_verb]
+    if chosen.data_verb == "tokenizer":
+        typed = values.as_dict()
+        tokenizer(typed.pop("from"), **typed)
+        return
     if chosen.data_verb != "build":
         functions: dict[str, Callable[..., None]] = {
             "collect": collect, "import": import_, "check": check, "info": describe, "report": report, "card": card

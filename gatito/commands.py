@@ -6,7 +6,7 @@ from typing import Literal
 
 from gatito.data.build import open_layout
 from gatito.data.checks import checked_tokens
-from gatito.data.domains import digits, texts
+from gatito.data.documents import DOCUMENT_SCHEMES, document_at
 from gatito.data.explain import token_rows
 from gatito.data.minari_episodes import episode_from_buffer, is_dataset, open_minari
 from gatito.data.recording import collect_episode
@@ -17,7 +17,7 @@ from gatito.eval.agent import load_checkpoint
 from gatito.eval.references import measure_references
 from gatito.policies import any_environment
 from gatito.recipes import recipe_names
-from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
+from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary
 from gatito.train.card import processor_of
 from gatito.train.configs import Recipe, TrainConfig
 from gatito.train.info import assumed_row, cost_of, reach_of_data, reach_of_layouts, sampled_rows
@@ -91,7 +91,7 @@ def measure_tasks(names: list[str], episodes: int, processes: int, out: str | No
 
 
 def tokens_of(source: str, episode: int) -> tuple[TokenSequence, Vocabulary, TextTokenizer, Layout | None]:
-    """Tokens of an episode of a task, store, Minari dataset, text or caption source."""
+    """Tokens of an episode of a task, store, Minari dataset, or source of documents."""
     if episode < 0:
         raise UserError(f"--episode is {episode}, allowed 0 and more")
     scheme, _, location = source.partition(":")
@@ -107,14 +107,8 @@ def tokens_of(source: str, episode: int) -> tuple[TokenSequence, Vocabulary, Tex
         data = opened.episode(episode)
         sequence, _ = checked_tokens(layout, data, where=f"{opened.path}, episode {episode}")
         return sequence, vocabulary, text, layout
-    if scheme == "text":
-        documents = texts.documents(location)
-        return text_tokens(documents[_index(episode, len(documents), source)], text), vocabulary, text, None
-    if scheme == "captions":
-        if location != "digits":
-            raise UserError(nearest(location, ["digits"], "caption dataset"))
-        pairs = digits.training_pairs()
-        return pair_tokens(*pairs[_index(episode, len(pairs), source)], vocabulary, text), vocabulary, text, None
+    if scheme in DOCUMENT_SCHEMES:
+        return document_at(source, episode, vocabulary, text), vocabulary, text, None
     return _task_tokens(source, episode, vocabulary, text)
 
 

@@ -22,6 +22,7 @@ from gatito.data.publish import check_writable
 from gatito.data.store import Store, is_store, open_store
 from gatito.data.survey import Survey, survey
 from gatito.data.tasks import TaskSpec, get_task, matching, references, registry
+from gatito.data.text_model import Algorithm, train_text_model, write_text_model
 from gatito.errors import UserError
 from gatito.policies import any_environment, modules_of, played_by
 from gatito.tokenizers import TextTokenizer, Vocabulary
@@ -60,6 +61,18 @@ def import_dataset(
             given = made.observation_space, made.action_space
     written = import_episodes(config, out, given=given, count=count, metadata=metadata)
     print(f"{out}: {written} episodes of {config.task}")
+
+
+def make_text_model(sources: Sequence[str], out: Path, size: int, algorithm: Algorithm, threads: int) -> None:
+    """Train a SentencePiece model into a file that is not there yet."""
+    if out.exists():
+        raise UserError(f"--out {out} exists; choose another file or remove it")
+    if threads < 1:
+        raise UserError(f"--threads is {threads}, allowed 1 and more")
+    check_writable(out.parent)
+    model = train_text_model(sources, size, algorithm, threads)
+    write_text_model(model, out)
+    print(f"{out}: {model.size} pieces; name it as text_model: in a mixture")
 
 
 def check_sources(sources: Sequence[str], context: int) -> None:

@@ -39,7 +39,7 @@ def tokens(source: str, episode: int = 0, timesteps: int = 2, json: bool = False
     """Show how a dataset's episode, or an environment's first timesteps, become tokens.
 
     Args:
-        source: Task or Gymnasium id, store or a dataset in it, `minari:FOLDER_OR_ID`, `text:...`, `captions:digits`.
+        source: Task or Gymnasium id, store or a dataset in it, `minari:FOLDER_OR_ID`, or documents (`text:...`).
         episode: Episode of the dataset; for a task, the seed.
         timesteps: Timesteps that the table shows; --json writes the whole episode.
         json: Print rows as JSON.
@@ -132,6 +132,23 @@ def import_(
     )
     said = {"gatito_license": license, "ref_min_score": random_return, "ref_max_score": expert_return}
     import_dataset(config, Path(out), env, episodes, {key: value for key, value in said.items() if value is not None})
+
+
+def tokenizer(
+    sources: list[str], out: str, size: int = 8000, algorithm: Literal["bpe", "unigram"] = "bpe", threads: int = 1
+) -> None:
+    """Train a SentencePiece model on texts of yours, for `text_model:` of a mixture.
+
+    Args:
+        sources: Documents, such as `text:notes.txt` or `captions:photos`, all of whose texts are learned from.
+        out: File of the model, such as `mine.model`.
+        size: Pieces; 256 single bytes and 3 marks are among them.
+        algorithm: How pieces are found.
+        threads: Threads that train.
+    """
+    from gatito.data_commands import make_text_model
+
+    make_text_model(sources, Path(out), size, algorithm, threads)
 
 
 def check(sources: list[str], context: int = 1024) -> None:

@@ -118,7 +118,7 @@ BAD = {
     "tokens captions:digits --episode 99999": "has no episode 99999; it has 1437, 0 to 1436",
     "data build --config mixture-minari.yaml --out b": "no Minari dataset at nothing",
     "data build --config mixture-empty.yaml --out b": "the mixture has no datasets",
-    "data build --config nothing.yaml --out b": "no mixture file nothing.yaml; in the package: forty, gato, hundred",
+    "data build --config nothing.yaml --out b": "nothing.yaml; in the package: everything, forty, gato, hundred",
     "data collect --out d": "missing: --tasks or --env; name what to collect",
     "data collect --env CartPole-v1 --out d": "--env CartPole-v1 has no scripted expert; name who acts: --policy",
     "data check": "missing: SOURCES",

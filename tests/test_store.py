@@ -526,7 +526,9 @@ def test_a_source_that_is_not_there_is_named_and_nothing_is_left(
 
 def test_texts_without_text_are_refused(tmp_path: Path, text_model: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"text:.*/empty: the folder holds no \.txt or \.md files"):
+    with pytest.raises(
+        UserError, match=r"text:.*/empty: the folder holds no files of \.txt, \.md, \.jsonl, \.parquet, \.arrow"
+    ):
         build(config_of(text_model, f"text:{tmp_path}/empty"), tmp_path / "store")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=r"cannot read .*latin\.txt as UTF-8 text"):
@@ -587,7 +589,7 @@ def test_a_build_that_was_killed_continues(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(building, "_captions", killed)
+        patched.setattr(building, "write_documents", killed)
         with pytest.raises(KeyboardInterrupt):
             build(config, tmp_path / "store")
     before = files_with_times(tmp_path / "store")

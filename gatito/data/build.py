@@ -1,4 +1,4 @@
-"""From Minari datasets, texts and captioned images to a tokenized store.
+"""From Minari datasets and sources of documents to a tokenized store.
 
 A dataset that the store has already, built from the same files in the same way, is left as it is.
 """
@@ -8,21 +8,28 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gatito.data.checks import Clipped, checked_tokens
 from gatito.data.collect import collect
-from gatito.data.domains import digits, texts
+from gatito.data.documents import documents_key, write_documents
 from gatito.data.filter import is_expert
 from gatito.data.minari_episodes import MinariSource, open_minari
-from gatito.data.mixture import DatasetConfig, MixtureConfig, Part, parts_of, tasks_to_collect, weights_of
+from gatito.data.mixture import (
+    DatasetConfig,
+    MixtureConfig,
+    Part,
+    documents_of,
+    parts_of,
+    tasks_to_collect,
+    weights_of,
+)
 from gatito.data.publish import check_writable, published
 from gatito.data.store import (
     HELD_OUT,
@@ -38,8 +45,8 @@ from gatito.data.store import (
     write_mixture,
 )
 from gatito.data.tasks import EVALUATION_SEEDS, matching, references, registry
-from gatito.errors import UserError, nearest
-from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
+from gatito.errors import UserError
+from gatito.tokenizers import Layout, TextTokenizer, Vocabulary
 
 
 def open_layout(source: MinariSource, vocabulary: Vocabulary, text: TextTokenizer) -> Layout:
@@ -173,15 +180,9 @@ class _Builder:
             if scheme == "minari":
                 self._control(open_minari(location), entry, part, folder, metadata)
             else:
-                with StoreWriter(folder, self.vocabulary) as writer:
-                    for sequence in self._documents(scheme, location):
-                        writer.write(sequence, scheme)
-                    writer.close(metadata | {"kind": "text" if scheme == "text" else "pairs"})
-
-    def _documents(self, scheme: str, location: str) -> Iterator[TokenSequence]:
-        if scheme == "text":
-            return (text_tokens(document, self.text) for document in texts.documents(location))
-        return _captions(location, self.vocabulary, self.text)
+                write_documents(
+                    part.source, folder, self.vocabulary, self.text, documents_of(entry, self.config), metadata
+                )
 
     def _control(
         self, source: MinariSource, entry: DatasetConfig, part: Part, folder: Path, metadata: dict[str, Any]
@@ -223,20 +224,24 @@ class _Builder:
     def key(self, part: Part) -> str:
         """Hash of all that decides what is built of a dataset."""
         scheme, _, location = part.source.partition(":")
-        control: dict[str, Any] = {}
+        entry = self.config.datasets[part.entry]
+        how: dict[str, Any]
         if scheme == "minari":
-            threshold = self.config.datasets[part.entry].expert_filter
+            threshold = entry.expert_filter
+            files = _fingerprint(location)
             source = open_minari(location)
-            control = {
+            how = {
                 "layout": open_layout(source, self.vocabulary, self.text).to_json(),
                 "filter": None if threshold is None else [threshold, _random_return_of(source)],
                 "held_out": [part.held_out, self.config.held_out.episodes, self.config.held_out.seeds],
                 "clip": self.config.clip_actions,
             }
+        else:
+            files, how = documents_key(part.source, documents_of(entry, self.config))
         parts = {
             "schema": SCHEMA,
-            "files": _fingerprint(scheme, location),
-            "control": control,
+            "files": files,
+            "control": how,
             "ids": [self.vocabulary.to_json(), self.text.sha256],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -266,16 +271,11 @@ def _built(out: Path, vocabulary: Vocabulary) -> dict[str, str]:
     return found
 
 
-def _fingerprint(scheme: str, location: str) -> str:
-    """Hash of what is read from a source."""
-    if scheme == "minari":
-        folder = open_minari(location).path
-        files = sorted(path for path in (folder / "data").rglob("*") if path.is_file())
-        hashes = [f"{path.relative_to(folder)} {sha256_of(path)}" for path in files]
-    elif scheme == "text":
-        hashes = [hashlib.sha256(document.encode()).hexdigest() for document in texts.documents(location)]
-    else:
-        hashes = [hashlib.sha256(image.tobytes() + text.encode()).hexdigest() for image, text in _pairs(location)]
+def _fingerprint(location: str) -> str:
+    """Hash of the files of a Minari dataset."""
+    folder = open_minari(location).path
+    files = sorted(path for path in (folder / "data").rglob("*") if path.is_file())
+    hashes = [f"{path.relative_to(folder)} {sha256_of(path)}" for path in files]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
@@ -289,14 +289,3 @@ def _kept_episodes(source: MinariSource, config: DatasetConfig) -> list[int]:
         return [int(i) for i in np.flatnonzero(is_expert(returns, agents, random_return, config.expert_filter))]
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from None
-
-
-def _pairs(name: str) -> Sequence[tuple[NDArray[np.uint8], str]]:
-    if name != "digits":
-        raise UserError(nearest(name, ["digits"], "caption dataset"))
-    return digits.training_pairs()
-
-
-def _captions(name: str, vocabulary: Vocabulary, text: TextTokenizer) -> Iterator[TokenSequence]:
-    for image, caption in _pairs(name):
-        yield pair_tokens(image, caption, vocabulary, text)

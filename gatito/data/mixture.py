@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatito.data.collection import AGENTS, CollectConfig
+from gatito.data.documents import DOCUMENT_SCHEMES, DocumentConfig
 from gatito.data.minari_episodes import is_dataset, open_minari
 from gatito.data.tasks import EVALUATION_SEEDS, domain_of, groups, matching, twins
 from gatito.errors import UserError, nearest
+from gatito.tokenizers.images import ImageConfig
 
-SOURCES = ("minari", "task", "text", "captions")
+SOURCES = ("minari", "task", *DOCUMENT_SCHEMES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +25,18 @@ class DatasetConfig:
     """One entry of a mixture: a dataset, or several that share its weight."""
 
     source: str
-    """`minari:FOLDER_OR_ID` or a pattern of folders, `task:TASKS` (collected where missing), `text:python-docs`,
-    `text:FILE_OR_FOLDER` or `captions:digits`."""
+    """`minari:FOLDER_OR_ID` or a pattern of folders, `task:TASKS` (collected where missing), or documents: `text:`,
+    `captions:`, `questions:`, `chat:`, `interleaved:`, `scenes:`, `emoji:`, see docs/words.md."""
     weight: float = 1.0
     """Share of the rows of a batch, relative to the other entries."""
     expert_filter: float | None = 0.8
     """Smallest normalised return of an episode that is kept; null keeps all."""
     episodes: int | None = None
     """Of `task:` sources, episodes to collect of each task; null is the mixture's `collect.episodes`."""
+    documents: int | None = None
+    """Of documents, how many to take at most; null takes all."""
+    tokens: int | None = None
+    """Of documents, tokens at which no further one is taken; null takes all."""
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.weight) and self.weight > 0):
@@ -39,6 +45,9 @@ class DatasetConfig:
             raise UserError(f"source {self.source!r}: {nearest(self.scheme, SOURCES, 'kind of source')}")
         if self.episodes is not None and (self.scheme != "task" or self.episodes < 1):
             raise UserError(f"episodes of {self.source!r} is {self.episodes}; allowed 1 and more, of task: sources")
+        for name, value in (("documents", self.documents), ("tokens", self.tokens)):
+            if value is not None and (self.scheme not in DOCUMENT_SCHEMES or value < 1):
+                raise UserError(f"{name} of {self.source!r} is {value}; allowed 1 and more, of sources of documents")
 
     @property
     def scheme(self) -> str:
@@ -107,6 +116,10 @@ class MixtureConfig:
     """The paper's unshifted discrete ids."""
     clip_actions: bool = False
     """Clip actions further than 1e-3 outside their bounds instead of refusing them."""
+    images: ImageConfig = field(default_factory=ImageConfig)
+    """How large the images of documents may be."""
+    threads: int = 1
+    """Threads that encode texts."""
 
     def __post_init__(self) -> None:
         if not self.datasets:
@@ -115,6 +128,8 @@ class MixtureConfig:
         twice = next((source for source in sources if sources.count(source) > 1), None)
         if twice is not None:
             raise UserError(f"source {twice!r} is listed twice; change its weight instead")
+        if self.threads < 1:
+            raise UserError(f"threads is {self.threads}, allowed 1 and more")
         if self.temperature is not None and not (np.isfinite(self.temperature) and self.temperature > 0):
             raise UserError(f"temperature is {self.temperature}, allowed > 0, or null")
         unknown = next((agent for agent in self.collect.agents if agent not in AGENTS), None)
@@ -134,7 +149,7 @@ class Part:
     entry: int
     """Index of the entry that names it."""
     source: str
-    """`minari:FOLDER_OR_ID`, `text:...` or `captions:...`."""
+    """`minari:FOLDER_OR_ID`, or a source of documents."""
     task: str
     """Task id, or the source where it is no control dataset."""
     held_out: bool = False
@@ -152,8 +167,15 @@ class Part:
 
     @property
     def domain(self) -> str:
-        """First part of the task id; `text`, `captions`."""
+        """First part of the task id; `text`, `captions` and the like."""
         return domain_of(self.task)
+
+
+def documents_of(entry: DatasetConfig, config: MixtureConfig) -> DocumentConfig:
+    """How the documents of an entry are read."""
+    return DocumentConfig(
+        documents=entry.documents, tokens=entry.tokens, threads=config.threads, images=config.images
+    )
 
 
 def tasks_to_collect(config: MixtureConfig) -> dict[str, int]:

@@ -157,11 +157,14 @@ class Sampler:
             return pairs, self.trunk.length(pairs)
         first = int(rng.integers(dataset.num_timesteps))
         episode = int(np.searchsorted(dataset.episode_timesteps, first, side="right")) - 1
+        begin, end = (int(t) for t in dataset.episode_timesteps[episode : episode + 2])
+        if dataset.kind == "documents" and self._fits(dataset, begin, end):
+            first = begin
         parts: list[TokenSequence] = []
         taken = 0
         if dataset.kind == "control" and rng.random() < self.prompt_share:
             parts, taken = self._prompt(dataset, episode, prompt_budget(room), rng)
-        window, length = self._window(dataset, first, int(dataset.episode_timesteps[episode + 1]), room - taken)
+        window, length = self._window(dataset, first, end, room - taken)
         sequence = concatenate([*parts, window])
         if self.predict_observations:
             sequence = observations_predicted(sequence, dataset.vocabulary)
@@ -177,6 +180,11 @@ class Sampler:
             window = self.trunk.head(window, room)
             length = self.trunk.length(window)
         return window, length
+
+    def _fits(self, dataset: TokenDataset, first: int, last: int) -> bool:
+        """Whether timesteps [first, last) fit the context."""
+        within = last - first <= self.context  # a timestep takes at least one position
+        return within and int(self._starts(dataset, first, last)[-1]) <= self.context
 
     def _prompt(
         self, dataset: TokenDataset, episode: int, budget: int, rng: np.random.Generator

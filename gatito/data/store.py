@@ -130,7 +130,7 @@ class StoreWriter:
         (self.folder / "dataset.json").write_text(json.dumps(values, indent=1))
 
     def _append(self, name: str, values: NDArray[Any]) -> None:
-        self._files[name].write(np.ascontiguousarray(values, _dtype(name, self.vocabulary)).tobytes())
+        self._files[name].write(np.ascontiguousarray(values, _dtype(name, self.vocabulary)).data)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -167,7 +167,7 @@ class TokenDataset:
 
     @property
     def kind(self) -> str:
-        """`control`, `text` or `pairs`."""
+        """`control`, or that of documents: `text`, `pairs` or `documents`."""
         return str(self.metadata["kind"])
 
     @property

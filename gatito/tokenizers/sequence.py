@@ -84,10 +84,16 @@ def concatenate(sequences: Sequence[TokenSequence]) -> TokenSequence:
         ids=np.concatenate([s.ids for s in sequences]),
         loss_mask=np.concatenate([s.loss_mask for s in sequences]),
         local_positions=np.concatenate([s.local_positions for s in sequences]),
-        patches=np.concatenate([s.patches for s in sequences]),
-        patch_intervals=np.concatenate([s.patch_intervals for s in sequences]),
+        patches=_stacked([s.patches for s in sequences]),
+        patch_intervals=_stacked([s.patch_intervals for s in sequences]),
         timestep_starts=np.concatenate(starts),
     )
+
+
+def _stacked(arrays: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Arrays end to end; pixels are not copied where only one holds any."""
+    filled = [array for array in arrays if len(array)]
+    return filled[0] if len(filled) == 1 else np.concatenate(arrays)
 
 
 def observations_predicted(sequence: TokenSequence, vocabulary: Vocabulary) -> TokenSequence:

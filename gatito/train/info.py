@@ -83,7 +83,7 @@ def reach_of_data(datasets: list[TokenDataset], config: GatitoConfig) -> list[Re
                 tokens=dataset.metadata["tokens"] / dataset.num_timesteps,
                 positions=positions / dataset.num_timesteps,
                 context=config.context,
-                unit={"control": "timesteps", "pairs": "pairs"}.get(dataset.kind, "tokens"),
+                unit={"text": "tokens", "pairs": "pairs"}.get(dataset.kind, "timesteps"),
             )
         )
     return rows

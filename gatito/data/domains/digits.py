@@ -1,11 +1,14 @@
 """Captions of real images: scikit-learn's 1 797 handwritten digits, 8x8 with 17 grey levels."""
 
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gatito.data.document_source import DocumentSource, identity_of_documents
 from gatito.errors import UserError
+from gatito.tokenizers.documents import Document, captioned
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HELD_OUT = 360
@@ -32,3 +35,12 @@ def training_pairs() -> tuple[tuple[NDArray[np.uint8], str], ...]:
 def held_out_pairs() -> tuple[tuple[NDArray[np.uint8], str], ...]:
     """(image (16, 16, 1), caption) of the held-out images."""
     return _all_pairs()[-HELD_OUT:]
+
+
+def open_digits() -> DocumentSource:
+    """The training pairs as documents."""
+
+    def documents() -> Iterator[Document]:
+        return (captioned(image, caption) for image, caption in training_pairs())
+
+    return DocumentSource(kind="pairs", documents=documents, identity=lambda: identity_of_documents(documents()))

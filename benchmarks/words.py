@@ -1,0 +1,135 @@
+"""Documents at the rate of what reads them: texts against sentencepiece alone, captioned images against PIL alone.
+
+All of it in turn, on one thread. Texts: from documents in memory to the files of a dataset, against sentencepiece's
+own batch encode of the same documents. Images: from a folder of photographs with metadata.jsonl to the files of a
+dataset, against PIL's bare decoding of the same files to RGB arrays; within the cap, and scaled down to it.
+
+    python benchmarks/words.py --rounds 7
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL
+import sentencepiece
+from PIL import Image
+from side_by_side import measured
+
+from gatito.data.documents import DocumentConfig, open_documents, write_documents
+from gatito.tokenizers import TextTokenizer, Vocabulary
+
+ASKED = 0.8
+NUM_IMAGES = 150
+SIZES = {"photographs of 224 x 224": (224, 224), "photographs of 640 x 480": (640, 480)}
+"""Width and height of JPEG files."""
+
+
+def photograph(width: int, height: int, seed: int) -> Image.Image:
+    """Smooth shapes with fine grain, which JPEG compresses about as much as photographs."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    grain = rng.normal(0, 6, (height, width, 1))
+    return Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8))
+
+
+def write_folder(folder: Path, size: tuple[int, int]) -> list[Path]:
+    """A folder of captioned images, as `captions:` reads it."""
+    folder.mkdir()
+    files = [folder / f"{i}.jpg" for i in range(NUM_IMAGES)]
+    for i, file in enumerate(files):
+        photograph(*size, seed=i).save(file, quality=90)
+    rows = [{"file_name": file.name, "text": f"photograph number {i}"} for i, file in enumerate(files)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return files
+
+
+def rate_of(work: Callable[[], object], amount: int) -> float:
+    """How much per second, in CPU time of this process."""
+    before = time.process_time()
+    work()
+    return amount / (time.process_time() - before)
+
+
+class Written:
+    """Writes the dataset of a source again and again."""
+
+    def __init__(self, root: Path, text: TextTokenizer) -> None:
+        self.folder, self.text = root / "written", text
+        self.vocabulary = Vocabulary(text_size=text.size)
+
+    def __call__(self, source: str) -> None:
+        """Write it anew."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        write_documents(source, self.folder, self.vocabulary, self.text, DocumentConfig(), {"name": source})
+
+
+def text_rates(root: Path, text: TextTokenizer, rounds: int) -> tuple[dict[str, float], int]:
+    """Tokens per second of both, and how many tokens there are."""
+    documents = [part.text for d in open_documents("text:python-docs").documents() for part in d.texts]
+    processor = sentencepiece.SentencePieceProcessor(model_proto=text.model)
+    tokens = sum(map(len, processor.encode(documents, num_threads=1)))
+    write = Written(root, text)
+    rates = measured(
+        {
+            "gatito": lambda: rate_of(lambda: write("text:python-docs"), tokens),
+            "alone": lambda: rate_of(lambda: processor.encode(documents, num_threads=1), tokens),
+        },
+        rounds,
+    )
+    return rates, tokens
+
+
+def image_rates(root: Path, text: TextTokenizer, size: tuple[int, int], rounds: int) -> dict[str, float]:
+    """Images per second of both."""
+    folder = root / f"{size[0]}x{size[1]}"
+    files, write = write_folder(folder, size), Written(root, text)
+
+    def decode() -> None:
+        for file in files:
+            with Image.open(file) as image:
+                np.asarray(image.convert("RGB"))
+
+    return measured(
+        {
+            "gatito": lambda: rate_of(lambda: write(f"captions:{folder}"), len(files)),
+            "alone": lambda: rate_of(decode, len(files)),
+        },
+        rounds,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    text = TextTokenizer.load()
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        rates, tokens = text_rates(root, text, arguments.rounds)
+        rows = [(f"texts, {tokens} tokens", "tokens/s", "sentencepiece's batch encode", rates)]
+        for what, size in SIZES.items():
+            rates = image_rates(root, text, size, arguments.rounds)
+            rows.append((f"{what}, captioned", "images/s", "PIL's bare decoding", rates))
+    print(
+        f"one thread of {os.cpu_count()} of {platform.machine()}, CPU time, median of {arguments.rounds} rounds; "
+        f"sentencepiece {sentencepiece.__version__}, Pillow {PIL.__version__}; the limits are the encoder and, of "
+        "small images, SHA-256 and copies of their pixels beside the decoder"
+    )
+    print("| from source to store | gatito | beside | ratio (asked) |\n|---|---|---|---|")
+    for what, unit, beside, rates in rows:
+        ratio = rates["gatito"] / rates["alone"]
+        print(f"| {what} | {rates['gatito']:.0f} {unit} | {rates['alone']:.0f}: {beside} | {ratio:.2f} ({ASKED}) |")
+
+
+if __name__ == "__main__":
+    main()
