@@ -23,6 +23,7 @@ def engine() -> Iterator[RayEngine]:
     pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # workers import this file
         with ray_engine(WORKERS) as engine:
             yield engine
 
