@@ -59,6 +59,7 @@ def collect(
     labels: Literal["expert", "executed"] = "expert",
     first_seed: int = 0,
     processes: int = 2,
+    engine: Literal["local", "ray"] = "local",
 ) -> None:
     """Collect episodes of scripted experts, or of a policy of yours, into Minari datasets.
 
@@ -71,7 +72,8 @@ def collect(
         agents: Source agents: `expert`, `noisy` (random actions executed), `random`, or shares `expert=3,noisy=1`.
         labels: Which action is recorded where noise was executed.
         first_seed: Seed of the first episode.
-        processes: Processes that simulate.
+        processes: Processes that simulate; for Ray, CPUs of the one that is started without RAY_ADDRESS.
+        engine: Processes of this machine, or Ray: the cluster that RAY_ADDRESS names, else one started here.
     """
     from gatito.data.collection import CollectConfig, parse_agents
     from gatito.data_commands import collect_datasets
@@ -82,6 +84,7 @@ def collect(
         labels=labels,
         first_seed=first_seed,
         processes=processes,
+        engine=engine,
     )
     chosen = _names(tasks, "tasks") if tasks is not None else []
     collect_datasets(chosen, env, policy, Path(out), config)

@@ -126,6 +126,13 @@ class ChunkWriter:
         self.seeds = seeds
         self._file, self._index = file, index
 
+    def add(self, seed: int, played: EncodedEpisode | str) -> None:
+        """Add what came of the next seed: its episode, or why there is none."""
+        if isinstance(played, EncodedEpisode):
+            self.append(played)
+        else:
+            self.give_up(seed, played)
+
     def append(self, episode: EncodedEpisode) -> None:
         """Add the episode of the next seed."""
         self._file.write(episode.content)

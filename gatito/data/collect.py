@@ -16,7 +16,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gatito.data.collection import CollectConfig, Collection, collect_chunk
+from gatito.data.chunk import Chunk
+from gatito.data.collection import CollectConfig, Collection, collect_chunk, played_seeds
+from gatito.data.engine import Outcome, ray_engine
+from gatito.data.minari_arrow import EncodedEpisode
 from gatito.data.publish import check_writable
 from gatito.data.tasks import TaskSpec, get_task
 from gatito.errors import UserError
@@ -50,10 +53,12 @@ def collect(
         ]  # the last holder may have put it together
         with tqdm(total=sum(c.config.episodes for c in left), desc="collect", unit="episode") as bar:
             bar.update(sum(c.num_found() for c in left))
-            if config.processes == 1:
+            named = {spec.id: task for spec, task in zip(specs, tasks, strict=True)}
+            if left and config.engine == "ray":
+                _on_ray(left, named, config.processes, bar)
+            elif config.processes == 1:
                 _here(left, bar)
             elif left:
-                named = {spec.id: task for spec, task in zip(specs, tasks, strict=True)}
                 _in_processes(left, named, config.processes, bar)
     return [collection.target for collection in collections]
 
@@ -93,6 +98,60 @@ def _in_processes(
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     _raise(failed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ChunkJob:
+    """Seeds for a worker that shares no disk with this process."""
+
+    task: str | TaskSpec
+    config: CollectConfig
+    chunk: Chunk
+    seeds: range
+    """Those of the chunk that are left."""
+
+
+def _play_on_ray(job: _ChunkJob) -> list[tuple[int, EncodedEpisode | str]]:
+    return list(played_seeds(_task_of(job.task), job.config, job.seeds))
+
+
+def _on_ray(collections: Sequence[Collection], named: Mapping[str, str | TaskSpec], processes: int, bar: Any) -> None:
+    """Let Ray play chunks, and keep what comes back: only this process writes."""
+    by_chunks = {collection.chunks: collection for collection in collections}
+    failed: dict[str, UserError] = {}
+    with ray_engine(processes) as engine:
+        while jobs := list(_jobs_left(collections, named, failed)):
+            for outcome in engine.run(_play_on_ray, jobs):
+                collection = by_chunks[outcome.job.chunk.path.parent]
+                _attempt(collection, partial(_keep, outcome, bar), failed)
+    _raise(failed)
+
+
+def _jobs_left(
+    collections: Sequence[Collection], named: Mapping[str, str | TaskSpec], failed: dict[str, UserError]
+) -> Iterator[_ChunkJob]:
+    """Yield what is left of the collections; those of which nothing is are put together."""
+    for collection in collections:
+        left: list[range] = []
+        if collection.spec.id not in failed and not collection.target.exists():
+            _attempt(collection, partial(_add_left, left), failed)
+        for chunk in map(collection.chunk, left):
+            with chunk.continued() as writer:
+                seeds = writer.seeds
+            yield _ChunkJob(task=named[collection.spec.id], config=collection.config, chunk=chunk, seeds=seeds)
+
+
+def _add_left(left: list[range], collection: Collection) -> None:
+    left += collection.advance()
+
+
+def _keep(outcome: Outcome[_ChunkJob, list[tuple[int, EncodedEpisode | str]]], bar: Any, _: Collection) -> None:
+    """Write what came back to its chunk; raises the `UserError` of a job that failed."""
+    played = outcome.value()
+    with outcome.job.chunk.continued() as writer:
+        for seed, episode in played:
+            writer.add(seed, episode)
+    bar.update(sum(isinstance(episode, EncodedEpisode) for _, episode in played))
 
 
 def _here(collections: Sequence[Collection], bar: Any) -> None:
@@ -154,9 +213,12 @@ def _begin_worker(ticks: Any) -> None:
 
 
 def _collect_in_worker(task: str | TaskSpec, root: Path, config: CollectConfig, seeds: range) -> None:
-    spec = _unpickled.setdefault(task.id, task) if isinstance(task, TaskSpec) else get_task(task)
     with _reports(_ticks) as tick:
-        collect_chunk(spec, root, config, seeds, tick)
+        collect_chunk(_task_of(task), root, config, seeds, tick)
+
+
+def _task_of(task: str | TaskSpec) -> TaskSpec:
+    return _unpickled.setdefault(task.id, task) if isinstance(task, TaskSpec) else get_task(task)
 
 
 @contextlib.contextmanager

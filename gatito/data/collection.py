@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -20,7 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from gatito.data.chunk import Chunk, DamagedChunk
-from gatito.data.minari_arrow import encode_episode
+from gatito.data.engine import EngineName
+from gatito.data.minari_arrow import EncodedEpisode, encode_episode
 from gatito.data.minari_episodes import MinariWriter, check_spaces, open_minari
 from gatito.data.publish import published, remove_folder
 from gatito.data.recording import collect_episode
@@ -51,7 +52,9 @@ class CollectConfig:
     first_seed: int = 0
     """Seed of the first episode; the next ones count up."""
     processes: int = 2
-    """Processes that simulate."""
+    """Processes that simulate; for Ray, CPUs of the one that is started where `RAY_ADDRESS` names no cluster."""
+    engine: EngineName = "local"
+    """What runs them."""
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
@@ -119,7 +122,9 @@ class Collection:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides which episodes are collected."""
-        kept = {key: value for key, value in dataclasses.asdict(self.config).items() if key != "processes"}
+        kept = {
+            key: value for key, value in dataclasses.asdict(self.config).items() if key not in ("processes", "engine")
+        }
         return {"task": self.spec.id, "noise": self.spec.noise, **kept}
 
     def is_finished(self) -> bool:
@@ -302,20 +307,32 @@ def collect_chunk(
     spec: TaskSpec, root: Path, config: CollectConfig, seeds: range, tick: Callable[[], object] = lambda: None
 ) -> None:
     """Play what is left of the seeds of a chunk; one episode at a time is in memory, and each is kept at once."""
+    with Collection(spec=spec, root=root, config=config).chunk(seeds).continued() as chunk:
+        for seed, played in played_seeds(spec, config, chunk.seeds):
+            chunk.add(seed, played)
+            if isinstance(played, EncodedEpisode):
+                tick()
+
+
+def played_seeds(
+    spec: TaskSpec, config: CollectConfig, seeds: Iterable[int]
+) -> Iterator[tuple[int, EncodedEpisode | str]]:
+    """Play seeds, in order: each with its episode, or with why the expert gave up.
+
+    Raises `UserError` for spaces and values that cannot be recorded.
+    """
     env = _environment(spec)
     check_spaces(env, f"{spec.id}/{config.name}")
-    with Collection(spec=spec, root=root, config=config).chunk(seeds).continued() as chunk:
-        for seed in chunk.seeds:
-            agent = config.agent(seed)
-            noise = spec.noise if agent == "noisy" else 0.0
-            plays: Literal["expert", "random"] = "random" if agent == "random" else "expert"
-            try:
-                buffer = collect_episode(spec, env, seed, agent=plays, noise=noise, labels=config.labels)
-            except ExpertFailed as error:
-                chunk.give_up(seed, f"seed {seed}: {error}")
-                continue
-            chunk.append(encode_episode(buffer, env.observation_space, env.action_space, {"agent": agent}))
-            tick()
+    for seed in seeds:
+        agent = config.agent(seed)
+        noise = spec.noise if agent == "noisy" else 0.0
+        plays: Literal["expert", "random"] = "random" if agent == "random" else "expert"
+        try:
+            buffer = collect_episode(spec, env, seed, agent=plays, noise=noise, labels=config.labels)
+        except ExpertFailed as error:
+            yield seed, f"seed {seed}: {error}"
+            continue
+        yield seed, encode_episode(buffer, env.observation_space, env.action_space, {"agent": agent})
 
 
 _built: list[tuple[TaskSpec, gym.Env[Any, Any]]] = []

@@ -1,0 +1,102 @@
+"""Work on a Ray of this machine."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gatito.data.engine import IN_FLIGHT, RayEngine, ray_engine
+from gatito.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+WORKERS = 2
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[RayEngine]:
+    pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # workers import this file
+        with ray_engine(WORKERS) as engine:
+            yield engine
+
+
+def collected(root: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    tasks = ["--tasks", "classic/cartpole,classic/acrobot", "--episodes", "30", "--out", str(root)]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "gatito", "data", "collect", *tasks, *more]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def hashes(root: Path) -> dict[str, str]:
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def dies_until(job: tuple[Path, int]) -> int:
+    """Kill this worker, hard, as often as asked; then return how often that was."""
+    deaths, wanted = job
+    if (died := len(list(deaths.iterdir()))) < wanted:
+        (deaths / str(died)).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return died
+
+
+def refuses_two(job: int) -> int:
+    if job == 2:
+        raise UserError("2 is refused")
+    return job * job
+
+
+def test_ray_collects_the_same_bytes_as_the_local_engine(tmp_path: Path) -> None:
+    local, ray = collected(tmp_path / "local"), collected(tmp_path / "ray", "--engine", "ray")
+    assert (local.returncode, ray.returncode) == (0, 0), ray.stderr
+    assert hashes(tmp_path / "local") == hashes(tmp_path / "ray")
+    assert len(hashes(tmp_path / "ray")) > 60
+    assert "ray" not in ray.stderr.lower().replace(str(tmp_path), "")  # no log noise
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_job_survives_its_killed_workers(engine: RayEngine, tmp_path: Path, deaths: int) -> None:
+    jobs = [(tmp_path / "dies", deaths), *((tmp_path / "lives", 0) for _ in range(4))]
+    for folder, _ in jobs:
+        folder.mkdir(exist_ok=True)
+    results = sorted(outcome.value() for outcome in engine.run(dies_until, jobs))
+    assert results == [0, 0, 0, 0, deaths]
+
+
+def test_a_job_that_kills_every_worker_is_one_sentence_and_the_others_go_on(
+    engine: RayEngine, tmp_path: Path
+) -> None:
+    for name in ("dies", "lives"):
+        (tmp_path / name).mkdir()
+    outcomes = list(engine.run(dies_until, [(tmp_path / "dies", 99), (tmp_path / "lives", 0)]))
+    errors = [str(outcome.error) for outcome in outcomes if outcome.error is not None]
+    assert errors == [
+        "a Ray worker died 4 times at the same job; what was finished is kept, the same command continues"
+    ]
+    assert [outcome.result for outcome in outcomes if outcome.error is None] == [0]
+
+
+def test_a_refused_job_is_its_own_sentence_and_the_others_go_on(engine: RayEngine) -> None:
+    outcomes = {outcome.job: outcome for outcome in engine.run(refuses_two, [1, 2, 3])}
+    assert [outcomes[1].value(), outcomes[3].value()] == [1, 9]
+    with pytest.raises(UserError) as refused:
+        outcomes[2].value()
+    assert str(refused.value) == "2 is refused"
+    assert type(refused.value) is UserError
+
+
+def test_jobs_are_read_as_workers_become_free(engine: RayEngine) -> None:
+    read: list[int] = []
+    outcomes = engine.run(refuses_two, (read.append(job) or job for job in range(10, 100)))
+    next(outcomes)
+    assert len(read) == IN_FLIGHT * WORKERS
+    outcomes.close()
