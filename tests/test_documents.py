@@ -27,6 +27,7 @@ from gatito.tokenizers.documents import (
     document_tokens,
     documents_tokens,
     image_tokens,
+    prompt_tokens,
 )
 from gatito.tokenizers.images import ImageConfig
 from gatito.tokenizers.trunk import Trunk
@@ -448,3 +449,19 @@ def test_caps_of_what_is_no_document_are_refused() -> None:
         DatasetConfig(source="text:x", tokens=0)
     with pytest.raises(UserError, match=r"threads is 0, allowed 1 and more"):
         MixtureConfig(datasets=[DatasetConfig(source="text:x")], threads=0)
+
+
+def test_a_prompt_is_what_a_conversation_begins_with(vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    image = np.arange(16 * 32 * 3, dtype=np.uint8).reshape(16, 32, 3)
+    content = [image, "how many?"]
+    prompt = prompt_tokens(asked(content), vocabulary, text)
+    whole = document_tokens(conversation([(content, "two")]), vocabulary, text)
+    for name in ("ids", "local_positions", "loss_mask"):
+        np.testing.assert_array_equal(getattr(prompt, name), getattr(whole, name)[: len(prompt)])
+    np.testing.assert_array_equal(prompt.patches, whole.patches)
+    assert whole.loss_mask[len(prompt) :].all()
+
+
+def test_an_empty_prompt_is_refused(vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    with pytest.raises(UserError, match="an empty prompt: give a text or an image"):
+        prompt_tokens([Words(text="")], vocabulary, text)

@@ -1,5 +1,6 @@
-"""Captions of held-out images and continuations of text."""
+"""Captions of held-out images, answers to questions about images, and continuations of text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,8 +8,10 @@ import torch
 from tqdm import tqdm
 
 from gatito.data.domains import digits
+from gatito.data.domains.scenes import Scene
 from gatito.eval.statistics import wilson_interval
 from gatito.model import GatitoForCausalLM, GatitoProcessor
+from gatito.tokenizers.documents import Part, asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,18 +31,36 @@ def caption_images(
 ) -> list[Caption]:
     """Greedy captions of the held-out digits, all 360 unless `count` says fewer."""
     pairs = digits.held_out_pairs()[:count]
-    captions: list[Caption] = []
-    for first in tqdm(range(0, len(pairs), batch), desc="captions", unit="batch"):
-        chunk = pairs[first : first + batch]
-        inputs = processor(images=[image for image, _ in chunk]).to(model.device)
+    written = write_after(model, processor, [(image,) for image, _ in pairs], "captions", batch=batch)
+    return [
+        Caption(image=image, expected=expected, written=text)
+        for (image, expected), text in zip(pairs, written, strict=True)
+    ]
+
+
+def answer_scenes(model: GatitoForCausalLM, processor: GatitoProcessor, scenes: Sequence[Scene]) -> list[str]:
+    """Greedy answers to the questions about scenes."""
+    prompts = [asked([scene.image(), scene.question]) for scene in scenes]
+    return write_after(model, processor, prompts, "answers")
+
+
+def write_after(
+    model: GatitoForCausalLM,
+    processor: GatitoProcessor,
+    prompts: Sequence[Sequence[Part]],
+    words: str,
+    *,
+    new_tokens: int = 10,
+    batch: int = 90,
+) -> list[str]:
+    """What the model writes after each prompt, greedily, up to its end; `words` say what, on a progress bar."""
+    written: list[str] = []
+    for first in tqdm(range(0, len(prompts), batch), desc=words, unit="batch"):
+        inputs = processor.prompts(prompts[first : first + batch]).to(model.device)
         with torch.inference_mode():
-            ids = model.generate(**inputs, max_new_tokens=10, do_sample=False)
-        written = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
-        captions.extend(
-            Caption(image=image, expected=expected, written=text)
-            for (image, expected), text in zip(chunk, written, strict=True)
-        )
-    return captions
+            ids = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
+        written += processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
+    return written
 
 
 def caption_score(captions: list[Caption]) -> dict[str, float | int]:

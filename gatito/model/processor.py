@@ -12,9 +12,8 @@ from transformers import BatchFeature, ProcessorMixin
 
 from gatito.data.packing import BESIDE_ROWS, pack
 from gatito.errors import UserError, nearest
-from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary, text_tokens
-from gatito.tokenizers.documents import image_tokens
-from gatito.tokenizers.sequence import concatenate
+from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary
+from gatito.tokenizers.documents import Part, Words, prompt_tokens
 from gatito.tokenizers.trunk import Trunk
 
 SCHEMA = 1
@@ -44,17 +43,18 @@ class GatitoProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text or [""] * len(images or []))
         if images is not None and len(images) != len(texts):
             raise UserError(f"{len(images)} images for {len(texts)} texts; give one each")
-        rows = []
-        for i, words in enumerate(texts):
-            parts = [] if images is None else [image_tokens(np.asarray(images[i]), self.vocabulary)]
-            ids = self.text.encode(words)
-            if ids:
-                parts.append(text_tokens(words, self.text).head(len(ids), self.vocabulary.patch))
-            if not parts:
-                raise UserError("an empty prompt: give a text or an image")
-            rows.append(concatenate(parts))
-        if not rows:
+        shown = [()] * len(texts) if images is None else [(np.asarray(image),) for image in images]
+        return self.prompts([(*image, Words(text=words)) for image, words in zip(shown, texts, strict=True)])
+
+    def prompts(self, prompts: Sequence[Sequence[Part]]) -> BatchFeature:
+        """A prompt of images and texts in any order per row, such as `asked([image, "What is it?"])`, of which every
+        text is encoded by itself, as in training; rows are padded on the left.
+
+        Raises `UserError` where there is no prompt, or an empty one.
+        """
+        if not prompts:
             raise UserError("no prompts: give at least one text or image")
+        rows = [prompt_tokens(parts, self.vocabulary, self.text) for parts in prompts]
         return BatchFeature(_left_padded(rows, self.trunk))
 
     def batch_decode(self, ids: torch.Tensor, **kwargs: Any) -> list[str]:

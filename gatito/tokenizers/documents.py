@@ -114,6 +114,21 @@ def documents_tokens(
     return [_assembled(document, ids, vocabulary, tokenizer.end) for document in documents]
 
 
+def prompt_tokens(parts: Sequence[Part], vocabulary: Vocabulary, tokenizer: TextTokenizer) -> TokenSequence:
+    """The tokens of what is said to the model, up to where it goes on: those of a document, without an end.
+
+    Raises `UserError` where there are none, and for an image that is none or too large.
+    """
+    ids = iter(tokenizer.encode_batch([part.text for part in parts if isinstance(part, Words)]))
+    pieces = [
+        _text(next(ids), part.is_target) if isinstance(part, Words) else image_tokens(part, vocabulary)
+        for part in parts
+    ]
+    if not sum(map(len, pieces)):
+        raise UserError("an empty prompt: give a text or an image")
+    return concatenate(pieces)
+
+
 def text_tokens(text: str, tokenizer: TextTokenizer) -> TokenSequence:
     """A document of one text: its pieces and the end token, all targets. Each token counts as a timestep, so that a
     window may start at any of them."""
