@@ -15,6 +15,7 @@ from gatito.data.checks import check_store
 from gatito.data.collect import collect
 from gatito.data.collection import CollectConfig
 from gatito.data.describe import store_table
+from gatito.data.documents import DOCUMENT_SCHEMES, count_documents
 from gatito.data.formats.importing import import_episodes
 from gatito.data.formats.source import ImportConfig
 from gatito.data.minari_episodes import MinariSource, is_dataset, open_minari
@@ -89,6 +90,9 @@ def check_sources(sources: Sequence[str], context: int) -> None:
             print(f"{source}: every file is as it was written, offsets, ids and seeds are sound")
             continue
         try:
+            if source.partition(":")[0] in DOCUMENT_SCHEMES:
+                print(f"{source}: {_counted(source)}")
+                continue
             seen = _survey(source, context)
         except UserError as error:
             if len(names) == 1:
@@ -207,11 +211,22 @@ def _survey(source: str, context: int) -> Survey:
         return survey(opened, layout, context, bar.update)
 
 
+def _counted(source: str) -> str:
+    """What a source of documents comes to, in words."""
+    text = TextTokenizer.load()
+    found = count_documents(source, Vocabulary(text_size=text.size), text)
+    share = found.targets / found.tokens
+    return (
+        f"{found.documents} documents, {found.images} images, {found.tokens} tokens, at most {found.longest} each, "
+        f"{share:.0%} of them targets; no errors"
+    )
+
+
 def _expanded(sources: Sequence[str]) -> list[str]:
     """Patterns replaced by the datasets and stores that they find."""
     found: list[str] = []
     for source in sources:
-        if not glob.has_magic(source):
+        if not glob.has_magic(source) or source.partition(":")[0] in DOCUMENT_SCHEMES:
             found.append(source)
             continue
         paths = sorted(glob.glob(source, recursive=True))

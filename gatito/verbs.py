@@ -158,7 +158,7 @@ def check(sources: list[str], context: int = 1024) -> None:
     """Check datasets and stores, and say what is wrong with them.
 
     Args:
-        sources: Folders of datasets and stores, or patterns of them.
+        sources: Folders of datasets and stores, patterns of them, or documents such as `captions:photos`.
         context: Positions that a timestep must fit.
     """
     from gatito.data_commands import check_sources

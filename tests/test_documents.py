@@ -465,3 +465,13 @@ def test_a_prompt_is_what_a_conversation_begins_with(vocabulary: Vocabulary, tex
 def test_an_empty_prompt_is_refused(vocabulary: Vocabulary, text: TextTokenizer) -> None:
     with pytest.raises(UserError, match="an empty prompt: give a text or an image"):
         prompt_tokens([Words(text="")], vocabulary, text)
+
+
+def test_check_reads_every_document_of_a_source(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.run(["data", "check", f"captions:{folder}", "captions:digits", "scenes:"])
+    said = capsys.readouterr().out
+    assert f"captions:{folder}: 4 documents, 4 images, " in said
+    assert "captions:digits: 1437 documents, 1437 images, " in said
+    assert "scenes:: 1000 documents, 1000 images, " in said
+    with pytest.raises(UserError, match="captions:/nowhere"):
+        cli.run(["data", "check", "captions:/nowhere"])

@@ -106,6 +106,41 @@ def write_documents(
         writer.close(metadata | {"kind": opened.kind})
 
 
+ENDLESS = 1000
+"""Documents that are looked at of a source without an end."""
+
+
+@dataclass(kw_only=True)
+class DocumentCounts:
+    """What the documents of a source come to."""
+
+    documents: int = 0
+    tokens: int = 0
+    targets: int = 0
+    images: int = 0
+    longest: int = 0
+    """Tokens of the longest document."""
+
+
+def count_documents(source: str, vocabulary: Vocabulary, text: TextTokenizer) -> DocumentCounts:
+    """Read and tokenize a source, of one without an end the first thousand; raises `UserError` for the first document
+    that would not train."""
+    opened = open_documents(source)
+    config = DocumentConfig(documents=ENDLESS if opened.is_endless else None)
+    counts = DocumentCounts()
+    with _naming(source):
+        sequences = document_sequences(opened, vocabulary, text, config)
+        for sequence in tqdm(sequences, desc=source, unit="document", leave=False, delay=1.0):
+            counts.documents += 1
+            counts.tokens += len(sequence)
+            counts.targets += int(sequence.loss_mask.sum())
+            counts.images += int(((sequence.ids == vocabulary.patch) & (sequence.local_positions == 0)).sum())
+            counts.longest = max(counts.longest, len(sequence))
+    if not counts.documents:
+        raise UserError(f"{source}: it has no documents")
+    return counts
+
+
 @contextmanager
 def _naming(source: str) -> Iterator[None]:
     """Say in front of errors which source they are of."""
