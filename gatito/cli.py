@@ -19,6 +19,7 @@ from gatito.verbs import (
     demo,
     describe,
     evaluate,
+    export,
     import_,
     push,
     report,
@@ -67,6 +68,7 @@ def build_parser() -> Parser:
     data_verbs = data.add_subcommands(dest="data_verb")
     data_verbs.add_subcommand("collect", verb(collect))
     data_verbs.add_subcommand("import", verb(import_, "source"))
+    data_verbs.add_subcommand("export", verb(export, "source"))
     build = Parser(description="Tokenize a mixture of datasets into a store.")
     build.add_argument("--config", action="config", help="YAML file of the mixture")
     build.add_class_arguments(MixtureConfig, None)
@@ -174,7 +176,8 @@ def _run_data(parser: ArgumentParser, chosen: Namespace) -> None:
         return
     if chosen.data_verb != "build":
         functions: dict[str, Callable[..., None]] = {
-            "collect": collect, "import": import_, "check": check, "info": describe, "report": report, "card": card
+            "collect": collect, "import": import_, "export": export, "check": check, "info": describe,
+            "report": report, "card": card,
         }  # fmt: skip
         functions[chosen.data_verb](**values.as_dict())
         return

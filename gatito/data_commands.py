@@ -5,7 +5,7 @@ import glob
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -16,6 +16,7 @@ from gatito.data.collect import collect
 from gatito.data.collection import CollectConfig
 from gatito.data.describe import store_table
 from gatito.data.documents import DOCUMENT_SCHEMES, count_documents
+from gatito.data.formats.export import export_hub
 from gatito.data.formats.importing import import_episodes
 from gatito.data.formats.source import ImportConfig
 from gatito.data.minari_episodes import MinariSource, is_dataset, open_minari
@@ -62,6 +63,17 @@ def import_dataset(
             given = made.observation_space, made.action_space
     written = import_episodes(config, out, given=given, count=count, metadata=metadata)
     print(f"{out}: {written} episodes of {config.task}")
+
+
+def export_dataset(source: str, to: Literal["hf", "minari"], out: Path, context: int) -> None:
+    """Export a Minari dataset and print what was written."""
+    if to == "hf":
+        for path in export_hub(_survey(source, context), out):
+            print(path)
+        return
+    location = source.removeprefix("minari:")
+    config = ImportConfig(source=f"minari:{location}", task=open_minari(location).task)
+    print(f"{out}: {import_episodes(config, out)} episodes of {config.task}")
 
 
 def make_text_model(sources: Sequence[str], out: Path, size: int, algorithm: Algorithm, threads: int) -> None:

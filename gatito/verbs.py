@@ -137,6 +137,20 @@ def import_(
     import_dataset(config, Path(out), env, episodes, {key: value for key, value in said.items() if value is not None})
 
 
+def export(source: str, to: Literal["hf", "minari"], out: str, context: int = 1024) -> None:
+    """Export a Minari dataset to another format.
+
+    Args:
+        source: Folder or id of a Minari dataset.
+        to: `hf`, a dataset repository of the hub, or `minari`, Minari's Arrow format.
+        out: Folder that is written.
+        context: Positions that a timestep must fit, for the card.
+    """
+    from gatito.data_commands import export_dataset
+
+    export_dataset(source, to, Path(out), context)
+
+
 def tokenizer(
     sources: list[str], out: str, size: int = 8000, algorithm: Literal["bpe", "unigram"] = "bpe", threads: int = 1
 ) -> None:

@@ -7,27 +7,36 @@ The parquet files are read where they are, on the hub or in a folder, a few rows
 are needed; no row becomes Python lists.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gatito.data.formats.columns import element_type, episode_values
+from gatito.data.formats.layout import LAST, MARK, ColumnLayout
 from gatito.data.formats.source import (
+    KEPT,
     REWARD,
+    TERMINATED,
+    TRUNCATED,
     EpisodeSource,
     ImportConfig,
     RawEpisode,
     SourceField,
     Space,
     Values,
+    timesteps_of,
 )
+from gatito.data.minari_episodes import EXPLORATORY
 from gatito.errors import UserError, nearest
 
 OBSERVATIONS = ("image", "continuous", "discrete", "text")
+PARTS = ("observations", "actions")
 ROWS = 8
 """Episodes that are read at a time."""
 
@@ -39,7 +48,10 @@ class HubSource(EpisodeSource):
         """Find the files; raises `UserError` where there are none, or their columns differ."""
         self.location = config.location
         self.files = _files_of(config)
-        schema = self._checked_schema()
+        schema, marks = self._checked_schema()
+        self._own: ColumnLayout | None = None
+        if MARK in marks and not config.mapping:
+            self._own = ColumnLayout.from_json(marks[MARK], self.files[0])
         found = [f for name in schema.names if (f := self._field(name, schema.field(name).type)) is not None]
         names = {f.name for f in found}
         seen = {kind: f"{kind}_observations" for kind in OBSERVATIONS if f"{kind}_observations" in names}
@@ -49,7 +61,16 @@ class HubSource(EpisodeSource):
         known = (("action", "discrete_actions"), ("action", "continuous_actions"), (REWARD, "rewards"))
         guessed |= {role: name for role, name in known if name in names}
         self.metadata = {"description": f"episodes of {config.location}, split {config.split}"}
+        if self._own is not None:
+            first_seen, first_done = (next(c.name for c in self._own.columns if c.part == part) for part in PARTS)
+            guessed = {"observation": first_seen, "action": first_done, REWARD: "rewards"}
+            guessed |= {TERMINATED: "terminations", TRUNCATED: "truncations"}
+            self.metadata = _stated(marks, self.files[0])
         super().__init__(config, found, guessed, given)
+
+    def stated_spaces(self) -> tuple[Space, Space] | None:
+        """Those of the dataset that gatito exported."""
+        return None if self._own is None else (self._own.observation_space, self._own.action_space)
 
     @property
     def num_episodes(self) -> int:
@@ -58,10 +79,33 @@ class HubSource(EpisodeSource):
 
     def raw_episodes(self) -> Iterator[RawEpisode]:
         """Yield every row as an episode."""
+        if self._own is not None:
+            yield from self._own_episodes(self._own)
+            return
         names = [f.name for f in self.fields if f.role]
         for where, batch in self._batches(names):
             values = {name: episode_values(batch.column(name)[0].values, f"{where}, {name}") for name in names}
             yield RawEpisode(where=where, values=values)
+
+    def _own_episodes(self, layout: ColumnLayout) -> Iterator[RawEpisode]:
+        """Those that gatito exported, as they were."""
+        seen = [c.name for c in layout.columns if c.part == "observations"]
+        done = [c.name for c in layout.columns if c.part == "actions"]
+        lists = [*seen, *done, *(LAST + name for name in seen), "rewards", "terminations", "truncations"]
+        for where, batch in self._batches([*lists, EXPLORATORY, "seed", "agent"]):
+            found = {name: episode_values(batch.column(name)[0].values, f"{where}, {name}") for name in lists}
+            joined = {name: _joined(found[name], found[LAST + name]) for name in seen}
+            values = {name: found[name] for name in ("rewards", "terminations", "truncations")}
+            values[seen[0]] = timesteps_of(layout.tree("observations", joined))
+            values[done[0]] = timesteps_of(layout.tree("actions", found))
+            explored = batch.column(EXPLORATORY)[0]
+            yield RawEpisode(
+                where=where,
+                values=values,
+                agent=batch.column("agent")[0].as_py(),
+                seed=batch.column("seed")[0].as_py(),
+                exploratory=np.asarray(explored.as_py()) if explored.is_valid else None,
+            )
 
     def column(self, name: str) -> Iterator[Values]:
         """Yield the values of one field, an episode at a time."""
@@ -81,16 +125,19 @@ class HubSource(EpisodeSource):
             if row != rows:
                 raise UserError(f"{file}: {row} rows could be read of {rows}; it is cut off, download it again")
 
-    def _checked_schema(self) -> pa.Schema:
+    def _checked_schema(self) -> tuple[pa.Schema, Mapping[bytes, bytes]]:
+        """The columns of all files, and the metadata of the first."""
         schemas, self._rows = [], []
+        marks: Mapping[bytes, bytes] = {}
         for file in self.files:
             with _opened(file) as parquet:
+                marks = marks or parquet.schema_arrow.metadata or {}
                 schemas.append(parquet.schema_arrow.remove_metadata())
                 self._rows.append(parquet.metadata.num_rows)
             if not schemas[-1].equals(schemas[0]):
                 differing = sorted({str(f) for f in schemas[-1]} ^ {str(f) for f in schemas[0]})
                 raise UserError(f"{file}: its columns are not those of {self.files[0]} ({'; '.join(differing)})")
-        return schemas[0]
+        return schemas[0], marks
 
     def _field(self, name: str, kind: pa.DataType) -> SourceField | None:
         """What a column of lists holds, by its first row."""
@@ -102,6 +149,19 @@ class HubSource(EpisodeSource):
                 return SourceField(name=name, dtype="text", shape=())
             return SourceField(name=name, dtype=str(values.dtype), shape=values.shape[1:])
         return SourceField(name=name, dtype=dtype, shape=())
+
+
+def _joined(values: Values, last: Values) -> Values:
+    return [*values, *last] if isinstance(values, list) else np.concatenate([values, last])
+
+
+def _stated(marks: Mapping[bytes, bytes], where: str) -> dict[str, Any]:
+    """What the exported dataset said of itself."""
+    try:
+        values = json.loads(marks.get(MARK + b"_metadata", b"{}"))
+        return {key: values[key] for key in KEPT if key in values}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: its gatito metadata cannot be read ({error}); export it again") from None
 
 
 def _files_of(config: ImportConfig) -> list[str]:

@@ -68,9 +68,9 @@ def import_episodes(
     source = open_source(config, given)
     stated = {
         "algorithm_name": config.agent or "unknown",
+        "gatito_actions": "executed",
         **source.metadata,
         "gatito_task": config.task,
-        "gatito_actions": "executed",
         **(metadata or {}),
     }
     if config.agent is not None:

@@ -6,12 +6,18 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from gatito.data.formats.source import EpisodeSource, ImportConfig, RawEpisode, SourceField, Space, Values
-from gatito.data.minari_episodes import open_minari
+from gatito.data.formats.source import (
+    KEPT,
+    EpisodeSource,
+    ImportConfig,
+    RawEpisode,
+    SourceField,
+    Space,
+    Values,
+    timesteps_of,
+)
+from gatito.data.minari_episodes import EXPLORATORY, open_minari
 from gatito.errors import UserError
-
-KEPT = ("algorithm_name", "gatito_license", "ref_min_score", "ref_max_score", "author", "description")
-"""What is kept of a dataset's metadata."""
 
 
 class MinariEpisodes(EpisodeSource):
@@ -67,10 +73,18 @@ class MinariEpisodes(EpisodeSource):
             values = {f.name: _value_at(data, f.name) for f in self.fields if f.role}
             if self._whole:
                 roles = self._roles
-                values[roles["observation"].name] = _timesteps(data["observations"])
-                values[roles["action"].name] = _timesteps(data["actions"])
+                values[roles["observation"].name] = timesteps_of(data["observations"])
+                values[roles["action"].name] = timesteps_of(data["actions"])
             agent = str(metadata.get("agent", self.source.agent))
-            yield RawEpisode(where=where, values=values, agent=agent, seed=metadata.get("seed"))
+            infos = data["infos"] or {}
+            explored = np.asarray(infos[EXPLORATORY]).reshape(-1).astype(np.bool_) if EXPLORATORY in infos else None
+            yield RawEpisode(
+                where=where,
+                values=values,
+                agent=agent,
+                seed=metadata.get("seed"),
+                exploratory=None if explored is None else explored[: len(data["rewards"])],
+            )
 
     def column(self, name: str) -> Iterator[Values]:
         """Yield the values of one field, an episode at a time."""
@@ -99,13 +113,3 @@ def _value_at(data: Any, name: str) -> Any:
     for key in name.split("/"):
         data = data[int(key)] if isinstance(data, tuple) else data[key]
     return data
-
-
-def _timesteps(tree: Any) -> list[Any]:
-    """A nested value with a leading time axis as one nested value for each timestep."""
-    if isinstance(tree, dict):
-        parts = {key: _timesteps(value) for key, value in tree.items()}
-        return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
-    if isinstance(tree, tuple):
-        return list(zip(*map(_timesteps, tree), strict=True))
-    return list(tree) if isinstance(tree, list) else list(np.asarray(tree))

@@ -12,6 +12,7 @@ from minari.data_collector import EpisodeBuffer
 from numpy.typing import NDArray
 
 from gatito.data.episode import check_values, stack
+from gatito.data.minari_episodes import EXPLORATORY
 from gatito.errors import UserError, nearest
 from gatito.tokenizers.vocabulary import NUM_DISCRETE
 
@@ -22,6 +23,10 @@ Space = spaces.Space[Any]
 FRAMES = 4
 """Channels of a picture that are taken for so many grey frames."""
 REWARD, TERMINATED, TRUNCATED = "reward", "terminated", "truncated"
+KEPT = (
+    "algorithm_name", "author", "description", "gatito_actions", "gatito_license", "ref_max_score", "ref_min_score",
+)  # fmt: skip
+"""What is kept of a Minari dataset's metadata."""
 ROLES = ("observation", "action", REWARD, TERMINATED, TRUNCATED)
 """What a field can be taken for; `observation.NAME`, of which there may be several, makes a Dict of them."""
 
@@ -82,6 +87,8 @@ class RawEpisode:
     """Who acted, where the file says so of an episode."""
     seed: int | None = None
     """Of the environment's reset, where the file says so."""
+    exploratory: NDArray[np.bool_] | None = None
+    """(T,) where a random action was executed and recorded, where the file says so."""
 
 
 class EpisodeSource(ABC):
@@ -153,8 +160,10 @@ class EpisodeSource(ABC):
         check_values(self.observation_space, seen, f"{raw.where}, observation", advice)
         done = stack(self.action_space, list(actions), f"{raw.where}, action")
         check_values(self.action_space, done, f"{raw.where}, action", advice)
+        explored = None if raw.exploratory is None else np.append(raw.exploratory, False)[:, None]
         return EpisodeBuffer(
             seed=raw.seed,
+            infos={} if explored is None else {EXPLORATORY: explored},
             observations=seen,
             actions=done,
             rewards=rewards.tolist(),
@@ -235,6 +244,16 @@ class EpisodeSource(ABC):
             for text in set(texts):
                 longest, characters = max(longest, len(text)), characters | set(text)
         return spaces.Text(longest, min_length=0, charset="".join(sorted(characters)))
+
+
+def timesteps_of(tree: Any) -> list[Any]:
+    """A nested value with a leading time axis as one nested value for each timestep."""
+    if isinstance(tree, dict):
+        parts = {key: timesteps_of(value) for key, value in tree.items()}
+        return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
+    if isinstance(tree, tuple):
+        return list(zip(*map(timesteps_of, tree), strict=True))
+    return list(tree)
 
 
 def _with_roles(

@@ -1,0 +1,152 @@
+"""How a Minari dataset of any spaces stands in columns: JAT's names where its spaces are JAT's, paths elsewhere.
+
+It goes along in the parquet files' metadata as JSON, so that importing them gives what was exported to the bit.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium import spaces
+from minari.serialization import deserialize_space, serialize_space
+from numpy.typing import NDArray
+
+from gatito.data.formats.source import FRAMES, Space
+from gatito.errors import UserError
+from gatito.tokenizers.fields import Path, build_tree, image_problem, value_at
+
+MARK = b"gatito"
+"""Key of the parquet metadata."""
+Kind = Literal["image", "continuous", "discrete", "text"]
+LAST = "last_"
+"""In front of the column that holds an episode's last observation, after which there is no action."""
+FRAME_KEYS = tuple(f"frame_{k}" for k in range(FRAMES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column, and the leaf of a space that it holds."""
+
+    name: str
+    """Of the column."""
+    part: Literal["observations", "actions"]
+    """Which space."""
+    path: Path
+    """Of the leaf, or, of stacked frames, of their Dict."""
+    kind: Kind
+    """Of its values."""
+    dtype: str
+    """numpy dtype of its values; `str` of texts."""
+    shape: tuple[int, ...]
+    """Of one value."""
+    stacked: bool = False
+    """Whether it holds four grey frames as one picture of four channels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnLayout:
+    """All columns of a dataset."""
+
+    observation_space: Space
+    action_space: Space
+    columns: tuple[Column, ...]
+
+    @classmethod
+    def of(cls, observation_space: Space, action_space: Space) -> "ColumnLayout":
+        """Name a column for each leaf of the spaces."""
+        columns = (*_named("observations", observation_space), *_named("actions", action_space))
+        return cls(observation_space=observation_space, action_space=action_space, columns=columns)
+
+    def to_json(self) -> str:
+        """The spaces as Minari writes them, and the columns."""
+        return json.dumps(
+            {
+                "observation_space": serialize_space(self.observation_space),
+                "action_space": serialize_space(self.action_space),
+                "columns": [asdict(column) for column in self.columns],
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: bytes, where: str) -> "ColumnLayout":
+        """Undo `to_json`; raises `UserError`, naming `where`, for what it did not write."""
+        try:
+            values = json.loads(text)
+            seen, done = (deserialize_space(values[name]) for name in ("observation_space", "action_space"))
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            raise UserError(f"{where}: its gatito metadata cannot be read ({error}); export it again") from None
+        layout = cls.of(seen, done)
+        if json.loads(layout.to_json())["columns"] != values.get("columns"):
+            raise UserError(f"{where}: its gatito metadata names other columns than its spaces have; export it again")
+        return layout
+
+    def tree(self, part: str, values: Mapping[str, Any]) -> Any:
+        """Column name to values with a leading time axis, nested as the space."""
+        leaves: dict[Path, Any] = {}
+        for column in self.columns:
+            if column.part == part:
+                found = values[column.name]
+                if column.stacked:
+                    frames = zip(FRAME_KEYS, np.split(found, FRAMES, axis=-1), strict=True)
+                    leaves |= {(*column.path, key): frame for key, frame in frames}
+                else:
+                    leaves[column.path] = found
+        return build_tree(leaves)
+
+
+def column_values(column: Column, tree: Any) -> NDArray[Any] | list[str]:
+    """The values of a column with a leading time axis; `ColumnLayout.tree` undoes it."""
+    found = value_at(tree, column.path)
+    if column.stacked:
+        return np.concatenate([found[key] for key in FRAME_KEYS], axis=-1)
+    return list(found) if column.kind == "text" else np.asarray(found, column.dtype)
+
+
+def _named(part: Literal["observations", "actions"], space: Space) -> tuple[Column, ...]:
+    leaves = list(_leaves(space, ()))
+    kinds = [_kind(leaf, stacked, part) for _, leaf, stacked in leaves]
+    # JAT's names are those of one leaf, or of leaves that are called as their kinds.
+    plain = all(path == () or path == (kind,) for (path, _, _), kind in zip(leaves, kinds, strict=True))
+    columns = []
+    for (path, leaf, stacked), kind in zip(leaves, kinds, strict=True):
+        shape = tuple(leaf.shape or ())
+        columns.append(
+            Column(
+                name=f"{kind}_{part}" if plain else "/".join([part, *map(str, path)]),
+                part=part,
+                path=path,
+                kind=kind,
+                dtype="str" if kind == "text" else str(leaf.dtype),
+                shape=(*shape[:2], FRAMES) if stacked else shape,
+                stacked=stacked,
+            )
+        )
+    return tuple(columns)
+
+
+def _leaves(space: Space, path: Path) -> Iterator[tuple[Path, Space, bool]]:
+    """Path, leaf, and whether it stands for four frames that are stacked."""
+    if isinstance(space, spaces.Dict):
+        if tuple(space.spaces) == FRAME_KEYS and len(set(map(str, space.spaces.values()))) == 1:
+            first = space.spaces[FRAME_KEYS[0]]
+            if not image_problem(tuple(first.shape or ()), str(first.dtype)) and (first.shape or ())[-1] == 1:
+                yield path, first, True
+                return
+        for key, inner in space.spaces.items():
+            yield from _leaves(inner, (*path, key))
+    elif isinstance(space, spaces.Tuple):
+        for index, inner in enumerate(space.spaces):
+            yield from _leaves(inner, (*path, index))
+    else:
+        yield path, space, False
+
+
+def _kind(leaf: Space, stacked: bool, part: str) -> Kind:
+    if isinstance(leaf, spaces.Text):
+        return "text"
+    dtype = np.dtype(leaf.dtype)
+    if stacked or (part == "observations" and image_problem(tuple(leaf.shape or ()), str(dtype)) is None):
+        return "image"
+    return "continuous" if dtype.kind == "f" else "discrete"
