@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from gatito.data.formats.hdf5 import open_hdf5_source
 from gatito.data.formats.hub import HubSource
+from gatito.data.formats.lerobot import LeRobotSource
 from gatito.data.formats.minari import MinariEpisodes
 from gatito.data.formats.source import EpisodeSource, ImportConfig, Space
 from gatito.data.minari_arrow import encode_episode
@@ -18,7 +19,9 @@ from gatito.data.tasks import EVALUATION_SEEDS
 from gatito.errors import UserError, nearest
 
 Opener = Callable[[ImportConfig, tuple[Space, Space] | None], EpisodeSource]
-FORMATS: Mapping[str, Opener] = {"minari": MinariEpisodes, "hf": HubSource, "hdf5": open_hdf5_source}
+FORMATS: Mapping[str, Opener] = {
+    "minari": MinariEpisodes, "hf": HubSource, "lerobot": LeRobotSource, "hdf5": open_hdf5_source
+}  # fmt: skip
 """Scheme of a source to what opens it."""
 NAME = "imported-v0"
 """Last part of the id of an imported dataset."""

@@ -212,11 +212,12 @@ class EpisodeSource(ABC):
     def _inferred_spaces(self) -> tuple[Space, Space]:
         """From what the values are: numbers unbounded, whole numbers as far as they go, uint8 HxWxC images."""
         seen = {
-            role.partition(".")[2]: self._space(f) for role, f in self._roles.items() if role[:11] == "observation"
+            role.partition(".")[2]: self.space_of(f) for role, f in self._roles.items() if role[:11] == "observation"
         }
-        return seen[""] if "" in seen else spaces.Dict(seen), self._space(self._roles["action"])
+        return seen[""] if "" in seen else spaces.Dict(seen), self.space_of(self._roles["action"])
 
-    def _space(self, found: SourceField) -> Space:
+    def space_of(self, found: SourceField) -> Space:
+        """The space of a field, from what its values are."""
         if found.dtype == "text":
             return self._text_space(found)
         dtype = np.dtype(found.dtype)
@@ -227,16 +228,20 @@ class EpisodeSource(ABC):
             # Frames of Atari games are kept four at a time; read as one image the last would be its transparency.
             stacked: dict[str, Space] = {f"frame_{k}": one for k in range(FRAMES)}
             return spaces.Dict(stacked) if found.shape[2] == FRAMES else spaces.Box(0, 255, found.shape, np.uint8)
-        limits = [(v.min(axis=0), v.max(axis=0)) for v in map(np.asarray, self.column(found.name)) if len(v)]
-        if not limits:
-            raise UserError(f"{self.config.source}: field {found.name} has no values; leave it out")
-        low, high = np.min([a for a, _ in limits], axis=0), np.max([b for _, b in limits], axis=0)
+        low, high = self.limits(found)
         if np.max(high - np.minimum(low, 0)) >= NUM_DISCRETE:
             return spaces.Box(low, high, found.shape, dtype.type)
         if not found.shape:
             return spaces.Discrete(int(high - min(low, 0)) + 1, start=min(int(low), 0))
         start = np.minimum(low, 0).astype(np.int64)
         return spaces.MultiDiscrete(high.astype(np.int64) - start + 1, start=start)
+
+    def limits(self, found: SourceField) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The smallest and the largest value of each element, over all episodes."""
+        limits = [(v.min(axis=0), v.max(axis=0)) for v in map(np.asarray, self.column(found.name)) if len(v)]
+        if not limits:
+            raise UserError(f"{self.config.source}: field {found.name} has no values; leave it out")
+        return np.min([a for a, _ in limits], axis=0), np.max([b for _, b in limits], axis=0)
 
     def _text_space(self, found: SourceField) -> spaces.Text:
         longest, characters = 1, set(" ")
