@@ -14,6 +14,7 @@ import json
 import platform
 from itertools import islice
 from pathlib import Path
+from textwrap import wrap
 
 import matplotlib
 
@@ -67,7 +68,7 @@ def print_answers(kinds: dict[str, tuple[list[Scene], list[str]]]) -> None:
 def draw(kinds: dict[str, tuple[list[Scene], list[str]]], out: Path) -> None:
     """The first scenes of each kind with what was asked, and what was answered."""
     columns = SHOWN // 2
-    figure, axes = plt.subplots(4, columns, figsize=(2.4 * columns, 10.5))
+    figure, axes = plt.subplots(4, columns, figsize=(2.3 * columns, 12.5))
     for k, (kind, (asked, written)) in enumerate(kinds.items()):
         for i in range(SHOWN):
             axis, scene, answer = axes[2 * k + i // columns][i % columns], asked[i], written[i]
@@ -75,8 +76,10 @@ def draw(kinds: dict[str, tuple[list[Scene], list[str]]], out: Path) -> None:
             axis.set_axis_off()
             right = answer == scene.answer
             said = answer if right else f"{answer or '(nothing)'}, not {scene.answer}"
-            axis.set_title(f"{kind}\n{scene.question}\n{said}", fontsize=7, color="#1a7f37" if right else "#b42318")
-    figure.tight_layout()
+            question = "\n".join(wrap(scene.question, 26))
+            colour = "#1a7f37" if right else "#b42318"
+            axis.set_title(f"{kind}\n{question}\n{said}", fontsize=8, color=colour)
+    figure.tight_layout(h_pad=2)
     figure.savefig(out, dpi=90)
 
 

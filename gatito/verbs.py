@@ -107,7 +107,8 @@ def import_(
     """Import a dataset of another format as a Minari dataset.
 
     Args:
-        source: `minari:FOLDER_OR_ID`, `hf:OWNER/NAME[/CONFIG]`, `hf:FOLDER[/CONFIG]` or `hdf5:FILE`.
+        source: `minari:FOLDER_OR_ID`, `hf:OWNER/NAME[/CONFIG]`, `hf:FOLDER[/CONFIG]`, `lerobot:FOLDER`
+            or `hdf5:FILE`.
         out: Folder of the dataset.
         task: Task id of the episodes; by default that of --env, or by the name of the source.
         env: Gymnasium id of their environment, or `module:id`: its spaces are taken, and values compared with them.

@@ -50,7 +50,8 @@ class ImportConfig:
     """What `gatito data import` imports."""
 
     source: str
-    """`minari:FOLDER_OR_ID`, `hf:OWNER/NAME[/CONFIG]`, `hf:FOLDER[/CONFIG]` or `hdf5:FILE`."""
+    """`minari:FOLDER_OR_ID`, `hf:OWNER/NAME[/CONFIG]`, `hf:FOLDER[/CONFIG]`, `lerobot:FOLDER` or
+    `hdf5:FILE`."""
     task: str
     """Task id that the episodes are of."""
     mapping: Mapping[str, str] = field(default_factory=dict)
