@@ -18,6 +18,7 @@ from gatito.data.describe import store_table
 from gatito.data.documents import DOCUMENT_SCHEMES, count_documents
 from gatito.data.formats.export import export_hub
 from gatito.data.formats.importing import import_episodes
+from gatito.data.formats.lerobot_export import export_lerobot
 from gatito.data.formats.source import ImportConfig
 from gatito.data.minari_episodes import MinariSource, is_dataset, open_minari
 from gatito.data.publish import check_writable
@@ -65,10 +66,13 @@ def import_dataset(
     print(f"{out}: {written} episodes of {config.task}")
 
 
-def export_dataset(source: str, to: Literal["hf", "minari"], out: Path, context: int) -> None:
+def export_dataset(source: str, to: Literal["hf", "lerobot", "minari"], out: Path, fps: float, context: int) -> None:
     """Export a Minari dataset and print what was written."""
-    if to == "hf":
-        for path in export_hub(_survey(source, context), out):
+    if to != "minari":
+        if out.exists():  # before all of it is read
+            raise UserError(f"--out {out} exists; choose another folder or remove it")
+        seen = _survey(source, context)
+        for path in export_hub(seen, out) if to == "hf" else export_lerobot(seen, out, fps):
             print(path)
         return
     location = source.removeprefix("minari:")

@@ -107,8 +107,7 @@ def import_(
     """Import a dataset of another format as a Minari dataset.
 
     Args:
-        source: `minari:FOLDER_OR_ID`, `hf:OWNER/NAME[/CONFIG]`, `hf:FOLDER[/CONFIG]`, `lerobot:FOLDER`
-            or `hdf5:FILE`.
+        source: `minari:`, `hf:`, `lerobot:` or `hdf5:` with a folder, file or id; `hf:OWNER/NAME[/CONFIG]`.
         out: Folder of the dataset.
         task: Task id of the episodes; by default that of --env, or by the name of the source.
         env: Gymnasium id of their environment, or `module:id`: its spaces are taken, and values compared with them.
@@ -138,18 +137,21 @@ def import_(
     import_dataset(config, Path(out), env, episodes, {key: value for key, value in said.items() if value is not None})
 
 
-def export(source: str, to: Literal["hf", "minari"], out: str, context: int = 1024) -> None:
+def export(
+    source: str, to: Literal["hf", "lerobot", "minari"], out: str, fps: float = 10.0, context: int = 1024
+) -> None:
     """Export a Minari dataset to another format.
 
     Args:
         source: Folder or id of a Minari dataset.
-        to: `hf`, a dataset repository of the hub, or `minari`, Minari's Arrow format.
+        to: `hf`, a dataset repository of the hub, `lerobot`, a LeRobotDataset v3.0, or `minari`, its Arrow format.
         out: Folder that is written.
+        fps: Frames a second that LeRobot's timestamps count; Minari knows of none.
         context: Positions that a timestep must fit, for the card.
     """
     from gatito.data_commands import export_dataset
 
-    export_dataset(source, to, Path(out), context)
+    export_dataset(source, to, Path(out), fps, context)
 
 
 def tokenizer(

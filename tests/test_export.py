@@ -94,7 +94,7 @@ def _plain(tree: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", SPACES)
-@pytest.mark.parametrize("to", ["hf", "minari"])
+@pytest.mark.parametrize("to", ["hf", "lerobot", "minari"])
 def test_what_is_exported_and_imported_again_is_equal_to_the_bit(to: str, name: str, tmp_path: Path) -> None:
     before = drawn(SPACES[name], ACTIONS[len(name) % 2], tmp_path / "before")
     run(["data", "export", str(tmp_path / "before"), "--to", to, "--out", str(tmp_path / "out")])

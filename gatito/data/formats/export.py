@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from gatito.data.card import dataset_card
 from gatito.data.formats.layout import LAST, MARK, Column, ColumnLayout, column_values
+from gatito.data.formats.source import KEPT
 from gatito.data.minari_episodes import EXPLORATORY, MinariSource
 from gatito.data.publish import check_writable, published
 from gatito.data.survey import Survey
@@ -33,9 +34,7 @@ def export_hub(seen: Survey, out: Path) -> list[Path]:
     seed, source agent, and where a random action was executed. Raises `UserError` where `out` is there, and for a
     dataset with errors.
     """
-    if seen.num_errors:
-        raise UserError(f"{seen.source.path} has {seen.num_errors} errors; gatito data check says which")
-    check_writable(out)
+    check_exportable(seen, out)
     source = seen.source
     spaces = source.dataset.observation_space, source.dataset.action_space
     layout = ColumnLayout.of(*spaces)
@@ -48,12 +47,19 @@ def export_hub(seen: Survey, out: Path) -> list[Path]:
         return [out / path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
+def check_exportable(seen: Survey, out: Path) -> None:
+    """Raise `UserError` where a dataset has errors, or `out` cannot be written."""
+    if seen.num_errors:
+        raise UserError(f"{seen.source.path} has {seen.num_errors} errors; gatito data check says which")
+    check_writable(out)
+
+
 class _Files:
     """Parquet files that rows are appended to, a row group each: one episode at a time is in memory."""
 
     def __init__(self, folder: Path, layout: ColumnLayout, source: MinariSource) -> None:
         self.folder, self.layout, self.source = folder, layout, source
-        stated = {key: value for key, value in source.dataset.storage.metadata.items() if _is_json(value)}
+        stated = {key: source.dataset.storage.metadata.get(key) for key in KEPT}
         self.marks = {MARK: layout.to_json().encode(), MARK + b"_metadata": json.dumps(stated).encode()}
         self.schema = _features(layout).arrow_schema
         self.schema = self.schema.with_metadata({**(self.schema.metadata or {}), **self.marks})
@@ -85,19 +91,29 @@ class _Files:
         T = len(data["rewards"])
         row: dict[str, pa.Array] = {}
         for column in self.layout.columns:
-            values = column_values(column, data[column.part])
-            row[column.name] = _listed(column, values[:T])
-            if column.part == "observations":
-                row[LAST + column.name] = _listed(column, values[T:])
+            row[column.name] = _as_row(listed(column, column_values(column, data[column.part])[:T]))
         for name in BESIDE:
             dtype = np.float64 if name == "rewards" else np.bool_
             row[name] = pa.ListArray.from_arrays([0, T], pa.array(np.asarray(data[name], dtype)))
-        infos: Mapping[str, Any] = data["infos"] or {}
-        explored = np.asarray(infos[EXPLORATORY]).reshape(-1)[:T].astype(np.bool_) if EXPLORATORY in infos else None
-        row[EXPLORATORY] = pa.array([None if explored is None else explored.tolist()], pa.list_(pa.bool_()))
-        row["seed"] = pa.array([metadata.get("seed")], pa.int64())
-        row["agent"] = pa.array([str(metadata.get("agent", self.source.agent))])
-        return row
+        return row | beside_row(self.layout, data, metadata, self.source.agent)
+
+
+def beside_row(
+    layout: ColumnLayout, data: Mapping[str, Any], metadata: Mapping[str, Any], agent: str
+) -> dict[str, pa.Array]:
+    """What is said of an episode once: its last observation, exploratory actions, seed and source agent."""
+    T = len(data["rewards"])
+    row = {
+        LAST + column.name: _as_row(listed(column, column_values(column, data["observations"])[T:]))
+        for column in layout.columns
+        if column.part == "observations"
+    }
+    infos: Mapping[str, Any] = data["infos"] or {}
+    explored = np.asarray(infos[EXPLORATORY]).reshape(-1)[:T].astype(np.bool_) if EXPLORATORY in infos else None
+    row[EXPLORATORY] = pa.array([None if explored is None else explored.tolist()], pa.list_(pa.bool_()))
+    row["seed"] = pa.array([metadata.get("seed")], pa.int64())
+    row["agent"] = pa.array([str(metadata.get("agent", agent))])
+    return row
 
 
 def _features(layout: ColumnLayout) -> Any:
@@ -117,16 +133,17 @@ def _features(layout: ColumnLayout) -> Any:
     return Features(columns | beside | {"seed": Value("int64"), "agent": Value("string")})
 
 
-def _listed(column: Column, values: Any) -> pa.Array:
-    """One row: the list of an episode's values."""
+def _as_row(values: pa.Array) -> pa.Array:
+    """A list of all values, as the one row of a column."""
+    return pa.ListArray.from_arrays([0, len(values)], values)
+
+
+def listed(column: Column, values: Any) -> pa.Array:
+    """The values (N, ...) of a column as N of Arrow's: pictures as PNG, others as nested lists."""
     if column.kind == "image":
         rows = [{"bytes": _png(frame), "path": None} for frame in values]
-        inner = pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-    elif column.kind == "text":
-        inner = pa.array(values, pa.string())
-    else:
-        inner = _nested(np.asarray(values))
-    return pa.ListArray.from_arrays([0, len(inner)], inner)
+        return pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    return pa.array(values, pa.string()) if column.kind == "text" else _nested(np.asarray(values))
 
 
 def _nested(values: NDArray[Any]) -> pa.Array:
@@ -143,10 +160,6 @@ def _png(frame: NDArray[np.uint8]) -> bytes:
     content = io.BytesIO()
     Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame).save(content, "PNG", compress_level=1)
     return content.getvalue()
-
-
-def _is_json(value: Any) -> bool:
-    return isinstance(value, str | int | float | bool | list | dict)
 
 
 def _card(seen: Survey) -> str:

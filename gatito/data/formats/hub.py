@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gatito.data.formats.columns import element_type, episode_values
-from gatito.data.formats.layout import LAST, MARK, ColumnLayout
+from gatito.data.formats.layout import MARK, ColumnLayout, own_episode
 from gatito.data.formats.source import (
     KEPT,
     REWARD,
@@ -30,13 +29,12 @@ from gatito.data.formats.source import (
     SourceField,
     Space,
     Values,
-    timesteps_of,
 )
-from gatito.data.minari_episodes import EXPLORATORY
 from gatito.errors import UserError, nearest
 
 OBSERVATIONS = ("image", "continuous", "discrete", "text")
-PARTS = ("observations", "actions")
+ENDS = ("rewards", "terminations", "truncations")
+"""Columns of a dataset that gatito exported."""
 ROWS = 8
 """Episodes that are read at a time."""
 
@@ -62,9 +60,7 @@ class HubSource(EpisodeSource):
         guessed |= {role: name for role, name in known if name in names}
         self.metadata = {"description": f"episodes of {config.location}, split {config.split}"}
         if self._own is not None:
-            first_seen, first_done = (next(c.name for c in self._own.columns if c.part == part) for part in PARTS)
-            guessed = {"observation": first_seen, "action": first_done, REWARD: "rewards"}
-            guessed |= {TERMINATED: "terminations", TRUNCATED: "truncations"}
+            guessed = self._own.roles() | dict(zip((REWARD, TERMINATED, TRUNCATED), ENDS, strict=True))
             self.metadata = _stated(marks, self.files[0])
         super().__init__(config, found, guessed, given)
 
@@ -89,23 +85,10 @@ class HubSource(EpisodeSource):
 
     def _own_episodes(self, layout: ColumnLayout) -> Iterator[RawEpisode]:
         """Those that gatito exported, as they were."""
-        seen = [c.name for c in layout.columns if c.part == "observations"]
-        done = [c.name for c in layout.columns if c.part == "actions"]
-        lists = [*seen, *done, *(LAST + name for name in seen), "rewards", "terminations", "truncations"]
-        for where, batch in self._batches([*lists, EXPLORATORY, "seed", "agent"]):
+        lists = [*(column.name for column in layout.columns), *ENDS]
+        for where, batch in self._batches([*lists, *layout.beside()]):
             found = {name: episode_values(batch.column(name)[0].values, f"{where}, {name}") for name in lists}
-            joined = {name: _joined(found[name], found[LAST + name]) for name in seen}
-            values = {name: found[name] for name in ("rewards", "terminations", "truncations")}
-            values[seen[0]] = timesteps_of(layout.tree("observations", joined))
-            values[done[0]] = timesteps_of(layout.tree("actions", found))
-            explored = batch.column(EXPLORATORY)[0]
-            yield RawEpisode(
-                where=where,
-                values=values,
-                agent=batch.column("agent")[0].as_py(),
-                seed=batch.column("seed")[0].as_py(),
-                exploratory=np.asarray(explored.as_py()) if explored.is_valid else None,
-            )
+            yield own_episode(layout, found, batch, where)
 
     def column(self, name: str) -> Iterator[Values]:
         """Yield the values of one field, an episode at a time."""
@@ -151,15 +134,11 @@ class HubSource(EpisodeSource):
         return SourceField(name=name, dtype=dtype, shape=())
 
 
-def _joined(values: Values, last: Values) -> Values:
-    return [*values, *last] if isinstance(values, list) else np.concatenate([values, last])
-
-
 def _stated(marks: Mapping[bytes, bytes], where: str) -> dict[str, Any]:
     """What the exported dataset said of itself."""
     try:
         values = json.loads(marks.get(MARK + b"_metadata", b"{}"))
-        return {key: values[key] for key in KEPT if key in values}
+        return {key: values[key] for key in KEPT if values.get(key) is not None}
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: its gatito metadata cannot be read ({error}); export it again") from None
 

@@ -20,7 +20,10 @@ import pyarrow.parquet as pq
 from gymnasium import spaces
 
 from gatito.data.formats.columns import episode_values
+from gatito.data.formats.layout import ColumnLayout, own_episode
+from gatito.data.formats.lerobot_export import BESIDE, feature_name
 from gatito.data.formats.source import (
+    KEPT,
     REWARD,
     TERMINATED,
     TRUNCATED,
@@ -73,6 +76,10 @@ KNOWN = {
 """What features of these names are taken for; of two of a role the later one."""
 
 
+ENDS = ("next.reward", "next.terminated", "next.truncated")
+"""Features of a dataset that gatito exported."""
+
+
 class LeRobotSource(EpisodeSource):
     """A dataset by folder. Cameras, states and the instruction become a Dict; actions have the bounds of the data."""
 
@@ -94,6 +101,7 @@ class LeRobotSource(EpisodeSource):
         stated = info.get("total_episodes")
         if stated != len(self._places):
             raise UserError(f"{self.root}: info.json states {stated} episodes, there are {len(self._places)}")
+        self._own = self._own_layout(info, config)
         found = [self._field(name, feature) for name, feature in self.features.items() if name not in INDICES]
         found.append(SourceField(name=TASK, dtype="text", shape=()))
         guessed = {f.name: f.name for f in found if f.name.startswith("observation.")}
@@ -102,6 +110,10 @@ class LeRobotSource(EpisodeSource):
             guessed[f"observation.{TASK}"] = TASK
         robot = info.get("robot_type") or "unknown robot"
         self.metadata = {"description": f"{robot}, {self.fps:g} frames a second, LeRobot {self.version}"}
+        if self._own is not None:
+            guessed = self._own.roles() | dict(zip((REWARD, TERMINATED, TRUNCATED), ENDS, strict=True))
+            stated = info["gatito"].get("metadata")
+            self.metadata = {k: v for k, v in dict(stated or {}).items() if k in KEPT and v is not None}
         super().__init__(config, found, guessed, given)
 
     @property
@@ -111,10 +123,42 @@ class LeRobotSource(EpisodeSource):
 
     def raw_episodes(self) -> Iterator[RawEpisode]:
         """Yield every episode, in order."""
+        if self._own is not None:
+            yield from self._own_episodes(self._own)
+            return
         names = [f.name for f in self.fields if f.role]
         for place in self._places:
             where = f"{self.root}, episode {place.index}"
             yield RawEpisode(where=where, values=self._values(place, names, where))
+
+    def stated_spaces(self) -> tuple[Space, Space] | None:
+        """Those of the dataset that gatito exported."""
+        return None if self._own is None else (self._own.observation_space, self._own.action_space)
+
+    def _own_layout(self, info: Mapping[str, Any], config: ImportConfig) -> ColumnLayout | None:
+        """The layout of a dataset that gatito exported, unless the user maps its fields."""
+        own = info.get("gatito")
+        if own is None or config.mapping:
+            return None
+        where = f"{self.root}, info.json"
+        if not isinstance(own, dict) or not isinstance(own.get("layout"), str):
+            raise UserError(f"{where}: its gatito metadata cannot be read; export it again")
+        layout = ColumnLayout.from_json(own["layout"], where, feature_name)
+        missing = [column.name for column in layout.columns if column.name not in self.features]
+        if missing:
+            raise UserError(f"{where}: {missing[0]} is no feature, but one of its gatito metadata; export it again")
+        return layout
+
+    def _own_episodes(self, layout: ColumnLayout) -> Iterator[RawEpisode]:
+        """Those that gatito exported, as they were."""
+        names = [*(column.name for column in layout.columns), *ENDS]
+        beside = _read_parquet(self.root / BESIDE)
+        if len(beside) != len(self._places):
+            raise UserError(f"{self.root / BESIDE}: {len(beside)} rows of {len(self._places)} episodes; export again")
+        for row, place in enumerate(self._places):
+            where = f"{self.root}, episode {place.index}"
+            (batch,) = beside.slice(row, 1).combine_chunks().to_batches()
+            yield own_episode(layout, self._values(place, names, where), batch, where)
 
     def column(self, name: str) -> Iterator[Values]:
         """Yield the values of one field, an episode at a time."""
