@@ -32,6 +32,7 @@ from gatito.verbs import (
 def build_parser() -> Parser:
     """The parser of `gatito` with all its verbs."""
     from gatito import __version__
+    from gatito.data.engine import EngineName
     from gatito.data.mixture import MixtureConfig
     from gatito.eval.config import EvaluationConfig
     from gatito.train.configs import Recipe
@@ -73,6 +74,10 @@ def build_parser() -> Parser:
     build.add_argument("--config", action="config", help="YAML file of the mixture")
     build.add_class_arguments(MixtureConfig, None)
     build.add_argument("--out", type=str, required=True, help="folder of the store")
+    build.add_argument(
+        "--engine", type=EngineName, default="local", help="where datasets are tokenized: here, or by Ray"
+    )
+    build.add_argument("--processes", type=int, default=2, help="CPUs of a Ray that is started on this machine")
     data_verbs.add_subcommand("build", build)
     data_verbs.add_subcommand("check", verb(check, "sources"))
     data_verbs.add_subcommand("info", verb(describe, "sources"))
@@ -187,7 +192,7 @@ def _run_data(parser: ArgumentParser, chosen: Namespace) -> None:
 
     made = parser.instantiate(Namespace(data=chosen)).data.build
     config = MixtureConfig(**{f.name: made[f.name] for f in fields(MixtureConfig)})
-    describe_store(run_build(config, Path(made.out)))
+    describe_store(run_build(config, Path(made.out), engine=made.engine, processes=made.processes))
 
 
 def main() -> None:

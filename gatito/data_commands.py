@@ -16,6 +16,7 @@ from gatito.data.collect import collect
 from gatito.data.collection import CollectConfig
 from gatito.data.describe import store_table
 from gatito.data.documents import DOCUMENT_SCHEMES, count_documents
+from gatito.data.engine import EngineName
 from gatito.data.formats.export import export_hub
 from gatito.data.formats.importing import import_episodes
 from gatito.data.formats.lerobot_export import export_lerobot
@@ -52,7 +53,13 @@ def collect_datasets(tasks: list[str], env: str | None, policy: str | None, out:
 
 
 def import_dataset(
-    config: ImportConfig, out: Path, env: str | None, count: int | None, metadata: Mapping[str, Any]
+    config: ImportConfig,
+    out: Path,
+    env: str | None,
+    count: int | None,
+    metadata: Mapping[str, Any],
+    engine: EngineName,
+    processes: int,
 ) -> None:
     """Import a dataset of another format, with the spaces of an environment where one is named."""
     if count is not None and count < 1:
@@ -62,7 +69,9 @@ def import_dataset(
         modules, name = modules_of(env, None)
         with closing(any_environment(name or "", modules).make()) as made:
             given = made.observation_space, made.action_space
-    written = import_episodes(config, out, given=given, count=count, metadata=metadata)
+    written = import_episodes(
+        config, out, given=given, count=count, metadata=metadata, engine=engine, processes=processes
+    )
     print(f"{out}: {written} episodes of {config.task}")
 
 

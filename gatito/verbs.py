@@ -103,6 +103,8 @@ def import_(
     random_return: float | None = None,
     expert_return: float | None = None,
     max_episode_steps: int | None = None,
+    engine: Literal["local", "ray"] = "local",
+    processes: int = 2,
 ) -> None:
     """Import a dataset of another format as a Minari dataset.
 
@@ -120,6 +122,8 @@ def import_(
         random_return: Mean return of the random policy, from which the expert filter and scores are measured.
         expert_return: Mean return of the expert.
         max_episode_steps: Length at which episodes were cut, where a file does not say which were.
+        engine: Where episodes are read: here, or by Ray.
+        processes: CPUs of a Ray that is started on this machine.
     """
     from gatito.data.formats.importing import task_of
     from gatito.data.formats.source import ImportConfig, parse_mapping
@@ -134,7 +138,8 @@ def import_(
         max_episode_steps=max_episode_steps,
     )
     said = {"gatito_license": license, "ref_min_score": random_return, "ref_max_score": expert_return}
-    import_dataset(config, Path(out), env, episodes, {key: value for key, value in said.items() if value is not None})
+    stated = {key: value for key, value in said.items() if value is not None}
+    import_dataset(config, Path(out), env, episodes, stated, engine, processes)
 
 
 def export(

@@ -473,5 +473,5 @@ def test_check_reads_every_document_of_a_source(folder: Path, capsys: pytest.Cap
     assert f"captions:{folder}: 4 documents, 4 images, " in said
     assert "captions:digits: 1437 documents, 1437 images, " in said
     assert "scenes:: 1000 documents, 1000 images, " in said
-    with pytest.raises(UserError, match="captions:/nowhere"):
-        cli.run(["data", "check", "captions:/nowhere"])
+    with pytest.raises(UserError, match=r"captions:.*nowhere"):
+        cli.run(["data", "check", f"captions:{folder}/nowhere"])

@@ -441,14 +441,30 @@ def test_lists_that_do_not_fit_are_refused(column: Any, message: str, tmp_path: 
     ("source", "message"),
     [
         ("hdf:x", "unknown format 'hdf'; did you mean 'hdf5'"),
-        ("hdf5:/nowhere.hdf5", "/nowhere.hdf5 is missing"),
-        ("hf:/nowhere", "no such folder; on the hub it is hf:OWNER/NAME"),
-        ("minari:/nowhere", "no Minari dataset at /nowhere"),
+        ("hdf5:{}.hdf5", r"nowhere\.hdf5 is missing"),
+        ("hf:{}/a", "no such folder; on the hub it is hf:OWNER/NAME"),
+        ("minari:{}", "no Minari dataset at .*nowhere"),
+        ("lerobot:{}", r"nowhere/meta/info\.json: no LeRobot dataset"),
     ],
 )
-def test_what_is_not_there_is_named(source: str, message: str) -> None:
+def test_what_is_not_there_is_named(source: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        open_source(ImportConfig(source=source, task="t"))
+        open_source(ImportConfig(source=source.format(tmp_path / "nowhere"), task="t"))
+
+
+@pytest.mark.parametrize("scheme", ["hdf5", "robomimic", "hf", "minari"])
+def test_ranges_of_episodes_are_those_of_all(scheme: str, tmp_path: Path) -> None:
+    sources = {
+        "hdf5": lambda: f"hdf5:{d4rl(tmp_path / 'a.hdf5')}",
+        "robomimic": lambda: f"hdf5:{robomimic(tmp_path / 'r.hdf5')}",
+        "hf": lambda: f"hf:{jat(tmp_path / 'jat', *of_values())}/toy",
+        "minari": lambda: f"minari:{walk_dataset(tmp_path / 'walk')}",
+    }
+    source = open_source(ImportConfig(source=sources[scheme](), task="t"))
+    whole = [buffer.rewards for buffer, _ in source.episodes()]
+    for first in range(len(whole)):
+        for last in range(first, len(whole) + 2):
+            assert [buffer.rewards for buffer, _ in source.episodes(first, last)] == whole[first:last]
 
 
 def test_a_split_that_is_not_there_is_answered_with_the_nearest(tmp_path: Path) -> None:

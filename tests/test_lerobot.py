@@ -14,7 +14,7 @@ import pytest
 from gymnasium import spaces
 from PIL import Image
 
-from gatito.data.formats.importing import import_episodes, open_source
+from gatito.data.formats.importing import import_episodes
 from gatito.data.formats.source import ImportConfig
 from gatito.data.minari_episodes import MinariSource, open_minari
 from gatito.errors import UserError
@@ -237,8 +237,3 @@ def test_a_video_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     video.write_bytes(video.read_bytes()[:200])
     with pytest.raises(UserError, match=r"file-000\.mp4 cannot be read"):
         imported(root, tmp_path / "out")
-
-
-def test_a_folder_that_is_none_is_named() -> None:
-    with pytest.raises(UserError, match=r"/nowhere/meta/info\.json: no LeRobot dataset"):
-        open_source(ImportConfig(source="lerobot:/nowhere", task="t"))

@@ -35,6 +35,14 @@ def collected(root: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
+def in_a_process(*command: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "gatito", *command], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
 def hashes(root: Path) -> dict[str, str]:
     files = [path for path in root.rglob("*") if path.is_file()]
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -100,3 +108,17 @@ def test_jobs_are_read_as_workers_become_free(engine: RayEngine) -> None:
     next(outcomes)
     assert len(read) == IN_FLIGHT * WORKERS
     outcomes.close()
+
+
+def test_ray_builds_and_imports_the_same_bytes_as_the_local_engine(tmp_path: Path) -> None:
+    assert collected(tmp_path / "data").returncode == 0
+    mixture = tmp_path / "mixture.yaml"
+    sources = [f"minari:{tmp_path}/data/classic/{task}/noisy-v0" for task in ("cartpole", "acrobot")]
+    entries = "".join(f'  - {{source: "{source}"}}\n' for source in (*sources, "captions:digits"))
+    mixture.write_text(f"datasets:\n{entries}held_out: {{episodes: 0.2}}\n")
+    for engine in ("local", "ray"):
+        store, dataset = str(tmp_path / f"{engine}-store"), str(tmp_path / f"{engine}-dataset")
+        in_a_process("data", "build", "--config", str(mixture), "--out", store, "--engine", engine)
+        in_a_process("data", "import", sources[0], "--task", "toy/t", "--out", dataset, "--engine", engine)
+    assert hashes(tmp_path / "ray-store") == hashes(tmp_path / "local-store")
+    assert hashes(tmp_path / "ray-dataset") == hashes(tmp_path / "local-dataset")

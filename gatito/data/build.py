@@ -8,8 +8,9 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from gatito.data.checks import Clipped, checked_tokens
 from gatito.data.collect import collect
 from gatito.data.documents import documents_key, write_documents
+from gatito.data.engine import EngineName, ray_engine
 from gatito.data.filter import is_expert
 from gatito.data.minari_episodes import MinariSource, open_minari
 from gatito.data.mixture import (
@@ -64,11 +66,13 @@ def open_layout(source: MinariSource, vocabulary: Vocabulary, text: TextTokenize
         raise UserError(f"{source.path}: {error}") from None
 
 
-def build(config: MixtureConfig, out: Path) -> Store:
+def build(config: MixtureConfig, out: Path, *, engine: EngineName = "local", processes: int = 2) -> Store:
     """Build the store `out`, or bring it up to date; raises `UserError` for bad data.
 
-    `task:` sources are collected first, where they are missing. Each dataset is published by rename and
-    `mixture.json` last, so that the same call continues a build that was killed. What is there already stays.
+    With the engine `ray` datasets are tokenized by its workers, on this machine so many, and collected there too;
+    what they wrote comes back and is the same to the bit. `task:` sources are collected first, where they are
+    missing. Each dataset is published by rename and `mixture.json` last, so that the same call continues a build that
+    was killed. What is there already stays.
     """
     check_writable(out)
     text = TextTokenizer.load(config.text_model)
@@ -77,7 +81,8 @@ def build(config: MixtureConfig, out: Path) -> Store:
     wanted = tasks_to_collect(config)
     _check_references(config)
     if wanted:
-        collect(list(wanted), Path(config.collected), config.collect, wanted)
+        how = config.collect if engine == "local" else replace(config.collect, engine=engine, processes=processes)
+        collect(list(wanted), Path(config.collected), how, wanted)
     parts = parts_of(config)
     trained = [part for part in parts if not part.held_out]
     weights_of(trained, [1] * len(trained), config)  # refuses wrong domains before anything is built
@@ -86,14 +91,53 @@ def build(config: MixtureConfig, out: Path) -> Store:
     keys = [builder.key(part) for part in bar]  # all sources are looked at before the first is built
     built = _built(out, vocabulary)
     names: list[str] = []
-    for part, key in zip(tqdm(parts, desc="tokenize", unit="dataset"), keys, strict=True):
+    left: list[_BuildJob] = []
+    for part, key in zip(parts, keys, strict=True):
         if key in built:
             names.append(built.pop(key))
         else:
             names.append(_unused_name(part.name, [*names, *(built[k] for k in keys if k in built)]))
-            builder.build(part, out, names[-1], key)
+            left.append(_BuildJob(builder=builder, part=part, name=names[-1], key=key))
+    with tqdm(total=len(parts), initial=len(parts) - len(left), desc="tokenize", unit="dataset") as done:
+        if engine == "ray" and left:
+            _build_on_ray(left, out, processes, done.update)
+        else:
+            for job in left:
+                job.builder.build(job.part, out, job.name, job.key)
+                done.update()
     _write_mixture(out, parts, names, builder)
     return open_store(out, verify=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _BuildJob:
+    """A dataset that is to be built."""
+
+    builder: "_Builder"
+    part: Part
+    name: str
+    """Of its folder."""
+    key: str
+
+
+def _files_of(job: _BuildJob) -> dict[str, bytes]:
+    """Build a dataset in a place of its own and return its files by their paths."""
+    with tempfile.TemporaryDirectory() as place:
+        job.builder.build(job.part, Path(place), job.name, job.key)
+        folder = Path(place) / job.name
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _build_on_ray(jobs: Sequence[_BuildJob], out: Path, processes: int, tick: Callable[[], object]) -> None:
+    """Let Ray build datasets; only this process writes into the store."""
+    with ray_engine(processes) as engine:
+        for outcome in engine.run(_files_of, jobs):
+            files = outcome.value()
+            with published(out / outcome.job.name, replace=True) as folder:
+                for name, content in files.items():
+                    (folder / name).parent.mkdir(exist_ok=True)
+                    (folder / name).write_bytes(content)
+            tick()
 
 
 def _check_references(config: MixtureConfig) -> None:

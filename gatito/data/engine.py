@@ -77,6 +77,9 @@ class RayEngine:
         except exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 return Outcome(job=job, error=error.cause)
+            if isinstance(error.cause, ImportError):
+                told = f"a Ray worker cannot import something ({error.cause})"
+                return Outcome(job=job, error=UserError(f"{told}; install gatito and its extras on every node"))
             raise
         except (exceptions.WorkerCrashedError, exceptions.NodeDiedError, exceptions.OutOfMemoryError):
             died = f"a Ray worker died {RETRIES + 1} times at the same job"

@@ -63,16 +63,17 @@ class FlatHdf5(EpisodeSource):
         """How many there are."""
         return len(self._edges) - 1
 
-    def raw_episodes(self) -> Iterator[RawEpisode]:
-        """Yield every episode, in order; what follows the last end is one that was cut."""
+    def raw_episodes(self, first: int, last: int) -> Iterator[RawEpisode]:
+        """Yield the episodes [first, last), in order; what follows the last end is one that was cut."""
         kept = [f.name for f in self.fields if f.role]
         observed = self._roles.get("observation")
         with open_hdf5(self.path) as root:
             following = root.get("next_observations")
-            for i, (first, last) in enumerate(pairwise(self._edges)):
-                values = {name: _read(root[name], first, last) for name in kept}
+            for i in range(first, last):
+                begin, end = self._edges[i : i + 2]
+                values = {name: _read(root[name], begin, end) for name in kept}
                 if following is not None and observed is not None and observed.name == "observations":
-                    values["observations"] = np.append(values["observations"], following[last - 1 : last], axis=0)
+                    values["observations"] = np.append(values["observations"], following[end - 1 : end], axis=0)
                 if {TERMINATED, TRUNCATED} <= self._roles.keys():  # where a row says both it terminated
                     terminated, truncated = (self._roles[role].name for role in (TERMINATED, TRUNCATED))
                     values[truncated] = values[truncated].astype(np.bool_) & ~values[terminated].astype(np.bool_)
@@ -126,11 +127,11 @@ class GroupedHdf5(EpisodeSource):
         """How many there are."""
         return len(self._demos)
 
-    def raw_episodes(self) -> Iterator[RawEpisode]:
-        """Yield every episode, by number; with `next_obs` the observation after the last action is there."""
+    def raw_episodes(self, first: int, last: int) -> Iterator[RawEpisode]:
+        """Yield the episodes [first, last), by number; `next_obs` has the observation after the last action."""
         kept = [f.name for f in self.fields if f.role]
         with open_hdf5(self.path) as root:
-            for demo in self._demos:
+            for demo in self._demos[first:last]:
                 group, where = root["data"][demo], f"{self.path}, {demo}"
                 for name in kept:
                     if name not in group:

@@ -73,20 +73,20 @@ class HubSource(EpisodeSource):
         """How many there are."""
         return sum(self._rows)
 
-    def raw_episodes(self) -> Iterator[RawEpisode]:
-        """Yield every row as an episode."""
+    def raw_episodes(self, first: int, last: int) -> Iterator[RawEpisode]:
+        """Yield the rows [first, last) as episodes."""
         if self._own is not None:
-            yield from self._own_episodes(self._own)
+            yield from self._own_episodes(self._own, first, last)
             return
         names = [f.name for f in self.fields if f.role]
-        for where, batch in self._batches(names):
+        for where, batch in self._batches(names, first, last):
             values = {name: episode_values(batch.column(name)[0].values, f"{where}, {name}") for name in names}
             yield RawEpisode(where=where, values=values)
 
-    def _own_episodes(self, layout: ColumnLayout) -> Iterator[RawEpisode]:
-        """Those that gatito exported, as they were."""
+    def _own_episodes(self, layout: ColumnLayout, first: int, last: int) -> Iterator[RawEpisode]:
+        """Those that gatito exported, [first, last), as they were."""
         lists = [*(column.name for column in layout.columns), *ENDS]
-        for where, batch in self._batches([*lists, *layout.beside()]):
+        for where, batch in self._batches([*lists, *layout.beside()], first, last):
             found = {name: episode_values(batch.column(name)[0].values, f"{where}, {name}") for name in lists}
             yield own_episode(layout, found, batch, where)
 
@@ -95,18 +95,32 @@ class HubSource(EpisodeSource):
         for where, batch in self._batches([name]):
             yield episode_values(batch.column(name)[0].values, f"{where}, {name}")
 
-    def _batches(self, names: list[str]) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """Each row alone, with where it stands."""
+    def _batches(
+        self, names: list[str], first: int = 0, last: int | None = None
+    ) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Each of the rows [first, last) alone, with where it stands."""
+        begin = 0
         for file, rows in zip(self.files, self._rows, strict=True):
-            row = 0
-            with _opened(file) as parquet:
-                for batch in parquet.iter_batches(batch_size=ROWS, columns=names):
-                    batch.validate(full=True)
-                    for i in range(len(batch)):
+            if begin + rows > first and (last is None or begin < last):
+                stop = rows if last is None else min(rows, last - begin)
+                yield from self._rows_of(file, names, max(0, first - begin), stop)
+            begin += rows
+
+    def _rows_of(self, file: str, names: list[str], first: int, last: int) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """The rows [first, last) of a file; groups of rows before them are not read."""
+        with _opened(file) as parquet:
+            sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+            starts = [sum(sizes[:i]) for i in range(len(sizes))]
+            groups = [i for i, start in enumerate(starts) if start + sizes[i] > first and start < last]
+            row = starts[groups[0]] if groups else 0
+            for batch in parquet.iter_batches(batch_size=ROWS, row_groups=groups, columns=names):
+                batch.validate(full=True)
+                for i in range(len(batch)):
+                    if first <= row + i < last:
                         yield f"{file}, row {row + i}", batch.slice(i, 1)
-                    row += len(batch)
-            if row != rows:
-                raise UserError(f"{file}: {row} rows could be read of {rows}; it is cut off, download it again")
+                row += len(batch)
+        if row < last:
+            raise UserError(f"{file}: {row} rows could be read of {last}; it is cut off, download it again")
 
     def _checked_schema(self) -> tuple[pa.Schema, Mapping[bytes, bytes]]:
         """The columns of all files, and the metadata of the first."""

@@ -1,18 +1,20 @@
 """From a dataset in another format to a Minari dataset as ours."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from gatito.data.engine import EngineName, ray_engine
 from gatito.data.formats.hdf5 import open_hdf5_source
 from gatito.data.formats.hub import HubSource
 from gatito.data.formats.lerobot import LeRobotSource
 from gatito.data.formats.minari import MinariEpisodes
 from gatito.data.formats.source import EpisodeSource, ImportConfig, Space
-from gatito.data.minari_arrow import encode_episode
+from gatito.data.minari_arrow import EncodedEpisode, encode_episode
 from gatito.data.minari_episodes import MinariWriter
 from gatito.data.publish import check_writable, published
 from gatito.data.tasks import EVALUATION_SEEDS
@@ -23,6 +25,8 @@ FORMATS: Mapping[str, Opener] = {
     "minari": MinariEpisodes, "hf": HubSource, "lerobot": LeRobotSource, "hdf5": open_hdf5_source
 }  # fmt: skip
 """Scheme of a source to what opens it."""
+EPISODES = 16
+"""Episodes that a worker of Ray reads at a time."""
 NAME = "imported-v0"
 """Last part of the id of an imported dataset."""
 
@@ -59,11 +63,14 @@ def import_episodes(
     given: tuple[Space, Space] | None = None,
     count: int | None = None,
     metadata: Mapping[str, Any] | None = None,
+    engine: EngineName = "local",
+    processes: int = 2,
 ) -> int:
     """Write the first `count` episodes of a source, or all, as the Minari dataset `out`; returns how many.
 
-    It appears whole or not at all. `metadata` replaces what the source says of itself. Raises `UserError` where a
-    value is not of its space, where an episode has a seed of evaluation, and what the source raises.
+    With the engine `ray` its workers read them, on this machine so many; the dataset is the same to the bit. It
+    appears whole or not at all. `metadata` replaces what the source says of itself. Raises `UserError` where a value
+    is not of its space, where an episode has a seed of evaluation, and what the source raises.
     """
     check_writable(out)
     if out.exists():
@@ -81,17 +88,54 @@ def import_episodes(
     total = source.num_episodes if count is None else min(count, source.num_episodes)
     with published(out) as folder:
         writer = MinariWriter(folder, f"{config.task}/{NAME}", source, stated)
-        episodes = tqdm(source.episodes(count), desc=f"import {config.task}", total=total, unit="episode")
-        written = 0
-        for buffer, said in episodes:
-            if buffer.seed is not None and buffer.seed >= EVALUATION_SEEDS:
-                raise UserError(
-                    f"{config.source}, episode {written}: its seed {buffer.seed} is kept for evaluation (from "
-                    f"{EVALUATION_SEEDS} on); import it under another task, or drop the episode"
-                )
-            writer.append(encode_episode(buffer, source.observation_space, source.action_space, said))
-            written += 1
-        if not written:
+        if not total:
             raise UserError(f"{config.source} has no episodes; nothing is imported")
+        spaces = source.observation_space, source.action_space
+        if engine == "ray":
+            jobs = [
+                _Range(config, spaces, first, min(first + EPISODES, total)) for first in range(0, total, EPISODES)
+            ]
+            episodes = _on_ray(jobs, processes)
+        else:
+            episodes = _encoded(source, 0, total)
+        for episode in tqdm(episodes, desc=f"import {config.task}", total=total, unit="episode"):
+            writer.append(episode)
         writer.close()
-    return written
+    return total
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Episodes [first, last) that a worker reads."""
+
+    config: ImportConfig
+    spaces: tuple[Space, Space]
+    first: int
+    last: int
+
+
+def _encoded(source: EpisodeSource, first: int, last: int) -> Iterator[EncodedEpisode]:
+    for index, (buffer, said) in enumerate(source.episodes(first, last), start=first):
+        if buffer.seed is not None and buffer.seed >= EVALUATION_SEEDS:
+            raise UserError(
+                f"{source.config.source}, episode {index}: its seed {buffer.seed} is kept for evaluation (from "
+                f"{EVALUATION_SEEDS} on); import it under another task, or drop the episode"
+            )
+        yield encode_episode(buffer, source.observation_space, source.action_space, said)
+
+
+def _read_on_ray(job: _Range) -> list[EncodedEpisode]:
+    return list(_encoded(open_source(job.config, job.spaces), job.first, job.last))
+
+
+def _on_ray(jobs: Sequence[_Range], processes: int) -> Iterator[EncodedEpisode]:
+    """What Ray's workers read, in order; ranges that come early wait."""
+    early: dict[int, list[EncodedEpisode]] = {}
+    following = 0
+    with ray_engine(processes) as engine:
+        for outcome in engine.run(_read_on_ray, jobs):
+            early[outcome.job.first] = outcome.value()
+            while following in early:
+                episodes = early.pop(following)
+                yield from episodes
+                following += len(episodes)

@@ -121,13 +121,13 @@ class LeRobotSource(EpisodeSource):
         """How many there are."""
         return len(self._places)
 
-    def raw_episodes(self) -> Iterator[RawEpisode]:
-        """Yield every episode, in order."""
+    def raw_episodes(self, first: int, last: int) -> Iterator[RawEpisode]:
+        """Yield the episodes [first, last), in order."""
         if self._own is not None:
-            yield from self._own_episodes(self._own)
+            yield from self._own_episodes(self._own, first, last)
             return
         names = [f.name for f in self.fields if f.role]
-        for place in self._places:
+        for place in self._places[first:last]:
             where = f"{self.root}, episode {place.index}"
             yield RawEpisode(where=where, values=self._values(place, names, where))
 
@@ -149,13 +149,14 @@ class LeRobotSource(EpisodeSource):
             raise UserError(f"{where}: {missing[0]} is no feature, but one of its gatito metadata; export it again")
         return layout
 
-    def _own_episodes(self, layout: ColumnLayout) -> Iterator[RawEpisode]:
-        """Those that gatito exported, as they were."""
+    def _own_episodes(self, layout: ColumnLayout, first: int, last: int) -> Iterator[RawEpisode]:
+        """Those that gatito exported, [first, last), as they were."""
         names = [*(column.name for column in layout.columns), *ENDS]
         beside = _read_parquet(self.root / BESIDE)
         if len(beside) != len(self._places):
             raise UserError(f"{self.root / BESIDE}: {len(beside)} rows of {len(self._places)} episodes; export again")
-        for row, place in enumerate(self._places):
+        for row in range(first, last):
+            place = self._places[row]
             where = f"{self.root}, episode {place.index}"
             (batch,) = beside.slice(row, 1).combine_chunks().to_batches()
             yield own_episode(layout, self._values(place, names, where), batch, where)

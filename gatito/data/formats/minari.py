@@ -64,9 +64,9 @@ class MinariEpisodes(EpisodeSource):
         """How many there are."""
         return len(self.source)
 
-    def raw_episodes(self) -> Iterator[RawEpisode]:
-        """Yield every episode, in order."""
-        for index in range(len(self.source)):
+    def raw_episodes(self, first: int, last: int) -> Iterator[RawEpisode]:
+        """Yield the episodes [first, last), in order."""
+        for index in range(first, last):
             where = f"{self.source.path}, episode {index}"
             self.source.episode(index)  # raises for what is broken
             data, metadata = self.source.read(index)

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -123,8 +122,8 @@ class EpisodeSource(ABC):
         """How many there are."""
 
     @abstractmethod
-    def raw_episodes(self) -> Iterator[RawEpisode]:
-        """Yield every episode, in order, with the fields that have a role."""
+    def raw_episodes(self, first: int, last: int) -> Iterator[RawEpisode]:
+        """Yield the episodes [first, last), in order, with the fields that have a role."""
 
     @abstractmethod
     def column(self, name: str) -> Iterator[Values]:
@@ -134,12 +133,13 @@ class EpisodeSource(ABC):
         """The spaces, where the files state them."""
         return None
 
-    def episodes(self, count: int | None = None) -> Iterator[tuple[EpisodeBuffer, dict[str, Any]]]:
-        """Yield the first `count` episodes, T + 1 observations and T actions, with what is said of each beside.
+    def episodes(self, first: int = 0, last: int | None = None) -> Iterator[tuple[EpisodeBuffer, dict[str, Any]]]:
+        """Yield the episodes [first, last), T + 1 observations and T actions, with what is said of each beside.
 
         Raises `UserError`, naming file, episode, timestep and field, for what cannot be an episode.
         """
-        for raw in islice(self.raw_episodes(), count):
+        last = self.num_episodes if last is None else min(last, self.num_episodes)
+        for raw in self.raw_episodes(first, last):
             agent = self.config.agent or raw.agent
             yield self._buffer(raw), {"agent": agent} if agent else {}
 
