@@ -310,7 +310,15 @@ def test_task_ids_come_from_the_user_the_environment_or_the_source() -> None:
     assert task_of("hf:jat/jat/mujoco-ant", "mujoco/ant", "Ant-v5") == "mujoco/ant"
     for bad in ("../up", "/root", "a/../b", "a//b", "module:id"):
         with pytest.raises(UserError, match="allowed is domain/name"):
-            task_of("hdf5:x", bad, None)
+            ImportConfig(source="hdf5:x", task=bad)
+
+
+def test_an_id_with_a_colon_from_a_file_is_refused(tmp_path: Path) -> None:
+    folder = walk_dataset(tmp_path / "walk")
+    path = folder / "data/metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"gatito_task": "os:system"}))
+    with pytest.raises(UserError, match="task 'os:system': allowed is domain/name"):
+        run(["data", "export", str(folder), "--to", "minari", "--out", str(tmp_path / "out")])
 
 
 def with_nan(values: np.ndarray) -> np.ndarray:

@@ -42,17 +42,12 @@ def open_source(config: ImportConfig, given: tuple[Space, Space] | None = None) 
 
 
 def task_of(source: str, task: str | None, env: str | None) -> str:
-    """The task id of a source: as the user says, that of the environment, or by the name of the source.
-
-    Raises `UserError` for one that cannot be a folder.
-    """
+    """The task id of a source: as the user says, that of the environment, or by the name of the source."""
     if task is None:
         task = env
     if task is None:
         last = Path(source.partition(":")[2]).stem.lower()
         task = "imported/" + re.sub(r"[^a-z0-9_.-]+", "-", last).strip("-.")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", task):
-        raise UserError(f"--task {task!r}: allowed is domain/name, each of letters, digits, '-', '_' and '.'")
     return task
 
 

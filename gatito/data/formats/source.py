@@ -1,5 +1,6 @@
 """A dataset in another format: its fields, what each is taken for, and its episodes as Minari keeps them."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,8 @@ KEPT = (
     "algorithm_name", "author", "description", "gatito_actions", "gatito_license", "ref_max_score", "ref_min_score",
 )  # fmt: skip
 """What is kept of a Minari dataset's metadata."""
+TASK_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
+"""What can be a folder, and names no module."""
 ROLES = ("observation", "action", REWARD, TERMINATED, TRUNCATED)
 """What a field can be taken for; `observation.NAME`, of which there may be several, makes a Dict of them."""
 
@@ -61,6 +64,10 @@ class ImportConfig:
     """Who acted; null is what the source says."""
     max_episode_steps: int | None = None
     """Where a file does not say which episodes were cut, the length at which they were."""
+
+    def __post_init__(self) -> None:
+        if not TASK_ID.fullmatch(self.task):  # of a dataset that is exported it comes from a file
+            raise UserError(f"task {self.task!r}: allowed is domain/name, each of letters, digits, '-', '_' and '.'")
 
     @property
     def scheme(self) -> str:
