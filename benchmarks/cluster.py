@@ -17,7 +17,7 @@ import time
 
 from tqdm import tqdm
 
-TASKS = {"metaworld/plate-slide": "collect, Meta-World", "classic/cartpole": "collect, CartPole"}
+TASKS = {"metaworld/plate-slide": "collect, Meta-World", "babyai/pickup-loc": "collect, BabyAI"}
 HOUR = 3600.0
 
 
