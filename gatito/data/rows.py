@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -66,11 +66,12 @@ class Row:
         return self._fetched(path) if is_streamed else self._file(path, column)
 
     def _file(self, name: str, column: str) -> Path:
-        outside = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in Path(name).parts
-        if self.folder is None or outside or "://" in name:
+        first, *others = name.replace("\\", "/").split("/")
+        outside = not first or first[1:2] == ":" or "://" in name or ".." in (first, *others)  # of C:, of a URL
+        if self.folder is None or outside:
             raise UserError(f"{self.where}: {column!r} is {name!r}, allowed are files below the dataset's own folder")
         file = self.folder / name
-        if not (_real(file) if file.is_symlink() else _real(file.parent)).is_relative_to(_real(self.folder)):
+        if not _is_below(file if file.is_symlink() else file.parent, self.folder):
             raise UserError(
                 f"{self.where}: {column!r} is {name!r}, a link out of the dataset's folder; copy the file"
             )
@@ -226,9 +227,9 @@ def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 @lru_cache(maxsize=64)
-def _real(path: Path) -> Path:
-    """Where a file or folder is, links followed."""
-    return path.resolve()
+def _is_below(path: Path, folder: Path) -> bool:
+    """Whether a file or folder is in a folder, links followed."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _shown(value: Any) -> str:

@@ -67,6 +67,7 @@ class StoreWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.vocabulary = folder, vocabulary
         self._files: dict[str, BinaryIO] = {name: (folder / f"{name}.bin").open("xb") for name in ARRAYS}
+        self._hashes = {name: hashlib.sha256() for name in ARRAYS}  # while the bytes are at hand
         self._agents: list[str] = []
         self._tokens = self._patches = self._timesteps = self._episodes = self._targets = 0
         self._modalities = dict.fromkeys(vocabulary.modality_ranges, 0)
@@ -110,7 +111,7 @@ class StoreWriter:
         self._episodes += 1
 
     def close(self, metadata: dict[str, Any]) -> None:
-        """Flush, hash and describe the files; `metadata` holds kind, task, layout and the like."""
+        """Flush and describe the files; `metadata` holds kind, task, layout and the like."""
         for file in self._files.values():
             file.close()
         if self._episodes == 0:
@@ -125,12 +126,14 @@ class StoreWriter:
             "patches": self._patches,
             "targets": self._targets,
             "modalities": self._modalities,
-            "sha256": {name: sha256_of(self.folder / f"{name}.bin") for name in ARRAYS},
+            "sha256": {name: digest.hexdigest() for name, digest in self._hashes.items()},
         }
         (self.folder / "dataset.json").write_text(json.dumps(values, indent=1))
 
     def _append(self, name: str, values: NDArray[Any]) -> None:
-        self._files[name].write(np.ascontiguousarray(values, _dtype(name, self.vocabulary)).data)
+        entries = np.ascontiguousarray(values, _dtype(name, self.vocabulary)).data
+        self._files[name].write(entries)
+        self._hashes[name].update(entries)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
