@@ -352,6 +352,20 @@ def link_out(file: h5py.File) -> None:
     file["elsewhere"] = h5py.ExternalLink("/etc/passwd", "/")
 
 
+def link_within(file: h5py.File) -> None:
+    file["elsewhere"] = h5py.SoftLink("/observations")
+
+
+def loop(file: h5py.File) -> None:
+    file.create_group("infos")["above"] = file["/"]
+
+
+def virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((12,), "u1")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "raw", (12,))
+    file.create_virtual_dataset("raw", layout)
+
+
 def external(file: h5py.File) -> None:
     file.create_dataset("raw", (12,), "u1", external=[("/etc/passwd", 0, 12)])
 
@@ -361,6 +375,9 @@ def external(file: h5py.File) -> None:
     [
         (absurd, r"/observations claims \d+ bytes of which 0 are stored"),
         (link_out, r"/elsewhere is a link \(ExternalLink\)"),
+        (link_within, r"/elsewhere is a link \(SoftLink\)"),
+        (loop, "/infos/above is another name of a group"),
+        (virtual, "/raw keeps its values in other files"),
         (external, "/raw keeps its values in other files"),
     ],
 )

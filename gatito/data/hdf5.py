@@ -18,7 +18,7 @@ def open_hdf5(file: Path) -> Iterator[Any]:
     """Open a file to be read.
 
     Raises `UserError` where it would have other files read, by links, external or virtual data, where a dataset
-    claims more than can be stored of it, and where it is no HDF5 file.
+    claims more than can be stored of it, where a group has two names, and where it is no HDF5 file.
     """
     try:
         import h5py
@@ -31,11 +31,13 @@ def open_hdf5(file: Path) -> Iterator[Any]:
     except OSError as error:
         raise UserError(f"{file}: no HDF5 file ({error}); repair or drop the dataset") from None
     with root:
-        _check_group(root, file)
+        _check_group(root, file, set())
         yield root
 
 
-def _check_group(group: Any, file: Path) -> None:
+def _check_group(group: Any, file: Path, seen: set[Any]) -> None:
+    """Check all that a group holds; of a second name of one that was seen there may be no end."""
+    seen.add(group)
     for name in group:
         link, where = group.get(name, getlink=True), f"{file}: {group.name.rstrip('/')}/{name}"
         if type(link).__name__ != "HardLink":
@@ -44,8 +46,10 @@ def _check_group(group: Any, file: Path) -> None:
             member = group[name]
         except (OSError, RuntimeError, KeyError) as error:
             raise UserError(f"{where} cannot be read ({error}); repair or drop the dataset") from None
+        if member in seen:
+            raise UserError(f"{where} is another name of a group; copy the group, or drop the name")
         if hasattr(member, "keys"):
-            _check_group(member, file)
+            _check_group(member, file, seen)
         elif hasattr(member, "shape"):
             _check_dataset(member, where)
 
