@@ -114,7 +114,7 @@ BAD = {
     "eval ./nothing": "missing: --out",
     "eval ./nothing --tasks classic/cartpole --env CartPole-v1 --out e": "give --tasks or --env, not both",
     "tokens minari:nothing": "no Minari dataset at nothing",
-    "tokens text:nothing.txt": "cannot read nothing.txt as UTF-8 text (nothing.txt is missing)",
+    "tokens text:nothing.txt": "cannot read nothing.txt: it is missing",
     "tokens captions:digits --episode 99999": "has no episode 99999; it has 1437, 0 to 1436",
     "data build --config mixture-minari.yaml --out b": "no Minari dataset at nothing",
     "data build --config mixture-empty.yaml --out b": "the mixture has no datasets",

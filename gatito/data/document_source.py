@@ -1,5 +1,6 @@
 """Where documents come from, as a build sees it."""
 
+import glob
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,21 @@ class DocumentSource:
     """Hash of all that decides which documents there are."""
     is_endless: bool = False
     """Whether there is no last one."""
+
+
+def files_at(place: str) -> list[Path]:
+    """The file that is named, or those that a pattern such as `corpus/*.parquet` finds, sorted.
+
+    Raises `UserError` where there are none.
+    """
+    if Path(place).is_file():
+        return [Path(place)]
+    if not glob.has_magic(place):
+        raise UserError(f"cannot read {place}: it is missing")
+    files = [Path(found) for found in sorted(glob.glob(place, recursive=True)) if Path(found).is_file()]
+    if not files:
+        raise UserError(f"cannot read {place}: the pattern finds no file; it runs from {Path.cwd()}")
+    return files
 
 
 def identity_of_files(files: Iterable[Path], *settings: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from gatito.data import archives
 from gatito.data.document_source import DocumentSource
 from gatito.data.domains import digits, emoji, scenes, texts
 from gatito.data.image_texts import open_captions, open_chat, open_interleaved, open_questions
@@ -155,7 +156,8 @@ def _naming(source: str) -> Iterator[None]:
 def _captions(location: str, images: ImageConfig) -> DocumentSource:
     if location == "digits":
         return digits.open_digits()
-    if not location.startswith("hf:") and "/" not in location and not Path(columns_of(location, "text")[0]).is_dir():
+    place = columns_of(location, "text")[0]
+    if not (place.startswith("hf:") or "/" in place or place.endswith(archives.SUFFIX) or Path(place).is_dir()):
         raise UserError(f"{nearest(location, ['digits'], 'caption dataset')}; or name a folder")
     return open_captions(location, images)
 

@@ -2,6 +2,7 @@
 
     captions:FOLDER        metadata.jsonl with `file_name` and `text`, or NAME.txt beside NAME.png
     questions:FOLDER       metadata.jsonl with `file_name`, `question` and `answer`
+    captions:SHARDS/*.tar  WebDataset's layout: NAME.jpg, then NAME.txt or NAME.json with `text`; questions: alike
     captions:hf:...        columns `image` and `text`; questions:hf:...: `image`, `question` and `answer`
     chat:FILE.jsonl        {"messages": [{"role": "user", "content": [{"type": "image", "path": "a.png"},
                                {"type": "text", "text": "What is it?"}]}, {"role": "assistant", "content": "A cat."}]}
@@ -20,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatito.data.document_source import DocumentSource, identity_of_files
+from gatito.data import archives
+from gatito.data.document_source import DocumentSource, files_at, identity_of_files
 from gatito.data.domains.texts import whole_text
 from gatito.data.rows import SUFFIXES as ROW_SUFFIXES
 from gatito.data.rows import Row, columns_of, hub_identity, hub_rows, rows_of
@@ -78,6 +80,13 @@ def _pairs_of_rows(
             kind="pairs",
             documents=lambda: map(document, hub_rows(name)),
             identity=partial(hub_identity, name, *columns),
+        )
+    if place.endswith(archives.SUFFIX):
+        files = files_at(place)
+        return DocumentSource(
+            kind="pairs",
+            documents=lambda: map(document, chain.from_iterable(map(archives.tar_rows, files))),
+            identity=lambda: identity_of_files(files, *columns),
         )
     file = Path(place) / METADATA
     if not file.is_file():

@@ -174,18 +174,19 @@ def _json_rows(file: Path) -> Iterator[Row]:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     where = f"{file}, line {number}"
-                    yield Row(where=where, values=_parsed(line, where), folder=file.parent)
+                    yield Row(where=where, values=parsed_object(line, where), folder=file.parent)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({reason_of(error)})") from None
 
 
-def _parsed(line: bytes, where: str) -> dict[str, Any]:
+def parsed_object(content: bytes, where: str) -> dict[str, Any]:
+    """The object that is written as JSON; raises `UserError` where it is none."""
     try:
-        values = json.loads(line)
-        if b"\\ud" in line.lower():  # an escape of half a character, of which no text consists
+        values = json.loads(content)
+        if b"\\ud" in content.lower():  # an escape of half a character, of which no text consists
             json.dumps(values, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON in UTF-8 ({reason_of(error)}); each line is one object") from None
+        raise UserError(f"{where}: not JSON in UTF-8 ({reason_of(error)}); expected is one object") from None
     if not isinstance(values, dict):
         raise UserError(f'{where}: {_shown(values)}, expected an object such as {{"text": ...}}')
     return values

@@ -8,14 +8,13 @@ text:hf:OWNER/NAME/CONFIG:train#text     the hub, streamed; or a folder
 """
 
 import codecs
-import glob
 import sysconfig
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from gatito.data.document_source import DocumentSource, identity_of_documents, identity_of_files
+from gatito.data.document_source import DocumentSource, files_at, identity_of_documents, identity_of_files
 from gatito.data.rows import SUFFIXES, Row, columns_of, hub_identity, hub_rows, rows_of
 from gatito.errors import UserError, reason_of
 from gatito.tokenizers.documents import Document, Words
@@ -88,14 +87,7 @@ def _files(place: str) -> Sequence[Path]:
             names = ", ".join((*TEXT_SUFFIXES, *SUFFIXES))
             raise UserError(f"text:{place}: the folder holds no files of {names}")
         return files
-    if glob.has_magic(place) and not path.exists():
-        files = [Path(found) for found in sorted(glob.glob(place, recursive=True)) if Path(found).is_file()]
-        if not files:
-            raise UserError(f"text:{place}: the pattern finds no file; it runs from {Path.cwd()}")
-        return files
-    if not path.is_file():
-        raise UserError(f"text:{place}: cannot read {path} as UTF-8 text ({path} is missing)")
-    return [path]
+    return files_at(place)
 
 
 def _texts_of(file: Path, column: str) -> Iterator[str]:
