@@ -3,7 +3,7 @@
 All of it in turn. Texts: from documents in memory to the files of a dataset on one thread, against sentencepiece's
 own batch encode of the same documents, in CPU time. Images: from a folder of photographs with metadata.jsonl to the
 files of a dataset, against PIL's bare decoding of the same files to arrays; within the cap, and scaled down to it.
-One batch is written while the next is decoded: wall clock is what a user waits, CPU time what both cores do for it.
+They are decoded by two threads: wall clock is what a user waits, CPU time what both cores do for it.
 
     python benchmarks/words.py --rounds 7
 """
@@ -67,11 +67,12 @@ class Written:
         self.root, self.text, self.times = root / "written", text, 0
         self.vocabulary = Vocabulary(text_size=text.size)
 
-    def __call__(self, source: str) -> None:
+    def __call__(self, source: str, threads: int = 2) -> None:
         """Write it anew."""
+        config = DocumentConfig(threads=threads)
         self.times += 1
         folder = self.root / str(self.times)
-        write_documents(source, folder, self.vocabulary, self.text, DocumentConfig(), {"name": source})
+        write_documents(source, folder, self.vocabulary, self.text, config, {"name": source})
 
 
 def text_rates(write: Written, text: TextTokenizer, rounds: int) -> tuple[dict[str, float], int]:
@@ -81,7 +82,7 @@ def text_rates(write: Written, text: TextTokenizer, rounds: int) -> tuple[dict[s
     tokens = sum(map(len, processor.encode(documents, num_threads=1)))
     rates = measured(
         {
-            "gatito": lambda: rate_of(lambda: write("text:python-docs"), tokens),
+            "gatito": lambda: rate_of(lambda: write("text:python-docs", threads=1), tokens),
             "alone": lambda: rate_of(lambda: processor.encode(documents, num_threads=1), tokens),
         },
         rounds,

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -111,6 +112,7 @@ def run(arguments: Sequence[str]) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", "Image size")  # of Pillow: images.max_pixels is the limit, and names the file
     if {"--help", "-h"} & set(arguments):  # reading what stands under each field takes its time
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = build_parser()

@@ -73,7 +73,7 @@ def test_all_texts_of_all_sources_are_learned_from(models: dict[str, Path]) -> N
         (["text:python-docs"], 259, r"--size is 259, allowed 260 and more: 256 bytes and 3 marks are pieces"),
         (["captions:digits"], 5000, r"cannot train --size 5000 on captions:digits: Vocabulary size too high"),
         (["text:python-docs"], 261, r"cannot train --size 261 on text:python-docs: Vocabulary size is smaller"),
-        (["text:none.txt"], 300, r"none\.txt is missing"),
+        (["text:none.txt"], 300, r"none\.txt: it is missing"),
         (["scenes:"], 300, r"a source without an end cannot be learned from as a whole"),
         (["minari:x"], 300, r"source 'minari:x': unknown kind of documents 'minari'"),
     ],

@@ -2,10 +2,12 @@
 
 import glob
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gatito.data.store import sha256_of
 from gatito.errors import UserError, reason_of
@@ -21,12 +23,44 @@ class DocumentSource:
 
     kind: Kind
     """What they are."""
-    documents: Callable[[], Iterator[Document]]
-    """Begin to read; raises `UserError`, naming file, line and field, where what comes next is no document."""
+    rows: Callable[[], Iterator[Any]]
+    """Begin to read what documents are made of."""
+    document: Callable[[Any], Document] | None = None
+    """Makes a document of a row, in any thread; None where the rows are documents."""
     identity: Callable[[], str]
     """Hash of all that decides which documents there are."""
     is_endless: bool = False
     """Whether there is no last one."""
+
+    def documents(self, threads: int = 1) -> Iterator[Document]:
+        """Begin to read; `threads` make documents of the rows that follow while one is used.
+
+        Raises `UserError`, naming file, line and field, where what comes next is no document.
+        """
+        return self.rows() if self.document is None else _in_order(self.document, self.rows(), threads)
+
+
+def _in_order(function: Callable[[Any], Document], rows: Iterator[Any], threads: int) -> Iterator[Document]:
+    """What threads make of rows, a few of them ahead; an error is raised where its document would have been."""
+    pool = ThreadPoolExecutor(threads)
+    waiting: deque[Future[Document]] = deque()
+    has_more = True
+    try:
+        while True:
+            while has_more and len(waiting) < 2 * threads:
+                try:
+                    waiting.append(pool.submit(function, next(rows)))
+                except StopIteration:
+                    has_more = False
+                except UserError as error:
+                    waiting.append(Future())
+                    waiting[-1].set_exception(error)
+                    has_more = False
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def files_at(place: str) -> list[Path]:

@@ -1,7 +1,6 @@
 """What is no control: texts, images with text, conversations; from their sources to token sequences."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -35,8 +34,8 @@ class DocumentConfig:
     """Documents that are taken at most; null takes all."""
     tokens: int | None = None
     """Tokens at which no further document is taken; null takes all."""
-    threads: int = 1
-    """Threads that encode texts."""
+    threads: int = 2
+    """Threads that encode texts and decode images."""
     images: ImageConfig = field(default_factory=ImageConfig)
     """How large images may be."""
 
@@ -55,13 +54,13 @@ def open_documents(source: str, images: ImageConfig | None = None) -> DocumentSo
 def document_sequences(
     source: DocumentSource, vocabulary: Vocabulary, text: TextTokenizer, config: DocumentConfig
 ) -> Iterator[TokenSequence]:
-    """The tokens of the documents of a source, one after another; the texts of many are encoded together, while the
-    next ones are read and their images decoded."""
+    """The tokens of the documents of a source, one after another; the texts of many are encoded together, and
+    the images of the next ones are decoded meanwhile."""
     if source.is_endless and config.documents is None and config.tokens is None:
         raise UserError("the source has no end; say how much of it by documents: or tokens:")
-    documents = islice(source.documents(), config.documents)
+    documents = islice(source.documents(config.threads), config.documents)
     taken = 0
-    for batch in _read_ahead(_batches(documents)):
+    for batch in _batches(documents):
         for sequence in documents_tokens(batch, vocabulary, text, config.threads):
             if config.tokens is not None and taken >= config.tokens:
                 return
@@ -173,15 +172,6 @@ _OPENERS: dict[str, Callable[[str, ImageConfig], DocumentSource]] = {
 }
 DOCUMENT_SCHEMES = tuple(_OPENERS)
 """Kinds of sources that are no control."""
-
-
-def _read_ahead(batches: Iterator[list[Document]]) -> Iterator[list[Document]]:
-    """Yield each batch while a thread reads the next; what it raises is raised in its place."""
-    with ThreadPoolExecutor(1) as reader:
-        following = reader.submit(next, batches, None)
-        while (batch := following.result()) is not None:
-            following = reader.submit(next, batches, None)
-            yield batch
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:

@@ -78,14 +78,16 @@ def _pairs_of_rows(
         name = place.removeprefix("hf:")
         return DocumentSource(
             kind="pairs",
-            documents=lambda: map(document, hub_rows(name)),
+            rows=lambda: hub_rows(name),
+            document=document,
             identity=partial(hub_identity, name, *columns),
         )
     if place.endswith(archives.SUFFIX):
         files = files_at(place)
         return DocumentSource(
             kind="pairs",
-            documents=lambda: map(document, chain.from_iterable(map(archives.tar_rows, files))),
+            rows=lambda: chain.from_iterable(map(archives.tar_rows, files)),
+            document=document,
             identity=lambda: identity_of_files(files, *columns),
         )
     file = Path(place) / METADATA
@@ -93,7 +95,8 @@ def _pairs_of_rows(
         raise UserError(f"{scheme}:{place}: {file} is missing; or name a dataset, {scheme}:hf:OWNER/NAME")
     return DocumentSource(
         kind="pairs",
-        documents=lambda: map(document, rows_of(file)),
+        rows=lambda: rows_of(file),
+        document=document,
         identity=lambda: identity_of_files([file, *_images_below(file.parent)], *columns),
     )
 
@@ -106,7 +109,8 @@ def _long_of_rows(
         name = place.removeprefix("hf:")
         return DocumentSource(
             kind="documents",
-            documents=lambda: (document(row, column) for row in hub_rows(name)),
+            rows=lambda: hub_rows(name),
+            document=lambda row: document(row, column),
             identity=partial(hub_identity, name, column),
         )
     file = Path(place)
@@ -114,7 +118,8 @@ def _long_of_rows(
         raise UserError(f"{scheme}:{place}: expected a file that is there, of {', '.join(ROW_SUFFIXES)}")
     return DocumentSource(
         kind="documents",
-        documents=lambda: (document(row, column) for row in rows_of(file)),
+        rows=lambda: rows_of(file),
+        document=lambda row: document(row, column),
         identity=lambda: identity_of_files([file, *_images_below(file.parent)], column),
     )
 
@@ -129,14 +134,19 @@ def _captions_beside(folder: Path, config: ImageConfig) -> DocumentSource:
     if missing is not None:
         raise UserError(f"captions:{folder}: {missing} is missing; each image needs its caption, or write {METADATA}")
 
-    def documents() -> Iterator[Document]:
-        for image, text in zip(images, texts, strict=True):
-            caption = whole_text(text).strip()
-            if not caption:
-                raise UserError(f"{text}: the caption is empty; write it, or leave its image out")
-            yield captioned(read_image(image, config, str(image)), caption)
+    def document(row: tuple[Path, Path]) -> Document:
+        image, text = row
+        caption = whole_text(text).strip()
+        if not caption:
+            raise UserError(f"{text}: the caption is empty; write it, or leave its image out")
+        return captioned(read_image(image, config, str(image)), caption)
 
-    return DocumentSource(kind="pairs", documents=documents, identity=lambda: identity_of_files(chain(images, texts)))
+    return DocumentSource(
+        kind="pairs",
+        rows=lambda: zip(images, texts, strict=True),
+        document=document,
+        identity=lambda: identity_of_files(chain(images, texts)),
+    )
 
 
 def _images_below(folder: Path) -> list[Path]:

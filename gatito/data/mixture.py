@@ -118,8 +118,8 @@ class MixtureConfig:
     """Clip actions further than 1e-3 outside their bounds instead of refusing them."""
     images: ImageConfig = field(default_factory=ImageConfig)
     """How large the images of documents may be."""
-    threads: int = 1
-    """Threads that encode texts."""
+    threads: int = 2
+    """Threads that encode texts and decode images."""
 
     def __post_init__(self) -> None:
         if not self.datasets:

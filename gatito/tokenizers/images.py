@@ -10,7 +10,6 @@
 """
 
 import io
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -72,16 +71,14 @@ def read_image(source: Path | bytes, config: ImageConfig, where: str) -> NDArray
     Raises `UserError`, beginning with `where`, for what is refused.
     """
     try:
-        with warnings.catch_warnings(), _opened(source) as file:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the cap below is ours
-            with Image.open(file, formats=FORMATS) as image:
-                _check_pixels(image, config, where)
-                return _pixels(image, config, where)
+        with _opened(source) as file, Image.open(file, formats=FORMATS) as image:
+            _check_pixels(image, config, where)
+            return _pixels(image, config, where)
     except UserError:
         raise
     except Image.UnidentifiedImageError:
         raise UserError(f"{where}: no image of a format that is read; allowed are {', '.join(FORMATS)}") from None
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the latter where warnings are errors
         raise UserError(
             f"{where}: an image of far more than {config.max_pixels} pixels, a decompression bomb; leave it out"
         ) from None

@@ -43,4 +43,4 @@ def open_digits() -> DocumentSource:
     def documents() -> Iterator[Document]:
         return (captioned(image, caption) for image, caption in training_pairs())
 
-    return DocumentSource(kind="pairs", documents=documents, identity=lambda: identity_of_documents(documents()))
+    return DocumentSource(kind="pairs", rows=documents, identity=lambda: identity_of_documents(documents()))

@@ -49,7 +49,7 @@ def open_emoji(location: str) -> DocumentSource:
         raise UserError(f"emoji:{path}: the font has none of the symbols; name one that has, such as {FONTS[0]}")
     return DocumentSource(
         kind="pairs",
-        documents=documents,
+        rows=documents,
         identity=lambda: identity_of_files([path], unicodedata.unidata_version),
     )
 

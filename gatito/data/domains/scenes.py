@@ -107,7 +107,7 @@ def open_scenes(location: str) -> DocumentSource:
     def identity() -> str:
         return identity_of_documents(document for _, document in zip(range(64), documents(), strict=False))
 
-    return DocumentSource(kind="pairs", documents=documents, identity=identity, is_endless=True)
+    return DocumentSource(kind="pairs", rows=documents, identity=identity, is_endless=True)
 
 
 def _scene(split: int, index: int) -> Scene:

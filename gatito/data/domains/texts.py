@@ -40,13 +40,13 @@ def open_texts(location: str) -> DocumentSource:
         name = place.removeprefix("hf:")
         return DocumentSource(
             kind="text",
-            documents=lambda: map(_document, _texts_of_rows(hub_rows(name), column)),
+            rows=lambda: map(_document, _texts_of_rows(hub_rows(name), column)),
             identity=partial(hub_identity, name, column),
         )
     files = _files(place)
     return DocumentSource(
         kind="text",
-        documents=lambda: (_document(text) for file in files for text in _texts_of(file, column)),
+        rows=lambda: (_document(text) for file in files for text in _texts_of(file, column)),
         identity=lambda: identity_of_files(files, column),
     )
 
@@ -55,7 +55,7 @@ def _in_memory(texts: Callable[[], Iterator[str]]) -> DocumentSource:
     def documents() -> Iterator[Document]:
         return map(_document, texts())
 
-    return DocumentSource(kind="text", documents=documents, identity=lambda: identity_of_documents(documents()))
+    return DocumentSource(kind="text", rows=documents, identity=lambda: identity_of_documents(documents()))
 
 
 def _document(text: str) -> Document:
