@@ -11,6 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from gatito.errors import UserError
+from gatito.live_verbs import serve
 from gatito.parsing import Parser, normalised, switches
 from gatito.verbs import (
     card,
@@ -36,6 +37,7 @@ def build_parser() -> Parser:
     from gatito.data.engine import EngineName
     from gatito.data.mixture import MixtureConfig
     from gatito.eval.config import EvaluationConfig
+    from gatito.serve.config import ServeConfig
     from gatito.train.configs import Recipe
 
     def verb(function: Any, positional: str | None = None) -> Parser:
@@ -104,6 +106,11 @@ def build_parser() -> Parser:
     verbs.add_subcommand("eval", evaluation)
     verbs.add_subcommand("compare", verb(compare, "sources"))
     verbs.add_subcommand("push", verb(push, "checkpoint"))
+    serving = Parser(description=(serve.__doc__ or "").split("\n")[0])
+    serving.add_argument("checkpoint", type=str, nargs="?", help=_help_of(serve, "checkpoint"))
+    serving.add_function_arguments(serve, as_positional=False, skip={"checkpoint", "config"})
+    serving.add_class_arguments(ServeConfig, None)
+    verbs.add_subcommand("serve", serving)
     return main
 
 
@@ -137,6 +144,12 @@ def run(arguments: Sequence[str]) -> None:
         typed = chosen.as_dict()
         config = EvaluationConfig(**{name: typed.pop(name) for name in names})
         evaluate(config=config, **typed)
+    elif values.verb == "serve":
+        from gatito.serve.config import ServeConfig
+
+        typed = chosen.as_dict()
+        settings = ServeConfig(**{f.name: typed.pop(f.name) for f in fields(ServeConfig)})
+        serve(config=settings, **typed)
     elif values.verb == "train":
         from accelerate import PartialState
 

@@ -105,6 +105,23 @@ class Actor:
         """Begin another episode of the same task within the same context."""
         self._session(session).rng = np.random.default_rng(seed)
 
+    def leave(self, session: int) -> None:
+        """Forget a session: nothing of it is kept, and it plays no task until it is reset."""
+        self.sessions.pop(session, None)
+
+    def correct(self, session: int, action: Any) -> None:
+        """Say that another action was executed than the one that was decided last; the context holds this one.
+
+        Raises `UserError` where nothing has been decided, and for an action that is not of the task's space.
+        """
+        own = self._session(session)
+        if own.present is not None or not own.window.timesteps:
+            raise UserError(f"session {session} has decided nothing yet; there is no action to correct")
+        tokens = own.layout.action_tokens(own.layout.ids_of_action(action, f"session {session}"))
+        last = own.window.timesteps[-1]
+        observed = last.head(len(last) - len(tokens), self.trunk.vocabulary.patch)
+        own.window.act_instead(_timestep(observed, tokens), tokens)
+
     def observe(self, session: int, observation: Any, where: str = "observation") -> None:
         """Take in what a session sees next; `decide` acts on it.
 

@@ -17,13 +17,12 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
-from gatito.data.checks import checked_tokens
 from gatito.data.episode import Episode
 from gatito.errors import UserError
 from gatito.eval import TEMPERATURE
 from gatito.eval.actor import Actor
 from gatito.eval.decoding import Decoding
-from gatito.eval.prompts import prompt_of
+from gatito.eval.prompts import prompt_of_episodes
 from gatito.eval.scores import Prompt
 from gatito.eval.window import Memory
 from gatito.model import GatitoConfig, GatitoForCausalLM, GatitoProcessor
@@ -118,14 +117,8 @@ class Agent:
         """
         layout = self.processor.layout(task)
         shown = [demonstration] if isinstance(demonstration, Episode) else list(demonstration or [])
-        named = []
-        for episode in shown:
-            if episode.task != task:
-                raise UserError(f"a demonstration of {episode.task!r} cannot prompt {task!r}; give one of {task!r}")
-            where = f"demonstration {episode.id} of {task}"
-            named.append((where, checked_tokens(layout, episode, where=where)[0]))
-        config = self.model.config
-        prompt = prompt_of(named, config.trunk, int(config.context), part, np.random.default_rng(seed))
+        config, rng = self.model.config, np.random.default_rng(seed)
+        prompt = prompt_of_episodes(shown, task, layout, config.trunk, int(config.context), part, rng)
         self._actor.reset(0, layout, prompt, seed)
         self._task = task
 

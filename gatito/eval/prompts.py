@@ -57,6 +57,25 @@ def prompt_of(
     return concatenate(parts)
 
 
+def prompt_of_episodes(
+    episodes: Sequence[Episode],
+    task: str,
+    layout: Layout,
+    trunk: Trunk,
+    context: int,
+    part: Prompt,
+    rng: np.random.Generator,
+) -> TokenSequence | None:
+    """A prompt of demonstrations that are at hand, see `prompt_of`; raises `UserError` for one of another task."""
+    named = []
+    for episode in episodes:
+        if episode.task != task:
+            raise UserError(f"a demonstration of {episode.task!r} cannot prompt {task!r}; give one of {task!r}")
+        where = f"demonstration {episode.id} of {task}"
+        named.append((where, checked_tokens(layout, episode, where=where)[0]))
+    return prompt_of(named, trunk, context, part, rng)
+
+
 class Prompts:
     """The prompts of a task, out of seeded episodes of its expert or out of a dataset."""
 

@@ -115,6 +115,12 @@ class Window:
         self.cached += count
         self.pending = []
 
+    def act_instead(self, timestep: TokenSequence, action: TokenSequence) -> None:
+        """The last timestep ends with another action of the same length: what was fed of the other is fed anew."""
+        self.timesteps[-1] = timestep
+        self.cached -= self.trunk.length(action) - self._length(self.pending)
+        self.pending = [action]
+
     def _begin_anew(self) -> None:
         self.pending, self.cached = self.sequences(), 0
         self.used = self._length(self.pending)

@@ -105,10 +105,7 @@ class Layout:
 
     def with_time_axis(self, observation: Any, where: str = "observation") -> Any:
         """One observation as those of an episode of one timestep."""
-        try:
-            return build_tree({f.path: [value_at(observation, f.path)] for f in self.observations})
-        except (KeyError, IndexError, TypeError):
-            raise UserError(self._mismatch(observation, self.observations, where)) from None
+        return self._one(observation, self.observations, where)
 
     def num_clipped(self, observations: Any) -> int:
         """How many values of nested observations with a leading T axis are clipped: see `is_clipped`."""
@@ -137,6 +134,10 @@ class Layout:
         if len(lengths) > 1:
             raise UserError(f"{where}: its action fields have {sorted(lengths)} timesteps; they must agree")
         return np.concatenate(columns, axis=1)
+
+    def ids_of_action(self, action: Any, where: str = "action") -> NDArray[np.int64]:
+        """Ids (A,) of one action; `action_from_tokens` undoes it."""
+        return self.action_ids(self._one(action, self.actions, where), where)[0]
 
     def actions_from_ids(self, ids: NDArray[np.integer]) -> Any:
         """Nested actions with a leading T axis of ids (T, A), bin centres within the bounds."""
@@ -257,6 +258,13 @@ class Layout:
     def _values(self, tree: Any, field: Field, fields: tuple[Field, ...], where: str) -> Any:
         try:
             return value_at(tree, field.path)
+        except (KeyError, IndexError, TypeError):
+            raise UserError(self._mismatch(tree, fields, where)) from None
+
+    def _one(self, tree: Any, fields: tuple[Field, ...], where: str) -> Any:
+        """A nested value of one timestep, with a time axis."""
+        try:
+            return build_tree({f.path: [value_at(tree, f.path)] for f in fields})
         except (KeyError, IndexError, TypeError):
             raise UserError(self._mismatch(tree, fields, where)) from None
 

@@ -1,0 +1,1 @@
+"""A policy server: sessions of any tasks over one model, spoken to in openpi-client's wire format."""
