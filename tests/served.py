@@ -1,9 +1,9 @@
-"""A policy server in a thread, and a client in the documented wire of openpi-client 0.1.2, written apart from ours."""
+"""A policy server in a thread, and a client in the documented wire of openpi-client 0.1.2, apart from ours."""
 
 import asyncio
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -79,14 +79,16 @@ class OpenPi:
 
     def __init__(self, uri: str, api_key: str | None = None) -> None:
         headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
-        self.socket = connect(uri, compression=None, max_size=None, additional_headers=headers)
+        opening = connect(uri, compression=None, max_size=None, additional_headers=headers)
+        self.opened = ExitStack()
+        self.socket = self.opened.enter_context(opening)
         self.metadata = unpacked(self.socket.recv(20))
 
     def __enter__(self) -> "OpenPi":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.socket.close()
+        self.opened.close()
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         self.socket.send(packed(observation))

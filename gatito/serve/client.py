@@ -6,6 +6,7 @@ with Client("ws://127.0.0.1:8000") as client:
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from websockets.sync.client import connect
 
 from gatito.data.episode import Episode, row
 from gatito.errors import UserError
-from gatito.serve.messages import ACTIONS, DEMONSTRATION, OBSERVATION, PROMPT, RESET, joined_actions, split_actions
+from gatito.serve.messages import ACTIONS, DEMONSTRATION, OBSERVATION, PROMPT, RESET, action_of, joined_actions
 from gatito.serve.wire import pack, unpack
 from gatito.tokenizers.fields import Field
 
@@ -26,10 +27,12 @@ class Client:
         """Connect; raises `UserError` where there is no server, or it refuses."""
         headers = {"Authorization": f"Api-Key {token}"} if token else None
         self._timeout_s = timeout_s
+        self._opened = ExitStack()
         try:
-            self._socket = connect(
+            opening = connect(
                 uri, compression=None, max_size=None, additional_headers=headers, open_timeout=timeout_s
             )
+            self._socket = self._opened.enter_context(opening)
         except (OSError, InvalidHandshake, InvalidURI) as error:
             raise UserError(f"no policy server at {uri} ({error})") from None
         self.metadata = self._received()
@@ -72,12 +75,11 @@ class Client:
             message[PROMPT] = prompt
         answer = self._exchange(message)
         self.timing = {key: value for key, value in answer.items() if key != ACTIONS}
-        fields = self._actions(self._task)
-        return row(split_actions(fields, answer[ACTIONS]), 0)
+        return action_of(self._actions(self._task), answer[ACTIONS])
 
     def close(self) -> None:
         """End the session."""
-        self._socket.close()
+        self._opened.close()
 
     def _actions(self, task: str | None) -> list[Field]:
         described = self.metadata["tasks"].get(task)

@@ -1,6 +1,7 @@
 """What `gatito serve` does."""
 
 import asyncio
+import signal
 
 import torch
 
@@ -22,8 +23,13 @@ def serve_checkpoint(checkpoint: str, config: ServeConfig) -> None:
         rate = f", {config.hz:g} Hz" if config.hz else ""
         print(f"ws://{host}:{port}: {len(processor.layouts)} tasks, {config.sessions} sessions{rate}", flush=True)
 
+    async def run() -> None:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(name, server.stop)
+        await server.run(say)
+
     try:
-        asyncio.run(server.run(say))
+        asyncio.run(run())
     except OSError as error:
         raise UserError(f"cannot listen on {config.host}:{config.port} ({error.strerror or error})") from None
     print("stopped: what was asked has been answered")

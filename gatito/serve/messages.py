@@ -123,6 +123,12 @@ def split_actions(fields: Sequence[Field], rows: NDArray[Any]) -> Any:
     return build_tree(leaves)
 
 
+def action_of(fields: Sequence[Field], rows: NDArray[Any]) -> Any:
+    """The action for the environment of a reply (1, A), in the dtypes of its space."""
+    actions = split_actions(fields, rows)
+    return build_tree({f.path: value_at(actions, f.path)[0].astype(f.dtype) for f in fields})
+
+
 def text_field(layout: Layout) -> Field | None:
     """The field that `prompt` stands for: the only text of the observation."""
     texts = [f for f in layout.observations if f.kind == "text"]

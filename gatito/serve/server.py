@@ -9,10 +9,8 @@
 """
 
 import asyncio
-import contextlib
 import hmac
 import logging
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -85,14 +83,7 @@ class PolicyServer:
         self._stopping = asyncio.Event()
 
     async def run(self, on_ready: Callable[[int], None] = lambda port: None) -> None:
-        """Listen; `on_ready` is told the port. SIGTERM and Ctrl-C, or `stop`, end it: what was asked is answered.
-
-        Raises `OSError` where the port is taken.
-        """
-        loop = asyncio.get_running_loop()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(ValueError, NotImplementedError):  # not in the main thread, or on Windows
-                loop.add_signal_handler(name, self.stop)
+        """Listen until `stop`; `on_ready` is told the port. Raises `OSError` where the port is taken."""
         quiet = logging.getLogger("gatito.serve")
         quiet.setLevel(logging.CRITICAL)  # what strangers send is counted, not logged
         async with serve(
