@@ -118,9 +118,7 @@ def compare(rounds: int, seconds: float) -> None:
         asyncio.run(loaded(uri, max(COUNTS), 2.0))
         for count in tqdm([*COUNTS] * rounds, desc="loads", unit="load"):
             found[count].append(asyncio.run(loaded(uri, count, seconds)))
-    print(
-        "| sessions | steps/s | against one | p50 | p95 | p99 | slowest session / median |\n|---|---|---|---|---|---|---|"
-    )
+    print("| sessions | steps/s | against one | p50 | p95 | p99 | slowest / median session |\n" + "|---" * 7 + "|")
     rates = {count: statistics.median(sum(load.steps) / seconds for load in loads) for count, loads in found.items()}
     for count, loads in found.items():
         latencies = 1000 * np.concatenate([load.all for load in loads])

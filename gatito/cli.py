@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from gatito.errors import UserError
-from gatito.live_verbs import serve
+from gatito.live_verbs import chat, generate, serve
 from gatito.parsing import Parser, normalised, switches
 from gatito.verbs import (
     card,
@@ -106,6 +106,12 @@ def build_parser() -> Parser:
     verbs.add_subcommand("eval", evaluation)
     verbs.add_subcommand("compare", verb(compare, "sources"))
     verbs.add_subcommand("push", verb(push, "checkpoint"))
+    writing = Parser(description=(generate.__doc__ or "").split("\n")[0])
+    writing.add_argument("checkpoint", type=str, help=_help_of(generate, "checkpoint"))
+    writing.add_argument("--image", type=str, nargs="+", help=_help_of(generate, "image"))
+    writing.add_function_arguments(generate, as_positional=False, skip={"checkpoint", "image"})
+    verbs.add_subcommand("generate", writing)
+    verbs.add_subcommand("chat", verb(chat, "checkpoint"))
     serving = Parser(description=(serve.__doc__ or "").split("\n")[0])
     serving.add_argument("checkpoint", type=str, nargs="?", help=_help_of(serve, "checkpoint"))
     serving.add_function_arguments(serve, as_positional=False, skip={"checkpoint", "config"})
@@ -165,7 +171,8 @@ def run(arguments: Sequence[str]) -> None:
             print(f"{path}\nnext: gatito eval {chosen.out} --out {chosen.out}/eval")
     else:
         functions: dict[str, Callable[..., None]] = {
-            "demo": demo, "tasks": tasks, "tokens": tokens, "compare": compare, "push": push
+            "demo": demo, "tasks": tasks, "tokens": tokens, "compare": compare, "push": push,
+            "generate": generate, "chat": chat,
         }  # fmt: skip
         functions[values.verb](**chosen.as_dict())
 

@@ -27,3 +27,50 @@ def serve(checkpoint: str | None, config: "ServeConfig", probe: bool = False) ->
     except ImportError as error:
         raise UserError(f"gatito serve needs {error.name}: pip install 'gatito[serve]'") from None
     serve_checkpoint(checkpoint, config)
+
+
+def generate(
+    checkpoint: str,
+    image: list[str] | None = None,
+    text: str | None = None,
+    ask: bool = False,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Write text: go on with one, caption an image, or answer a question.
+
+    Args:
+        checkpoint: Folder of a run or checkpoint, or `hf:owner/name` on the hub.
+        image: Image files, shown before the text; alone they are captioned.
+        text: With images a question about them, else the beginning of a text.
+        ask: Read a text without images as a question, too.
+        max_new_tokens: Tokens to write at most; the end of the context ends it sooner.
+        temperature: Of the sampled tokens; 0 takes the likeliest.
+        top_p: Tokens are sampled of the likeliest that make up this probability.
+        seed: Of the sampled tokens.
+        json: Print JSON when all is written.
+    """
+    from gatito.talking import generate_text
+
+    decoding = (temperature, top_p, seed)
+    generate_text(checkpoint, image or [], text, ask, max_new_tokens, *decoding, as_json=json)
+
+
+def chat(
+    checkpoint: str, max_new_tokens: int = 64, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
+) -> None:
+    """Talk with a checkpoint, images in the conversation.
+
+    Args:
+        checkpoint: Folder of a run or checkpoint, or `hf:owner/name` on the hub.
+        max_new_tokens: Tokens of an answer at most.
+        temperature: Of the sampled tokens; 0 takes the likeliest.
+        top_p: Tokens are sampled of the likeliest that make up this probability.
+        seed: Of the sampled tokens.
+    """
+    from gatito.talking import talk
+
+    talk(checkpoint, max_new_tokens, temperature, top_p, seed)

@@ -255,14 +255,14 @@ Change = Callable[[list[dict[str, object]]], object]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.pop(), r"'messages' has the roles user, assistant, user, expected a user's and an assistant's"),
-        (lambda m: m.pop(1), r"'messages' has the roles assistant, user, assistant, expected"),
+        (lambda m: m.pop(), r"messages ends with a user's message, expected an assistant's"),
+        (lambda m: m.pop(1), r"messages has the roles assistant, user, assistant, expected"),
         (lambda m: m[1].update(role="usr"), r"messages\[1\]: unknown role 'usr'; did you mean 'user'\?"),
         (lambda m: m[2].pop("content"), r"messages\[2\] is no message; it has a 'role' and a 'content'"),
         (lambda m: m[3].update(content=[{"type": "video"}]), r"messages\[3\]\.content\[0\] is neither"),
         (lambda m: m[3].update(content=[]), r"messages\[3\]\.content is neither a text nor a list"),
-        (lambda m: m[2].update(content=m[3]["content"]), r"an answer in 'messages' has an image, allowed are texts"),
-        (lambda m: m.clear(), r"'messages' is no list of messages"),
+        (lambda m: m[2].update(content=m[3]["content"]), r"messages, an answer, has an image, allowed are texts"),
+        (lambda m: m.clear(), r"messages is no list of messages"),
     ],
 )
 def test_messages_that_are_no_conversation_are_refused(folder: Path, change: Change, message: str) -> None:

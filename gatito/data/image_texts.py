@@ -12,7 +12,7 @@ Other columns are named behind `#`: `captions:FOLDER#caption`, `questions:hf:OWN
 are named relative to the folder of the file that names them, and lie below it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -26,14 +26,14 @@ from gatito.data.document_source import DocumentSource, files_at, identity_of_fi
 from gatito.data.domains.texts import whole_text
 from gatito.data.rows import SUFFIXES as ROW_SUFFIXES
 from gatito.data.rows import Row, columns_of, hub_identity, hub_rows, rows_of
-from gatito.errors import UserError, nearest
+from gatito.errors import UserError
+from gatito.tokenizers.chat import Read, interleaved, read_content, read_messages
 from gatito.tokenizers.documents import Document, Words, captioned, conversation
 from gatito.tokenizers.images import SUFFIXES, ImageConfig, read_image
 
 METADATA = "metadata.jsonl"
 IMAGE_COLUMNS = ("file_name", "image", "images")
 """Of which one holds the image of a row, or several."""
-ROLES = ("system", "user", "assistant")
 
 Image = NDArray[np.uint8]
 
@@ -65,8 +65,8 @@ def open_interleaved(location: str, config: ImageConfig) -> DocumentSource:
     """Documents of texts and images, of which all texts are to be learned."""
 
     def document(row: Row, column: str) -> Document:
-        content = _content(row, row.value(column), column, config, iter(()))
-        return Document(tuple(Words(text=piece) if isinstance(piece, str) else piece for piece in content))
+        where = f"{row.where}: {column}"
+        return interleaved(read_content(row.value(column), where, _reader(row, config), _pictures(row)))
 
     return _long_of_rows("interleaved", location, "content", document)
 
@@ -173,70 +173,25 @@ def _images(row: Row, config: ImageConfig) -> list[Image]:
         )
     value = row.value(column)
     values = value if isinstance(value, list) else [value]
-    return [_image(row, one, column, config) for one in values]
+    return [read_image(row.image(one, column), config, f"{row.where}: {column!r}") for one in values]
 
 
-def _image(row: Row, value: Any, column: str, config: ImageConfig) -> Image:
-    return read_image(row.image(value, column), config, f"{row.where}: {column!r}")
+def _reader(row: Row, config: ImageConfig) -> Read:
+    def read(value: Any, where: str) -> Image:
+        place = where.removeprefix(f"{row.where}: ")
+        return read_image(row.image(value, place), config, f"{row.where}: {place!r}")
+
+    return read
+
+
+def _pictures(row: Row) -> Iterator[Any]:
+    """The images of a row that content may not name."""
+    return iter(row.values.get("images") or ())
 
 
 def _conversation(row: Row, column: str, config: ImageConfig) -> Document:
-    """Messages that take turns: a system's at most first, then a user's and an assistant's, again and again."""
-    messages = row.value(column)
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f"{row.where}: {column!r} is no list of messages; each has a role and a content")
-    pictures = iter(row.values.get("images") or ())
-    said = [_message(row, message, f"{column}[{i}]", config, pictures) for i, message in enumerate(messages)]
-    instruction = None
-    if said[0][0] == "system":
-        instruction = _only_text(row, said.pop(0)[1], f"{column}[0] of the system")
-    roles = [role for role, _ in said]
-    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise UserError(
-            f"{row.where}: {column!r} has the roles {', '.join(roles) or 'of none'}, expected a user's and an "
-            "assistant's message in turn, the last of them the assistant's; a system's may be the first"
-        )
-    turns = [
-        (asks, _only_text(row, answers, f"an answer in {column!r}"))
-        for (_, asks), (_, answers) in zip(said[::2], said[1::2], strict=True)
-    ]
-    return conversation(turns, instruction)
-
-
-def _message(
-    row: Row, message: Any, where: str, config: ImageConfig, pictures: Iterator[Any]
-) -> tuple[str, list[Image | str]]:
-    if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-        raise UserError(f"{row.where}: {where} is no message; it has a 'role' and a 'content'")
-    if message["role"] not in ROLES:
-        raise UserError(f"{row.where}: {where}: {nearest(str(message['role']), ROLES, 'role')}")
-    return message["role"], _content(row, message["content"], f"{where}.content", config, pictures)
-
-
-def _content(row: Row, content: Any, where: str, config: ImageConfig, pictures: Iterator[Any]) -> list[Image | str]:
-    """A text, or a list of texts and images; images without a name are the next of the row's `images`."""
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    if not isinstance(content, list) or not content:
-        raise UserError(f"{row.where}: {where} is neither a text nor a list of texts and images")
-    return [_piece(row, piece, f"{where}[{i}]", config, pictures) for i, piece in enumerate(content)]
-
-
-def _piece(row: Row, piece: Any, where: str, config: ImageConfig, pictures: Iterator[Any]) -> Image | str:
-    kind = piece.get("type") if isinstance(piece, Mapping) else None
-    if kind == "text" and isinstance(piece.get("text"), str) and piece["text"]:
-        return str(piece["text"])
-    if kind == "image":
-        value = next((piece[key] for key in ("path", "image") if piece.get(key) is not None), None)
-        value = next(pictures, None) if value is None else value
-        return _image(row, value, f"{where}.path", config)
-    raise UserError(
-        f'{row.where}: {where} is neither {{"type": "text", "text": ...}} with a text nor '
-        '{"type": "image", "path": ...}'
-    )
-
-
-def _only_text(row: Row, content: Sequence[Image | str], where: str) -> str:
-    if not all(isinstance(piece, str) for piece in content):
-        raise UserError(f"{row.where}: {where} has an image, allowed are texts; only users show images")
-    return "".join(str(piece) for piece in content)
+    """Messages that take turns, of which the last is an assistant's."""
+    messages = read_messages(row.value(column), f"{row.where}: {column}", _reader(row, config), _pictures(row))
+    if len(messages.answered) < len(messages.asked):
+        raise UserError(f"{row.where}: {column} ends with a user's message, expected an assistant's; leave it out")
+    return messages.document()

@@ -2,22 +2,30 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from huggingface_hub import snapshot_download
 from transformers import BatchFeature, ProcessorMixin
+from transformers.image_utils import load_image
 
 from gatito.data.packing import BESIDE_ROWS, pack
 from gatito.errors import UserError, nearest
+from gatito.model.tokenizer import TOKENIZER_FILE, GatitoTokenizer
 from gatito.tokenizers import Layout, TextTokenizer, TokenSequence, Vocabulary
+from gatito.tokenizers.chat import read_messages
 from gatito.tokenizers.documents import Part, Words, prompt_tokens
+from gatito.tokenizers.images import ImageConfig, pixels_of, read_image
 from gatito.tokenizers.trunk import Trunk
 
 SCHEMA = 1
-TOKENIZER_FILE, LAYOUTS_FILE, CONFIG_FILE = "tokenizer.model", "layouts.json", "processor_config.json"
+LAYOUTS_FILE, CONFIG_FILE = "layouts.json", "processor_config.json"
+
+Picture = np.ndarray | PIL.Image.Image
 
 
 class GatitoProcessor(ProcessorMixin):
@@ -33,18 +41,63 @@ class GatitoProcessor(ProcessorMixin):
     def __repr__(self) -> str:
         return f"GatitoProcessor({len(self.layouts)} layouts: {', '.join(sorted(self.layouts))})"
 
+    @cached_property
+    def tokenizer(self) -> GatitoTokenizer:
+        """The text model as a transformers tokenizer."""
+        return GatitoTokenizer(self.text)
+
     def __call__(
-        self, text: str | Sequence[str] | None = None, images: Sequence[np.ndarray] | None = None, **kwargs: Any
+        self,
+        text: str | Sequence[str] | None = None,
+        images: Picture | Sequence[Picture] | None = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         """One prompt of text, or of one image each followed by its text, per row; rows are padded on the left.
 
-        Images are (H, W, C) uint8. Returns tensors as `GatitoForCausalLM.generate` takes them.
+        Images are (H, W, C) uint8, or PIL's. Returns tensors as `GatitoForCausalLM.generate` takes them.
         """
-        texts = [text] if isinstance(text, str) else list(text or [""] * len(images or []))
-        if images is not None and len(images) != len(texts):
-            raise UserError(f"{len(images)} images for {len(texts)} texts; give one each")
-        shown = [()] * len(texts) if images is None else [(np.asarray(image),) for image in images]
+        several = [images] if isinstance(images, np.ndarray | PIL.Image.Image) else images
+        texts = [text] if isinstance(text, str) else list(text or [""] * len(several or []))
+        if several is not None and len(several) != len(texts):
+            raise UserError(f"{len(several)} images for {len(texts)} texts; give one each")
+        shown = [()] * len(texts) if several is None else [(_pixels(image, "image"),) for image in several]
         return self.prompts([(*image, Words(text=words)) for image, words in zip(shown, texts, strict=True)])
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = True,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Inputs of one conversation, or of each of several, up to where the model answers; `continue_final_message`
+        lets it go on with an assistant's last message instead.
+
+        Turns read as they did in training (`gatito.tokenizers.documents.asked`): there is no other template. Images
+        are arrays, PIL's, or named by path or address. Raises `UserError` for what is no conversation, and where the
+        last message is not the one to be answered, or continued.
+        """
+        if chat_template is not None or not tokenize:
+            raise UserError("turns of gatito are tokens of their own and read as in training; leave the template out")
+        is_one = bool(conversation) and isinstance(conversation[0], Mapping)
+        rows = [conversation] if is_one else conversation
+        return self.prompts([self._chat_prompt(messages, continue_final_message) for messages in rows])
+
+    def _chat_prompt(self, messages: Any, goes_on: bool) -> Sequence[Part]:
+        read = read_messages(messages, "messages", _pixels, iter(()))
+        if (len(read.answered) == len(read.asked)) != goes_on:
+            expected = "an assistant's, to be continued" if goes_on else "a user's"
+            raise UserError(f"messages: the last is not {expected}")
+        return read.prompt(goes_on=goes_on)
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        """All text of each row: of its prompt and what was written, without its ends and padding."""
+        return [self._text_of(row) for row in generated_outputs]
 
     def prompts(self, prompts: Sequence[Sequence[Part]]) -> BatchFeature:
         """A prompt of images and texts in any order per row, such as `asked([image, "What is it?"])`, of which every
@@ -64,9 +117,11 @@ class GatitoProcessor(ProcessorMixin):
     def decode(self, ids: torch.Tensor | Sequence[int], **kwargs: Any) -> str:
         """Text of ids up to the end token; ids that are no text are left out."""
         values = [int(i) for i in ids]
-        if self.text.end in values:
-            values = values[: values.index(self.text.end)]
-        return self.text.decode([i for i in values if i < self.text.size])
+        return self._text_of(values[: values.index(self.text.end)] if self.text.end in values else values)
+
+    def _text_of(self, ids: torch.Tensor | Sequence[int]) -> str:
+        """Text of ids; those that are no text, as padding is not, are left out."""
+        return self.text.decode([i for i in map(int, ids) if i < self.text.size and i != self.text.unknown])
 
     def layout(self, task: str) -> Layout:
         """The layout of a task, or `UserError` with the nearest one that the checkpoint knows."""
@@ -117,6 +172,22 @@ class GatitoProcessor(ProcessorMixin):
         # Checkpoints from before there were other trunks say nothing: theirs are flat.
         trunk = Trunk(vocabulary=vocabulary, **config.get("trunk", {}))
         return cls(trunk, text, {task: Layout.from_json(values, text) for task, values in layouts.items()})
+
+
+def _pixels(image: Any, where: str) -> np.ndarray:
+    """The pixels of an array as it is, and of PIL's and of files as in training."""
+    if isinstance(image, np.ndarray):
+        return image
+    if isinstance(image, Path) or (isinstance(image, str) and Path(image).is_file()):
+        return read_image(Path(image), ImageConfig(), f"{where}: {image}")
+    if isinstance(image, str):
+        try:
+            image = load_image(image)  # an address, or base64
+        except (ValueError, OSError) as error:
+            raise UserError(f"{where}: {image[:80]!r} is no image file, and no address of one ({error})") from None
+    if not isinstance(image, PIL.Image.Image):
+        raise UserError(f"{where}: a {type(image).__name__}, expected an array (H, W, C), an image of PIL, or a file")
+    return pixels_of(image, ImageConfig(), where)
 
 
 def _left_padded(rows: Sequence[TokenSequence], trunk: Trunk) -> dict[str, torch.Tensor]:

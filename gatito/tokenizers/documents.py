@@ -115,15 +115,12 @@ def documents_tokens(
 
 
 def prompt_tokens(parts: Sequence[Part], vocabulary: Vocabulary, tokenizer: TextTokenizer) -> TokenSequence:
-    """The tokens of what is said to the model, up to where it goes on: those of a document, without an end.
+    """The tokens of what is said to the model, up to where it goes on: those of a document, without its last end.
 
     Raises `UserError` where there are none, and for an image that is none or too large.
     """
     ids = iter(tokenizer.encode_batch([part.text for part in parts if isinstance(part, Words)]))
-    pieces = [
-        _text(next(ids), part.is_target) if isinstance(part, Words) else image_tokens(part, vocabulary)
-        for part in parts
-    ]
+    pieces = _pieces(parts, ids, [*_ends(parts)[:-1], False], vocabulary, tokenizer.end)
     if not sum(map(len, pieces)):
         raise UserError("an empty prompt: give a text or an image")
     return concatenate(pieces)
@@ -174,19 +171,27 @@ def _assembled(
     if not any(words.is_target for words in document.texts):
         raise UserError("a document without a text to learn from; give it a caption, an answer or a text")
     ends = _ends(document.parts)
-    pieces = []
-    for part, is_end in zip(document.parts, ends, strict=True):
-        if isinstance(part, Words):
-            own = next(ids)
-            pieces.append(_text(np.append(own, end) if is_end else own, part.is_target))
-        else:
-            pieces.append(image_tokens(part, vocabulary))
+    pieces = _pieces(document.parts, ids, ends, vocabulary, end)
     sequence = concatenate(pieces)
     if all(words.is_target for words in document.texts):
         return sequence
     lengths = np.cumsum([len(piece) for piece in pieces])
     starts = np.unique([0, *lengths[ends], lengths[-1]])
     return replace(sequence, timestep_starts=starts.astype(np.int64))
+
+
+def _pieces(
+    parts: Sequence[Part], ids: Iterator[NDArray[np.int32]], ends: Sequence[bool], vocabulary: Vocabulary, end: int
+) -> list[TokenSequence]:
+    """The tokens of each part, with an end behind those that have one."""
+    pieces = []
+    for part, is_end in zip(parts, ends, strict=False):
+        if isinstance(part, Words):
+            own = next(ids)
+            pieces.append(_text(np.append(own, end) if is_end else own, part.is_target))
+        else:
+            pieces.append(image_tokens(part, vocabulary))
+    return pieces
 
 
 def _ends(parts: Sequence[Part]) -> list[bool]:

@@ -101,6 +101,17 @@ def checked_image(image: NDArray[np.uint8], config: ImageConfig, where: str) -> 
     return _pixels(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image), config, where)
 
 
+def pixels_of(image: Image.Image, config: ImageConfig, where: str) -> NDArray[np.uint8]:
+    """The pixels of an image that PIL has opened, see `read_image`."""
+    try:
+        _check_pixels(image, config, where)
+        return _pixels(image, config, where)
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{where}: the image cannot be read ({reason_of(error)}); mend it or leave it out") from None
+
+
 def _opened(source: Path | bytes) -> BinaryIO:
     return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 

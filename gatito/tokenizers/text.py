@@ -70,6 +70,15 @@ class TextTokenizer:
         """Undo `encode`; ids of control pieces, such as the end, leave no text."""
         return str(self._processor.decode(ids))
 
+    def piece_id(self, piece: str) -> int:
+        """The id of a piece; that of the unknown piece where it is none."""
+        return int(self._processor.piece_to_id(piece))
+
+    @property
+    def unknown(self) -> int:
+        """Id of the piece that stands for what has none."""
+        return int(self._processor.unk_id())
+
     def piece(self, token_id: int) -> str:
         """Return the piece as SentencePiece writes it, for display."""
         return str(self._processor.id_to_piece(token_id))
