@@ -26,7 +26,7 @@ from gatito.data.store import open_store
 from gatito.eval.agent import load_checkpoint
 from gatito.eval.config import EvaluationConfig
 from gatito.eval.evaluate import evaluate_task
-from gatito.eval.language import caption_images, caption_score
+from gatito.eval.language import evaluate_language
 from gatito.recipes import load_recipe
 from gatito.train.configs import Recipe
 from gatito.train.trainer import train
@@ -81,8 +81,7 @@ def run(arguments: argparse.Namespace, variant: str, seed: int, out: Path) -> No
             result[f"loss, {group}"] = sum(float(o.loss_sum[group]) for o in outputs) / targets
     tasks = arguments.tasks or sorted(processor.layouts)
     rows = [evaluate_task(model, processor, task, EvaluationConfig(episodes=arguments.episodes)) for task in tasks]
-    captions = caption_score(caption_images(model, processor))
-    result["captions"] = captions["exact"]
+    result["captions"] = evaluate_language(model, processor, "captions:digits").score.exact
     result["mean score"] = statistics.mean(row.score for row in rows if row.score is not None)
     result["tasks"] = {row.id: [row.score, row.ci_low, row.ci_high] for row in rows}
     (out / "result.json").write_text(json.dumps(result))

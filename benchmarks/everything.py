@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import platform
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from textwrap import wrap
@@ -28,8 +29,10 @@ from gatito.data.domains import scenes
 from gatito.data.domains.scenes import QUESTIONS, Scene
 from gatito.data.mixture import DatasetConfig, MixtureConfig
 from gatito.eval.agent import load_checkpoint
-from gatito.eval.language import answer_scenes, caption_images, caption_score, continue_texts
+from gatito.eval.language import continue_texts, evaluate_language, write_after
+from gatito.eval.language_score import language_words
 from gatito.eval.statistics import wilson_interval
+from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.recipes import load_recipe, mixture_path
 from gatito.train.trainer import train
 
@@ -83,6 +86,11 @@ def draw(kinds: dict[str, tuple[list[Scene], list[str]]], out: Path) -> None:
     figure.savefig(out, dpi=90)
 
 
+def answers_of(model: GatitoForCausalLM, processor: GatitoProcessor, asked_of: Sequence[scenes.Scene]) -> list[str]:
+    """Greedy answers to the questions about scenes."""
+    return write_after(model, processor, [scenes.document(scene).parts[:-1] for scene in asked_of], "answers")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=3.0)
@@ -103,15 +111,15 @@ def main() -> None:
     new = list(islice(scenes.training_scenes(), AHEAD, AHEAD + arguments.scenes))
     held_out = list(islice(scenes.held_out_scenes(), arguments.scenes))
     kinds = {
-        "seen combinations": (new, answer_scenes(model, processor, new)),
-        "held out": (held_out, answer_scenes(model, processor, held_out)),
+        "seen combinations": (new, answers_of(model, processor, new)),
+        "held out": (held_out, answers_of(model, processor, held_out)),
     }
     print(
         f"\n{platform.processor() or platform.machine()}, torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads, seed {arguments.seed}, {arguments.minutes:g} minutes"
     )
     print_losses(out / "run/metrics.jsonl")
-    print(f"\nheld-out digits: {caption_score(caption_images(model, processor))}")
+    print(f"\nheld-out digits: {language_words(evaluate_language(model, processor, 'captions:digits').score)}")
     print_answers(kinds)
     print()
     for text in continue_texts(model, processor, BEGINNINGS):

@@ -28,7 +28,7 @@ from gatito.eval.attention import AttentionView, view_attention
 from gatito.eval.card import write_card
 from gatito.eval.config import EvaluationConfig
 from gatito.eval.evaluate import CheckedTask, baselines_of, check_tasks, evaluate, make_actor, make_prompts
-from gatito.eval.language import caption_images, caption_score, continue_texts
+from gatito.eval.language import continue_texts, evaluate_language
 from gatito.eval.mp4 import pyav
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results, print_results, write_results
@@ -154,9 +154,9 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
             settings=how.to_json(),
             seconds=stages.seconds,
         )
-        captions = caption_images(model, processor, size.images)
+        captions = evaluate_language(model, processor, "captions:digits", size.images)
         written = continue_texts(model, processor, list(BEGINNINGS))
-    results = dataclasses.replace(results, captions=caption_score(captions))
+    results = dataclasses.replace(results, language=[captions.score])
     # Written now as well: whatever fails while filming must not cost the scores.
     write_results(results, out / "results.json")
     with stages.stage("report", "5/5 record videos and write the report"):
@@ -189,7 +189,7 @@ def run_demo(out: Path, *, small: bool = False) -> Results:
         images=images,
         videos=videos,
         attention=looks,
-        captions=captions,
+        answers=captions.answers,
         texts=written,
         facts=facts(model, run / "metrics.jsonl"),
         next_commands=following,

@@ -22,6 +22,7 @@ from gatito.eval.config import EvaluationConfig
 from gatito.eval.evaluate import baselines_of, check_tasks, episodes_of, evaluate
 from gatito.eval.film import film
 from gatito.eval.journal import SETTINGS, Journal
+from gatito.eval.language import NUM_DOCUMENTS, evaluate_language
 from gatito.eval.mp4 import pyav
 from gatito.eval.record import RolloutRecorder
 from gatito.eval.report import Report, write_report
@@ -48,6 +49,8 @@ def evaluate_checkpoint(
     record: str | None = None,
     videos: int = 0,
     attention_step: int = 20,
+    language: Sequence[str] = (),
+    language_documents: int = NUM_DOCUMENTS,
 ) -> None:
     """Score a checkpoint; write `results.json`, `report.html` and `card.md`.
 
@@ -62,6 +65,8 @@ def evaluate_checkpoint(
         raise UserError(f"{out / FILE} exists; choose another --out or remove it")
     if videos < 0 or attention_step < 0:
         raise UserError(f"--videos {videos} and --attention-step {attention_step}: allowed 0 and more")
+    if language_documents < 1:
+        raise UserError(f"--language-documents is {language_documents}, allowed 1 and more")
     if videos:
         _check_pyav()
     # Without `cpu` torchrun's processes on CPUs would each evaluate everything.
@@ -73,7 +78,8 @@ def evaluate_checkpoint(
         "weights": weights_sha256(model)[:SHOWN_SHA],
         **config.to_json(),
     }
-    checked = check_tasks(processor, _chosen(checkpoint, processor, tasks, env), config)
+    chosen = [] if tasks == [] else _chosen(checkpoint, processor, tasks, env)
+    checked = check_tasks(processor, chosen, config)
     recorder = None
     if record is not None:
         recorder = RolloutRecorder(out / RECORDED, Path(record), {task.spec.id: task.env for task in checked})
@@ -86,11 +92,13 @@ def evaluate_checkpoint(
         processes.wait_for_everyone()
         if not processes.is_main_process:
             return
+        measured = [evaluate_language(model, processor, source, language_documents) for source in language]
         results = Results(
             records=journal.all_records(episodes_of(checked, config)),
             baselines=baselines_of(checked),
             checkpoint=checkpoint,
             settings=settings | machine(),
+            language=[found.score for found in measured],
             seconds={}
             if journal.records
             else {"evaluate": time.monotonic() - began},  # else there were others before
@@ -108,6 +116,7 @@ def evaluate_checkpoint(
             evaluations=run / "evaluations.jsonl",
             videos=filmed,
             attention=views,
+            answers=[answer for found in measured for answer in found.answers],
         )
         write_report(report, out / "report.html")
         write_card(results, out / "card.md")

@@ -234,6 +234,8 @@ def evaluate(
     record: str | None = None,
     videos: int = 4,
     attention_step: int = 20,
+    language: str | None = None,
+    language_documents: int = 400,
 ) -> None:
     """Score a checkpoint on seeded episodes; write results.json, report.html and card.md.
 
@@ -241,18 +243,32 @@ def evaluate(
         checkpoint: Checkpoint folder, folder of a run, or `hf:owner/name` on the hub.
         config: An `EvaluationConfig`.
         out: Folder for the results; the same command continues an evaluation that was killed.
-        tasks: Task ids, groups and patterns, separated by commas; all that the checkpoint knows by default.
+        tasks: Task ids, groups and patterns, separated by commas, or `none`; all that it knows by default.
         env: Gymnasium id of an environment of yours that the checkpoint was trained on, or `module:id`.
         record: Folder to write the episodes to, as Minari datasets.
         videos: Episodes that are filmed, with the last of the prompts: of the worst tasks and of the best.
         attention_step: Timestep of the filmed episodes whose attention over the context the report shows.
+        language: Sources of captions, questions and texts as in a mixture, separated by commas: `captions:digits` and
+            `scenes:` are their held-out documents.
+        language_documents: Documents of each source, the first ones.
     """
     from gatito.data.tasks import matching
     from gatito.eval_commands import evaluate_checkpoint
 
-    chosen = matching(_names(tasks, "tasks")) if tasks is not None else None
+    if tasks == "none" and language is None:
+        raise UserError("--tasks none leaves nothing to evaluate; give --language SOURCES")
+    chosen = [] if tasks == "none" else matching(_names(tasks, "tasks")) if tasks is not None else None
     evaluate_checkpoint(
-        checkpoint, Path(out), chosen, env, config, record=record, videos=videos, attention_step=attention_step
+        checkpoint,
+        Path(out),
+        chosen,
+        env,
+        config,
+        record=record,
+        videos=videos,
+        attention_step=attention_step,
+        language=_names(language, "language") if language is not None else [],
+        language_documents=language_documents,
     )
 
 

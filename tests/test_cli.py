@@ -490,7 +490,7 @@ def test_an_evaluation_writes_its_results_and_a_report(run: Run, folder: Path) -
     assert code == 0
     assert "classic/cartpole" in out
     results = json.loads((folder / "r" / "eval" / "results.json").read_text())
-    assert results["schema"] == 2
+    assert results["schema"] == 3
     assert [record["prompt"] for record in results["records"]] == ["beginning", "beginning"]
     assert (results["tasks"][0]["id"], results["tasks"][0]["episodes"]) == ("classic/cartpole", 2)
     assert "model-index" in (folder / "r" / "eval" / "card.md").read_text()

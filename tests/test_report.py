@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from gatito.eval.language import Caption
+from gatito.eval.language import Answer
 from gatito.eval.report import Report, write_report
 from gatito.eval.results import Results
 from gatito.eval.scores import Baseline, EpisodeRecord
@@ -58,7 +58,15 @@ def page(tmp_path):
         timesteps={"toy/<good>": [token] * 70},
         images={"toy/<good>": np.zeros((8, 8, 1), np.uint8)},
         videos=[video(tmp_path, "toy/good", False), video(tmp_path, "toy/bad", True)],
-        captions=[Caption(image=np.zeros((8, 8, 1), np.uint8), expected="one", written="<b>two</b>")],
+        answers=[
+            Answer(
+                source="captions:digits",
+                image=np.zeros((8, 8, 1), np.uint8),
+                prompt="",
+                expected="one",
+                written="<b>two</b>",
+            )
+        ],
         texts=["if a < b: pass"],
         facts={"machine": "<m>"},
         next_commands=["gatito eval <run>"],

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gatito.errors import UserError
+from gatito.eval.language_score import LanguageScore
 from gatito.eval.results import Results, print_results, read_results, write_results
 from gatito.eval.scores import Baseline, EpisodeRecord
 
@@ -20,6 +21,12 @@ def record(task: str, seed: int, total: float | None, **values: Any) -> EpisodeR
         **{"task": task, "prompt": "none", "seed": seed, "total_return": total, "length": 7, "failure": failure}
         | values
     )
+
+
+LANGUAGE = LanguageScore(
+    source="captions:digits", documents=10, exact=0.5, ci_low=0.2, ci_high=0.8, commonest=0.1, bleu=30.0,
+    bits_per_byte=1.5, unigram_bits_per_byte=2.5,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -41,7 +48,7 @@ def results() -> Results:
         },
         checkpoint="runs/a",
         settings={"episodes": 4, "memory": None},
-        captions={"images": 10, "exact": 0.5, "ci_low": 0.2, "ci_high": 0.8, "commonest_answer": 0.1},
+        language=(LANGUAGE,),
         seconds={"evaluate": 2.5},
     )
 
@@ -53,10 +60,10 @@ def test_results_are_read_back_as_they_were_written(results: Results, tmp_path: 
         assert found.records == results.records
         assert found.tasks == results.tasks
         assert found.overall == results.overall
-        assert (found.settings, found.checkpoint, found.captions) == (
+        assert (found.settings, found.checkpoint, found.language) == (
             dict(results.settings),
             "runs/a",
-            results.captions,
+            results.language,
         )
     assert found.baselines["other/odd"] == Baseline(random=2.0, expert=None)
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
@@ -71,9 +78,9 @@ def test_results_json_says_everything_that_follows_from_the_records(results: Res
     values = json.loads(text)
     assert list(values) == [
         *("schema", "checkpoint", "settings", "mean_score", "overall", "domains", "orders", "above", "tasks"),
-        *("captions", "seconds", "baselines", "records"),
+        *("language", "seconds", "baselines", "records"),
     ]
-    assert values["schema"] == 2
+    assert values["schema"] == 3
     assert [(g["prompt"], g["tasks"], g["without_score"], g["failed"]) for g in values["overall"]] == [
         ("none", 2, 1, 1),
         ("end", 1, 0, 0),
@@ -118,7 +125,7 @@ def test_an_episode_that_is_recorded_twice_is_refused(results: Results) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 1}, "schema is 1, expected 2; evaluate the checkpoint again"),
+        ({"schema": 1}, "schema is 1, expected 3; evaluate the checkpoint again"),
         ({"schema": "2"}, "schema is '2', expected a whole number"),
         ({"records": {}}, "records is {}, expected a list"),
         ({"records": [5]}, r"records\[0\]: is 5, expected an object"),
@@ -127,7 +134,7 @@ def test_an_episode_that_is_recorded_twice_is_refused(results: Results) -> None:
         ({"baselines": []}, r"baselines is \[\], expected an object"),
         ({"settings": 3}, "settings is 3, expected an object"),
         ({"checkpoint": None}, "checkpoint is null, expected a text"),
-        ({"captions": {"exact": "many"}}, "captions: exact is 'many', expected a finite number"),
+        ({"language": [{"source": "scenes:", "documents": "many"}]}, r"language\[0\]: documents is 'many', expected"),
         ({"seconds": {"evaluate": None}}, "seconds: evaluate is null, expected a finite number"),
     ],
 )

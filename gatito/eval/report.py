@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import numpy as np
 from gatito.eval.attention import AttentionView
 from gatito.eval.attention_chart import attention_picture
 from gatito.eval.charts import learning_curves, read_metrics, score_curves, stacked_bar
-from gatito.eval.language import Caption
+from gatito.eval.language import Answer
 from gatito.eval.results import Results
 from gatito.eval.score_sections import at_a_glance, by_domain, by_order, by_prompt, tasks_above_expert
 from gatito.eval.score_tables import all_tasks, what_went_wrong, without_score
 from gatito.eval.videos import FAILED_BELOW, Video
-from gatito.pages import data_uri, legend, modality_legend, png_uri, section, timestep_chips, write_page
+from gatito.pages import data_uri, legend, modality_legend, png_uri, section, table, timestep_chips, write_page
 
-NUM_CAPTIONS, NUM_WRONG = 24, 8
+NUM_ANSWERS, NUM_WRONG = 24, 8
 """Captions shown, and how many wrong ones among them at most (where there are enough right ones)."""
 
 
@@ -42,8 +43,8 @@ class Report:
     """Episodes, one MP4 file each."""
     attention: Sequence[AttentionView] = ()
     """What the model looked at in chosen timesteps."""
-    captions: Sequence[Caption] = ()
-    """Captions of held-out images."""
+    answers: Sequence[Answer] = ()
+    """Captions and answers that were written."""
     texts: Sequence[str] = ()
     """Sampled continuations."""
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -65,7 +66,7 @@ def write_report(report: Report, path: Path) -> None:
         _videos(report.videos),
         _attention(report.attention),
         _tokens(report.timesteps, report.images),
-        _captions(report.captions),
+        _language(report.results, report.answers),
         _texts(report.texts),
         all_tasks(report.results),
         without_score(report.results),
@@ -133,21 +134,44 @@ def _tokens(timesteps: Mapping[str, list[dict[str, Any]]], images: Mapping[str, 
     return section("From timesteps to tokens", lead, "\n".join([modality_legend(), *parts])) if timesteps else ""
 
 
-def _captions(captions: Sequence[Caption]) -> str:
-    wrong = [c for c in captions if c.written != c.expected]
-    right = [c for c in captions if c.written == c.expected]
-    shown = [*wrong[: max(NUM_WRONG, NUM_CAPTIONS - len(right))], *right]
+def _language(results: Results, answers: Sequence[Answer]) -> str:
+    """A table of the sources, and below it what was written for some of each, wrong ones first."""
+    if not results.language and not answers:
+        return ""
+    head = ("source", "documents", "exact (95 %)", "always the commonest", "BLEU", "bits a byte", "unigrams")
+    cells = []
+    for s in results.language:
+        right = ("", "", "")
+        if s.exact is not None:
+            right = (f"{s.exact:.1%} ({s.ci_low:.1%} to {s.ci_high:.1%})", f"{s.commonest:.1%}", f"{s.bleu:.1f}")
+        bits = f"{s.bits_per_byte:.2f}", f"{s.unigram_bits_per_byte:.2f}"
+        cells.append((s.source, str(s.documents), *right, *bits))
+    parts = [table(head, cells, "Captions, answers and texts, by source")] if cells else []
+    for source, group in groupby(answers, lambda answer: answer.source):
+        parts.append(_written(source, list(group)))
+    lead = (
+        "An answer is exact where it is right to the letter, written greedily. Unigrams are the frequencies of the "
+        "very tokens that are predicted: no model without a context does better."
+    )
+    return section("Language", lead, "".join(parts))
+
+
+def _written(source: str, answers: Sequence[Answer]) -> str:
+    wrong = [a for a in answers if a.written != a.expected]
+    right = [a for a in answers if a.written == a.expected]
+    shown = [*wrong[: max(NUM_WRONG, NUM_ANSWERS - len(right))], *right][:NUM_ANSWERS]
     figures = []
-    for c in shown[:NUM_CAPTIONS]:
-        is_wrong = c.written != c.expected
-        expected = f"<br>wrong, expected: {escape(c.expected)}" if is_wrong else ""
+    for a in shown:
+        is_wrong = a.written != a.expected
+        expected = f"<br>wrong, expected: {escape(a.expected)}" if is_wrong else ""
+        image = "" if a.image is None else f'<img alt="{escape(a.expected)}" src="{png_uri(a.image)}">'
+        prompt = f"{escape(a.prompt)}<br>" if a.prompt else ""
         figures.append(
-            f'<figure{" class=wrong" if is_wrong else ""}><img alt="{escape(c.expected)}" src="{png_uri(c.image)}">'
-            f"<figcaption><b>{escape(c.written) or '(nothing)'}</b>{expected}</figcaption></figure>"
+            f"<figure{' class=wrong' if is_wrong else ''}>{image}"
+            f"<figcaption>{prompt}<b>{escape(a.written) or '(nothing)'}</b>{expected}</figcaption></figure>"
         )
-    lead = f"{len(figures)} of {len(captions)} held-out images; of the {len(wrong)} wrong captions the first lead."
-    body = f'<div class="figures captions">{"".join(figures)}</div>'
-    return section("Captions", lead, body) if figures else ""
+    words = f"{len(shown)} of {len(answers)}; of the {len(wrong)} wrong ones the first lead."
+    return f'<h3>{escape(source)}</h3><p>{words}</p><div class="figures captions">{"".join(figures)}</div>'
 
 
 def _texts(texts: Sequence[str]) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 from gatito.errors import UserError
 from gatito.eval.checked import checked, finite
 from gatito.eval.groups import GroupResult, TasksAbove, domain_results, order_results, overall_results, tasks_above
+from gatito.eval.language_score import LanguageScore, language_words
 from gatito.eval.scores import PROMPTS, Baseline, EpisodeRecord, ScoredTask, TaskResult, score_tasks
 from gatito.eval.wording import counted, decimals, why_unscored, with_interval
 
-SCHEMA = 2
+SCHEMA = 3
 FILE = "results.json"
 PRINTED_PERCENTAGES = (50, 75, 100)
 """Of the expert, at which the table counts tasks."""
@@ -32,8 +33,8 @@ class Results:
     """As it was named."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """How it was evaluated: episodes, temperature and the like."""
-    captions: dict[str, float | int] | None = None
-    """Score of captions, see `caption_score`."""
+    language: Sequence[LanguageScore] = ()
+    """Captions, answers and texts, a score for each source."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by stage."""
 
@@ -99,7 +100,7 @@ class Results:
             "orders": [{"order": order} | group.to_json() for order, group in self.orders],
             "above": [row.to_json() for row in self.above],
             "tasks": [row.to_json() for row in self.tasks],
-            "captions": self.captions,
+            "language": [score.to_json() for score in self.language],
             "seconds": {name: finite(seconds) for name, seconds in self.seconds.items()},
             "baselines": {task: baseline.to_json() for task, baseline in self.baselines.items()},
             "records": [record.to_json() for record in self.records],
@@ -152,12 +153,18 @@ def _from_json(values: Any) -> Results:
             baselines[task] = Baseline.from_json(baseline)
         except UserError as error:
             raise UserError(f"baselines[{task!r}]: {error}") from None
+    language = []
+    for i, score in enumerate(checked(values, "language", "a list")):
+        try:
+            language.append(LanguageScore.from_json(score))
+        except UserError as error:
+            raise UserError(f"language[{i}]: {error}") from None
     return Results(
         records=records,
         baselines=baselines,
         checkpoint=checked(values, "checkpoint", "a text"),
         settings=checked(values, "settings", "an object"),
-        captions=_numbers(values, "captions") if values.get("captions") is not None else None,
+        language=tuple(language),
         seconds=_numbers(values, "seconds"),
     )
 
@@ -203,12 +210,8 @@ def print_results(results: Results) -> None:
             f"{first.task}, prompt {first.prompt}, {counted(len(failed), 'episode')}, the first of seed {first.seed}"
         )
         print(f"failed: {where}: {first.failure}")
-    if results.captions:
-        c = results.captions
-        print(
-            f"exact captions: {c['exact']:.1%} ({c['ci_low']:.1%} to {c['ci_high']:.1%}) of {c['images']} held-out "
-            f"images; always the commonest answer: {c['commonest_answer']:.1%}"
-        )
+    for found in results.language:
+        print(f"{found.source}, {counted(found.documents, 'document')}: {language_words(found)}")
 
 
 def _episodes(row: TaskResult) -> str:

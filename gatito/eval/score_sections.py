@@ -41,11 +41,13 @@ def at_a_glance(results: Results, facts: Mapping[str, str]) -> str:
             cards.append(
                 f"<div><b>{reached} of {tasks}</b>tasks at half of the expert or more, {PROMPT_WORDS[prompt]}</div>"
             )
-    if (c := results.captions) is not None:
-        cards.append(
-            f"<div><b>{c['exact']:.1%}</b>exact captions of {c['images']} held-out images, 95 % interval "
-            f"{c['ci_low']:.1%} to {c['ci_high']:.1%}; always the commonest answer: {c['commonest_answer']:.1%}</div>"
-        )
+    for score in results.language:
+        if score.exact is not None:
+            cards.append(
+                f"<div><b>{score.exact:.1%}</b>of {counted(score.documents, 'answer')} of {escape(score.source)} "
+                f"exact, 95 % interval {score.ci_low:.1%} to {score.ci_high:.1%}; always the commonest: "
+                f"{score.commonest:.1%}</div>"
+            )
     lead = (
         "A score places a task's mean return between the random policy (0) and the expert (1). The mean is over "
         "domains of the means over their tasks. Episodes are seeded, and their seeds were not trained on."
