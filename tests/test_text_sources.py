@@ -184,13 +184,20 @@ def test_a_dataset_cannot_name_files_of_this_machine(tmp_path: Path) -> None:
 def test_a_repository_of_the_hub_is_streamed(
     name: str, asked: tuple[str, str | None, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load_dataset(path: str, config: str | None, *, split: str, streaming: bool) -> datasets.IterableDataset:
-        assert (path, config, split) == asked
-        assert streaming
-        return datasets.IterableDataset.from_generator(lambda: ({"text": text} for text in TEXTS))
+    def load_dataset_builder(path: str, config: str | None) -> SimpleNamespace:
+        def as_streaming_dataset(split: str) -> datasets.IterableDataset:
+            assert (path, config, split) == asked
+            return datasets.IterableDataset.from_generator(lambda: ({"text": text} for text in TEXTS))
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        files = SimpleNamespace(data_files={"train": [f"hf://datasets/{place}@0123/train.jsonl"]})
+        return SimpleNamespace(config=files, as_streaming_dataset=as_streaming_dataset)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
+    place = "owner/name"
     assert texts_of(f"text:hf:{name}") == TEXTS
+    place = "other/name"
+    with pytest.raises(UserError, match=r"its card names hf://datasets/other/name@0123/train\.jsonl, outside of owner"):
+        texts_of(f"text:hf:{name}")
 
 
 def test_without_the_network_the_hub_is_named(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def tar_rows(file: Path) -> Iterator[Row]:
     try:
         with tarfile.open(file, "r|") as archive:
             for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # which would grow
                 if member.isdir():
                     continue
                 where = f"{file}, {member.name}"

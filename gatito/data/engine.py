@@ -49,9 +49,12 @@ class RayEngine:
         self._ray = ray
         self._limit = IN_FLIGHT * max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def run(self, function: Callable[[J], R], jobs: Iterable[J]) -> Iterator[Outcome[J, R]]:
-        """Yield the outcomes of `function(job)` as they finish; `jobs` is read as workers become free.
+    def run(
+        self, function: Callable[[J], R], jobs: Iterable[J], *, in_order: bool = False
+    ) -> Iterator[Outcome[J, R]]:
+        """Yield the outcomes of `function(job)` as they finish, or `in_order`; `jobs` is read as workers become free.
 
+        In order, those that finish early wait, and so many jobs less are handed out.
         A job whose worker died runs again, up to `RETRIES` times. A `UserError` is an outcome and the other jobs go
         on; any other exception is raised. Where the caller stops early, what runs is cancelled.
         """
@@ -64,7 +67,11 @@ class RayEngine:
                     running[task.remote(job)] = job
                 if not running:
                     return
-                (reference,), _ = self._ray.wait(list(running))
+                if in_order:
+                    (reference,) = islice(running, 1)
+                    self._ray.wait([reference])
+                else:
+                    (reference,), _ = self._ray.wait(list(running))
                 yield self._outcome(reference, running.pop(reference))
         finally:
             for reference in running:
@@ -92,6 +99,8 @@ def ray_engine(processes: int) -> Iterator[RayEngine]:
 
     Raises `UserError` where Ray is not installed, or the cluster cannot be reached.
     """
+    if processes < 1:
+        raise UserError(f"--processes is {processes}, allowed 1 and more")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
     try:
         import ray

@@ -13,6 +13,7 @@ are named relative to the folder of the file that names them, and lie below it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatito.data import archives
+from gatito.data.below import check_below
 from gatito.data.document_source import DocumentSource, files_at, identity_of_files
 from gatito.data.domains.texts import whole_text
 from gatito.data.rows import SUFFIXES as ROW_SUFFIXES
@@ -66,7 +68,8 @@ def open_interleaved(location: str, config: ImageConfig) -> DocumentSource:
 
     def document(row: Row, column: str) -> Document:
         where = f"{row.where}: {column}"
-        return interleaved(read_content(row.value(column), where, _reader(row, config), _pictures(row)))
+        with _pictures(row) as pictures:
+            return interleaved(read_content(row.value(column), where, _reader(row, config), pictures))
 
     return _long_of_rows("interleaved", location, "content", document)
 
@@ -126,13 +129,15 @@ def _long_of_rows(
 
 def _captions_beside(folder: Path, config: ImageConfig) -> DocumentSource:
     """Captions in files of their own, beside the images."""
-    images = _images_below(folder)
+    images = [check_below(image, folder) for image in _images_below(folder)]
     if not images:
         raise UserError(f"captions:{folder}: the folder holds neither {METADATA} nor images with .txt files beside")
     texts = [image.with_suffix(".txt") for image in images]
     missing = next((text for text in texts if not text.is_file()), None)
     if missing is not None:
         raise UserError(f"captions:{folder}: {missing} is missing; each image needs its caption, or write {METADATA}")
+
+    texts = [check_below(text, folder) for text in texts]
 
     def document(row: tuple[Path, Path]) -> Document:
         image, text = row
@@ -184,14 +189,24 @@ def _reader(row: Row, config: ImageConfig) -> Read:
     return read
 
 
-def _pictures(row: Row) -> Iterator[Any]:
-    """The images of a row that content may not name."""
-    return iter(row.values.get("images") or ())
+@contextmanager
+def _pictures(row: Row) -> Iterator[Iterator[Any]]:
+    """The images of a row, for content that names none; raises `UserError` where some are shown nowhere."""
+    images = row.values.get("images") or []
+    if not isinstance(images, list):
+        raise UserError(f"{row.where}: 'images' is a {type(images).__name__}, expected a list")
+    left = iter(images)
+    yield left
+    if next(left, None) is not None:
+        raise UserError(f"{row.where}: of its {len(images)} images not all are shown; add a piece for each")
 
 
 def _conversation(row: Row, column: str, config: ImageConfig) -> Document:
     """Messages that take turns, of which the last is an assistant's."""
-    messages = read_messages(row.value(column), f"{row.where}: {column}", _reader(row, config), _pictures(row))
-    if len(messages.answered) < len(messages.asked):
-        raise UserError(f"{row.where}: {column} ends with a user's message, expected an assistant's; leave it out")
+    with _pictures(row) as pictures:
+        messages = read_messages(row.value(column), f"{row.where}: {column}", _reader(row, config), pictures)
+        if len(messages.answered) < len(messages.asked):
+            raise UserError(
+                f"{row.where}: {column} ends with a user's message, expected an assistant's; leave it out"
+            )
     return messages.document()

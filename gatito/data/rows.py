@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gatito.data.below import check_card, check_data_files, check_saved_files, is_below
 from gatito.data.document_source import identity_of_files
 from gatito.errors import UserError, reason_of
 
@@ -71,7 +71,7 @@ class Row:
         if self.folder is None or outside:
             raise UserError(f"{self.where}: {column!r} is {name!r}, allowed are files below the dataset's own folder")
         file = self.folder / name
-        if not _is_below(file if file.is_symlink() else file.parent, self.folder):
+        if not is_below(file, self.folder):
             raise UserError(
                 f"{self.where}: {column!r} is {name!r}, a link out of the dataset's folder; copy the file"
             )
@@ -156,6 +156,7 @@ def _opened(name: str) -> Iterator[dict[str, Any]]:
 
     folder, config, split = _located(name)
     if isinstance(folder, Path) and any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
+        check_saved_files(folder)
         opened = datasets.load_from_disk(str(folder))
         if isinstance(opened, datasets.DatasetDict):
             if split not in opened:
@@ -163,7 +164,11 @@ def _opened(name: str) -> Iterator[dict[str, Any]]:
             opened = opened[split]
         opened = opened.to_iterable_dataset()
     else:
-        opened = datasets.load_dataset(str(folder), config, split=split, streaming=True)
+        if isinstance(folder, Path):
+            check_card(folder)
+        builder = datasets.load_dataset_builder(str(folder), config)
+        check_data_files(builder.config.data_files, folder, f"hf:{name}")
+        opened = builder.as_streaming_dataset(split=split)
     # Where no columns are stated there are only values of JSON.
     return iter(opened if opened.features is None else opened.decode(False))
 
@@ -225,12 +230,6 @@ def _batches(file: Path) -> Iterator[pa.RecordBatch]:
 def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     batch.validate(full=True)
     return (batch.slice(first, BATCH) for first in range(0, batch.num_rows, BATCH))
-
-
-@lru_cache(maxsize=64)
-def _is_below(path: Path, folder: Path) -> bool:
-    """Whether a file or folder is in a folder, links followed."""
-    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _shown(value: Any) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from gatito.data.below import check_below
 from gatito.data.document_source import DocumentSource, files_at, identity_of_documents, identity_of_files
 from gatito.data.rows import SUFFIXES, Row, columns_of, hub_identity, hub_rows, rows_of
 from gatito.errors import UserError, reason_of
@@ -82,7 +83,7 @@ def _files(place: str) -> Sequence[Path]:
     """The file, the files of a folder, or those that a pattern finds."""
     path = Path(place)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in (*TEXT_SUFFIXES, *SUFFIXES))
+        files = sorted(check_below(p, path) for p in path.rglob("*") if p.suffix in (*TEXT_SUFFIXES, *SUFFIXES))
         if not files:
             names = ", ".join((*TEXT_SUFFIXES, *SUFFIXES))
             raise UserError(f"text:{place}: the folder holds no files of {names}")

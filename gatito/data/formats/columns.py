@@ -14,8 +14,32 @@ from gatito.errors import UserError
 
 PIXELS = 1 << 24
 """Most pixels of a picture that is decoded; a packed one may claim any number."""
+SMALL, MOST_DEFLATED = 1 << 26, 1100
+"""Bytes up to which a column may hold more than so many times its stored ones: values that never change take none."""
 PICTURES = ("PNG", "JPEG")
 MODES = {"L": 1, "RGB": 3, "RGBA": 4}
+
+
+def check_claims(metadata: Any, file: str) -> None:
+    """Raise `UserError` where a parquet file would hold far more values than its bytes can be for."""
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        for j in range(group.num_columns):
+            column = group.column(j)
+            claimed, stored = 8 * column.num_values, column.total_compressed_size
+            if claimed > max(SMALL, MOST_DEFLATED * stored):
+                raise UserError(
+                    f"{file}: column {column.path_in_schema} claims {column.num_values} values in {stored} bytes; "
+                    "repair or drop the dataset"
+                )
+
+
+def row_values(batch: pa.RecordBatch, name: str, where: str) -> Values:
+    """The timesteps of a column in a batch of one row, see `episode_values`."""
+    row = batch.column(name)[0]
+    if not row.is_valid:
+        raise UserError(f"{where}, {name}: the row has no values (null); drop the episode or fill it in")
+    return episode_values(row.values, f"{where}, {name}")
 
 
 def episode_values(column: pa.Array, where: str) -> Values:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from gatito.data.card import dataset_card
 from gatito.data.formats.layout import LAST, MARK, Column, ColumnLayout, column_values
-from gatito.data.formats.source import KEPT
+from gatito.data.formats.source import kept_metadata
 from gatito.data.minari_episodes import EXPLORATORY, MinariSource
 from gatito.data.publish import check_writable, published
 from gatito.data.survey import Survey
@@ -59,7 +59,7 @@ class _Files:
 
     def __init__(self, folder: Path, layout: ColumnLayout, source: MinariSource) -> None:
         self.folder, self.layout, self.source = folder, layout, source
-        stated = {key: source.dataset.storage.metadata.get(key) for key in KEPT}
+        stated = kept_metadata(source.dataset.storage.metadata, str(source.path))
         self.marks = {MARK: layout.to_json().encode(), MARK + b"_metadata": json.dumps(stated).encode()}
         self.schema = _features(layout).arrow_schema
         self.schema = self.schema.with_metadata({**(self.schema.metadata or {}), **self.marks})

@@ -23,6 +23,7 @@ from gatito.data.formats.source import (
     SourceField,
     Space,
     Values,
+    flags_of,
 )
 from gatito.data.hdf5 import open_hdf5
 from gatito.errors import UserError
@@ -68,11 +69,13 @@ class FlatHdf5(EpisodeSource):
         kept = [f.name for f in self.fields if f.role]
         observed = self._roles.get("observation")
         with open_hdf5(self.path) as root:
-            following = root.get("next_observations")
+            following = None
+            if observed is not None and observed.name == "observations" and "next_observations" in root:
+                following = _same_shape(root["next_observations"], root["observations"])
             for i in range(first, last):
                 begin, end = self._edges[i : i + 2]
                 values = {name: _read(root[name], begin, end) for name in kept}
-                if following is not None and observed is not None and observed.name == "observations":
+                if following is not None:
                     values["observations"] = np.append(values["observations"], following[end - 1 : end], axis=0)
                 if {TERMINATED, TRUNCATED} <= self._roles.keys():  # where a row says both it terminated
                     terminated, truncated = (self._roles[role].name for role in (TERMINATED, TRUNCATED))
@@ -91,7 +94,12 @@ class FlatHdf5(EpisodeSource):
             N = len(root[self._roles["action"].name])
             for role in (TERMINATED, TRUNCATED):
                 if role in self._roles:
-                    flags = np.asarray(root[self._roles[role].name][:]).reshape(-1).astype(np.bool_)
+                    name = self._roles[role].name
+                    flags = flags_of(root[name][:], f"{self.path}, {name}")
+                    if len(flags) != N:
+                        raise UserError(
+                            f"{self.path}: {name} has {len(flags)} rows, there are {N} actions; repair it"
+                        )
                     ends.append(np.flatnonzero(flags) + 1)
         edges = sorted({0, N, *(int(end) for found in ends for end in found)})
         limit = self.config.max_episode_steps
@@ -141,8 +149,9 @@ class GroupedHdf5(EpisodeSource):
                 values = {name: _read(group[name], 0, len(group[name])) for name in kept}
                 for name in kept:
                     after = name.replace("obs/", "next_obs/", 1)
-                    if name.startswith("obs/") and after in group and len(group[after]):
-                        values[name] = np.append(values[name], group[after][-1:], axis=0)
+                    if name.startswith("obs/") and after in group:
+                        following = _same_shape(group[after], group[name])
+                        values[name] = np.append(values[name], following[-1:], axis=0)
                 yield RawEpisode(where=where, values=values)
 
     def column(self, name: str) -> Iterator[Values]:
@@ -150,6 +159,15 @@ class GroupedHdf5(EpisodeSource):
         with open_hdf5(self.path) as root:
             for demo in self._demos:
                 yield from _stretches(root["data"][demo][name])
+
+
+def _same_shape(following: Any, observed: Any) -> Any:
+    """What was observed after each action; raises `UserError` where it is not as much as before each."""
+    shape = getattr(following, "shape", None)
+    if shape != observed.shape:
+        told = f"{following.name} has shape {shape}, {observed.name} {observed.shape}"
+        raise UserError(f"{observed.file.filename}: {told}; repair the file")
+    return following
 
 
 def _rows(group: Any) -> int | None:

@@ -16,10 +16,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gatito.data.formats.columns import element_type, episode_values
+from gatito.data.below import check_card, check_data_files
+from gatito.data.formats.columns import check_claims, element_type, row_values
 from gatito.data.formats.layout import MARK, ColumnLayout, own_episode
 from gatito.data.formats.source import (
-    KEPT,
     REWARD,
     TERMINATED,
     TRUNCATED,
@@ -29,6 +29,7 @@ from gatito.data.formats.source import (
     SourceField,
     Space,
     Values,
+    kept_metadata,
 )
 from gatito.errors import UserError, nearest
 
@@ -50,7 +51,18 @@ class HubSource(EpisodeSource):
         self._own: ColumnLayout | None = None
         if MARK in marks and not config.mapping:
             self._own = ColumnLayout.from_json(marks[MARK], self.files[0])
-        found = [f for name in schema.names if (f := self._field(name, schema.field(name).type)) is not None]
+        if self._own is not None:
+            kept = {column.name for column in self._own.columns} | set(ENDS)
+            missing = next((name for name in kept if name not in schema.names), None)
+            if missing is not None:
+                raise UserError(f"{self.files[0]}: column {missing} is missing; export the dataset again")
+        else:
+            kept = set(schema.names)
+        twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"{self.files[0]}: column {twice} is there twice; write it once")
+        named = [name for name in schema.names if name in kept]
+        found = [f for name in named if (f := self._field(name, schema.field(name).type)) is not None]
         names = {f.name for f in found}
         seen = {kind: f"{kind}_observations" for kind in OBSERVATIONS if f"{kind}_observations" in names}
         guessed = {f"observation.{kind}": name for kind, name in seen.items()}
@@ -80,20 +92,20 @@ class HubSource(EpisodeSource):
             return
         names = [f.name for f in self.fields if f.role]
         for where, batch in self._batches(names, first, last):
-            values = {name: episode_values(batch.column(name)[0].values, f"{where}, {name}") for name in names}
+            values = {name: row_values(batch, name, where) for name in names}
             yield RawEpisode(where=where, values=values)
 
     def _own_episodes(self, layout: ColumnLayout, first: int, last: int) -> Iterator[RawEpisode]:
         """Those that gatito exported, [first, last), as they were."""
         lists = [*(column.name for column in layout.columns), *ENDS]
         for where, batch in self._batches([*lists, *layout.beside()], first, last):
-            found = {name: episode_values(batch.column(name)[0].values, f"{where}, {name}") for name in lists}
+            found = {name: row_values(batch, name, where) for name in lists}
             yield own_episode(layout, found, batch, where)
 
     def column(self, name: str) -> Iterator[Values]:
         """Yield the values of one field, an episode at a time."""
         for where, batch in self._batches([name]):
-            yield episode_values(batch.column(name)[0].values, f"{where}, {name}")
+            yield row_values(batch, name, where)
 
     def _batches(
         self, names: list[str], first: int = 0, last: int | None = None
@@ -141,7 +153,7 @@ class HubSource(EpisodeSource):
         if not isinstance(kind, pa.ListType | pa.LargeListType) or not (dtype := element_type(kind)):
             return None
         for where, batch in self._batches([name]):
-            values = episode_values(batch.column(name)[0].values, f"{where}, {name}")
+            values = row_values(batch, name, where)
             if isinstance(values, list):
                 return SourceField(name=name, dtype="text", shape=())
             return SourceField(name=name, dtype=str(values.dtype), shape=values.shape[1:])
@@ -152,8 +164,10 @@ def _stated(marks: Mapping[bytes, bytes], where: str) -> dict[str, Any]:
     """What the exported dataset said of itself."""
     try:
         values = json.loads(marks.get(MARK + b"_metadata", b"{}"))
-        return {key: values[key] for key in KEPT if values.get(key) is not None}
-    except (ValueError, TypeError) as error:
+        return kept_metadata(values, where)
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{where}: its gatito metadata cannot be read ({error}); export it again") from None
 
 
@@ -162,12 +176,15 @@ def _files_of(config: ImportConfig) -> list[str]:
     from datasets import load_dataset_builder
 
     folder, name = _repository(config.location)
+    if Path(folder).is_dir():
+        check_card(Path(folder))
     try:
         builder = load_dataset_builder(folder, name)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
             f"{config.source}: `datasets` finds no dataset there ({str(error).splitlines()[0]})"
         ) from None
+    check_data_files(builder.config.data_files, Path(folder) if Path(folder).is_dir() else folder, config.source)
     splits: Mapping[str, Any] = builder.config.data_files or {}
     if config.split not in splits:
         raise UserError(f"{config.source}: {nearest(config.split, map(str, splits), 'split')}")
@@ -197,8 +214,8 @@ def _opened(file: str) -> Iterator[pq.ParquetFile]:
 
     try:
         with fsspec.open(file, "rb") as content:
-            yield pq.ParquetFile(content)
-    except (OSError, pa.ArrowException, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+            parquet = pq.ParquetFile(content)
+            check_claims(parquet.metadata, file)
+            yield parquet
+    except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file}: cannot be read as parquet ({str(error).splitlines()[0]}); repair it") from None

@@ -13,7 +13,7 @@ from gatito.data.formats.hdf5 import open_hdf5_source
 from gatito.data.formats.hub import HubSource
 from gatito.data.formats.lerobot import LeRobotSource
 from gatito.data.formats.minari import MinariEpisodes
-from gatito.data.formats.source import EpisodeSource, ImportConfig, Space
+from gatito.data.formats.source import EpisodeSource, ImportConfig, Space, naming
 from gatito.data.minari_arrow import EncodedEpisode, encode_episode
 from gatito.data.minari_episodes import MinariWriter
 from gatito.data.publish import check_writable, published
@@ -38,7 +38,8 @@ def open_source(config: ImportConfig, given: tuple[Space, Space] | None = None) 
     """
     if config.scheme not in FORMATS or not config.location:
         raise UserError(f"source {config.source!r}: {nearest(config.scheme, FORMATS, 'format')}, as in hdf5:FILE")
-    return FORMATS[config.scheme](config, given)
+    with naming(config.source):
+        return FORMATS[config.scheme](config, given)
 
 
 def task_of(source: str, task: str | None, env: str | None) -> str:
@@ -110,6 +111,11 @@ class _Range:
 
 
 def _encoded(source: EpisodeSource, first: int, last: int) -> Iterator[EncodedEpisode]:
+    with naming(source.config.source):
+        yield from _checked(source, first, last)
+
+
+def _checked(source: EpisodeSource, first: int, last: int) -> Iterator[EncodedEpisode]:
     for index, (buffer, said) in enumerate(source.episodes(first, last), start=first):
         if buffer.seed is not None and buffer.seed >= EVALUATION_SEEDS:
             raise UserError(
@@ -119,18 +125,18 @@ def _encoded(source: EpisodeSource, first: int, last: int) -> Iterator[EncodedEp
         yield encode_episode(buffer, source.observation_space, source.action_space, said)
 
 
+_opened: list[EpisodeSource] = []
+"""The source that this worker has opened last: the next range is of the same."""
+
+
 def _read_on_ray(job: _Range) -> list[EncodedEpisode]:
-    return list(_encoded(open_source(job.config, job.spaces), job.first, job.last))
+    if not _opened or _opened[0].config != job.config:
+        _opened[:] = [open_source(job.config, job.spaces)]
+    return list(_encoded(_opened[0], job.first, job.last))
 
 
 def _on_ray(jobs: Sequence[_Range], processes: int) -> Iterator[EncodedEpisode]:
-    """What Ray's workers read, in order; ranges that come early wait."""
-    early: dict[int, list[EncodedEpisode]] = {}
-    following = 0
+    """What Ray's workers read, in order."""
     with ray_engine(processes) as engine:
-        for outcome in engine.run(_read_on_ray, jobs):
-            early[outcome.job.first] = outcome.value()
-            while following in early:
-                episodes = early.pop(following)
-                yield from episodes
-                following += len(episodes)
+        for outcome in engine.run(_read_on_ray, jobs, in_order=True):
+            yield from outcome.value()

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from minari.serialization import deserialize_space, serialize_space
 from numpy.typing import NDArray
 
-from gatito.data.formats.columns import episode_values
+from gatito.data.formats.columns import row_values
 from gatito.data.formats.source import FRAMES, RawEpisode, Space, Values, timesteps_of
 from gatito.data.minari_episodes import EXPLORATORY
 from gatito.errors import UserError
@@ -81,7 +81,7 @@ class ColumnLayout:
         try:
             values = json.loads(text)
             seen, done = (deserialize_space(values[name]) for name in ("observation_space", "action_space"))
-        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
             raise UserError(f"{where}: its gatito metadata cannot be read ({error}); export it again") from None
         layout = cls.of(seen, done, name)
         if json.loads(layout.to_json())["columns"] != values.get("columns"):
@@ -127,7 +127,7 @@ def own_episode(layout: ColumnLayout, values: Mapping[str, Values], beside: pa.R
         own = values[column.name]
         found[column.name] = own if isinstance(own, list) else _shaped(column, own, where)
         if column.part == "observations":
-            last = episode_values(beside.column(LAST + column.name)[0].values, f"{where}, {LAST}{column.name}")
+            last = row_values(beside, LAST + column.name, where)
             found[column.name] = (
                 [*own, *last] if isinstance(own, list) else np.concatenate([found[column.name], np.asarray(last)])
             )

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from gymnasium import spaces
 
+from gatito.data.below import check_below
 from gatito.data.formats.columns import episode_values
 from gatito.data.formats.layout import ColumnLayout, own_episode
 from gatito.data.formats.lerobot_export import BESIDE, feature_name
 from gatito.data.formats.source import (
-    KEPT,
     REWARD,
     TERMINATED,
     TRUNCATED,
@@ -33,6 +34,7 @@ from gatito.data.formats.source import (
     SourceField,
     Space,
     Values,
+    kept_metadata,
 )
 from gatito.data.formats.video import read_frames
 from gatito.errors import UserError, reason_of
@@ -101,6 +103,11 @@ class LeRobotSource(EpisodeSource):
         stated = info.get("total_episodes")
         if stated != len(self._places):
             raise UserError(f"{self.root}: info.json states {stated} episodes, there are {len(self._places)}")
+        for number, place in enumerate(self._places):
+            if place.index != number:
+                raise UserError(
+                    f"{self.root}: episode {number} of {stated} has index {place.index}; number them anew"
+                )
         self._own = self._own_layout(info, config)
         found = [self._field(name, feature) for name, feature in self.features.items() if name not in INDICES]
         found.append(SourceField(name=TASK, dtype="text", shape=()))
@@ -113,7 +120,7 @@ class LeRobotSource(EpisodeSource):
         if self._own is not None:
             guessed = self._own.roles() | dict(zip((REWARD, TERMINATED, TRUNCATED), ENDS, strict=True))
             stated = info["gatito"].get("metadata")
-            self.metadata = {k: v for k, v in dict(stated or {}).items() if k in KEPT and v is not None}
+            self.metadata = kept_metadata(dict(stated or {}), f"{self.root}, info.json")
         super().__init__(config, found, guessed, given)
 
     @property
@@ -184,7 +191,8 @@ class LeRobotSource(EpisodeSource):
             elif feature["dtype"] == "video":
                 file, begin = place.videos[name]
                 times = np.asarray(episode_values(table.column("timestamp"), f"{where}, timestamp"), np.float64)
-                values[name] = read_frames(self.root / file, begin + times, 0.5 / self.fps, f"{where}, {name}")
+                video = check_below(self.root / file, self.root)
+                values[name] = read_frames(video, begin + times, 0.5 / self.fps, f"{where}, {name}")
             else:
                 column = episode_values(table.column(name), f"{where}, {name}")
                 shape = (place.length, *feature["shape"])
@@ -208,7 +216,7 @@ class LeRobotSource(EpisodeSource):
 
     def _frames(self, place: EpisodePlace, where: str) -> pa.RecordBatch:
         """The rows of an episode."""
-        table = _read_parquet(self.root / place.data)
+        table = _read_parquet(check_below(self.root / place.data, self.root))
         for name in (*(n for n, f in self.features.items() if f["dtype"] != "video"), *INDICES):
             if name not in table.column_names:
                 raise UserError(f"{self.root / place.data}: column {name} is missing; it is a feature of info.json")
@@ -260,8 +268,11 @@ class LeRobotSource(EpisodeSource):
 
     def _read_tasks(self) -> dict[int, str]:
         if self.version == V2:
-            rows = _read_lines(self.root / "meta/tasks.jsonl")
-            return {int(row["task_index"]): str(row["task"]) for row in rows}
+            file = self.root / "meta/tasks.jsonl"
+            return {
+                _whole(row.get("task_index"), f"{file}, task_index"): _text(row.get("task"), f"{file}, task")
+                for row in _read_lines(file)
+            }
         table = _read_parquet(self.root / "meta/tasks.parquet")
         texts = next((n for n in (TASK, "__index_level_0__") if n in table.column_names), None)
         if texts is None or "task_index" not in table.column_names:
@@ -277,13 +288,12 @@ class LeRobotSource(EpisodeSource):
         cameras = [name for name, feature in self.features.items() if feature["dtype"] == "video"]
         data, video = PATHS[V3]
         places = []
-        for row in sorted(rows, key=lambda row: int(row["episode_index"])):
-            where = f"{self.root}, meta/episodes, episode {row['episode_index']}"
+        numbers = [_whole(row["episode_index"], f"{self.root}, meta/episodes, episode_index") for row in rows]
+        for index, row in sorted(zip(numbers, rows, strict=True), key=itemgetter(0)):
+            where = f"{self.root}, meta/episodes, episode {index}"
             videos = {}
             for camera in cameras:
-                own = {
-                    key: row.get(f"videos/{camera}/{key}") for key in ("chunk_index", "file_index", "from_timestamp")
-                }
+                own = {key: row.get(f"videos/{camera}/{key}") for key in VIDEO_KEYS}
                 chunk, file, begin = (_value(value, f"{where}, {key} of {camera}") for key, value in own.items())
                 path = video.format(video_key=camera, chunk_index=int(chunk), file_index=int(file))
                 videos[camera] = (path, float(begin))
@@ -292,7 +302,7 @@ class LeRobotSource(EpisodeSource):
             )
             places.append(
                 EpisodePlace(
-                    index=int(row["episode_index"]),
+                    index=index,
                     length=int(_value(row.get("length"), f"{where}, length")),
                     data=data.format(chunk_index=int(chunk), file_index=int(file)),
                     videos=videos,
@@ -307,7 +317,7 @@ class LeRobotSource(EpisodeSource):
         data, video = PATHS[V2]
         places = []
         for row in _read_lines(self.root / "meta/episodes.jsonl"):
-            index = int(_value(row.get("episode_index"), f"{self.root / 'meta/episodes.jsonl'}, episode_index"))
+            index = _whole(row.get("episode_index"), f"{self.root / 'meta/episodes.jsonl'}, episode_index")
             place = {"episode_chunk": index // chunks_size, "episode_index": index}
             length = int(_value(row.get("length"), f"{self.root}, meta/episodes.jsonl, length of episode {index}"))
             videos = {camera: (video.format(video_key=camera, **place), 0.0) for camera in cameras}
@@ -367,6 +377,20 @@ def _number(values: Mapping[str, Any], name: str, where: Path) -> float:
     if not 0 < number < 1e6:
         raise UserError(f"{where}, info.json, {name}: {number:g}, allowed above 0")
     return number
+
+
+def _whole(value: Any, where: str) -> int:
+    """A whole number from 0, or `UserError`."""
+    if int(_value(value, where)) != value:
+        raise UserError(f"{where}: {value!r}, expected a whole number; download it again")
+    return int(value)
+
+
+def _text(value: Any, where: str) -> str:
+    """A text, or `UserError`."""
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {value!r:.80}, expected a text; download it again")
+    return value
 
 
 def _value(value: Any, where: str) -> float:

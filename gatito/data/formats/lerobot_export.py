@@ -6,7 +6,7 @@ source agent of each episode in `gatito/episodes.parquet`. So importing it gives
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from gatito.data.formats.export import beside_row, check_exportable, listed
 from gatito.data.formats.layout import Column, ColumnLayout, Kind, column_values
-from gatito.data.formats.source import KEPT
+from gatito.data.formats.source import kept_metadata
 from gatito.data.publish import published
 from gatito.data.survey import Survey
 from gatito.errors import UserError
@@ -30,6 +30,8 @@ BESIDE = "gatito/episodes.parquet"
 FILE_BYTES, FILES = 100 << 20, 1000
 """Bytes of a data file, and files of a folder, as LeRobot has them."""
 QUANTILES = (0.01, 0.10, 0.50, 0.90, 0.99)
+SAMPLED = 1 << 16
+"""Frames whose numbers are kept for quantiles."""
 
 
 def feature_name(part: Literal["observations", "actions"], path: fields.Path, kind: Kind) -> str:
@@ -60,8 +62,8 @@ def export_lerobot(seen: Survey, out: Path, fps: float) -> list[Path]:
         for index in tqdm(range(len(source)), desc=f"export {source.task}", unit="episode"):
             data, metadata = source.read(index)
             writer.append(data, beside_row(layout, data, metadata, source.agent), source.task)
-        stated = source.dataset.storage.metadata
-        writer.close({"layout": layout.to_json(), "metadata": {key: stated.get(key) for key in KEPT}})
+        stated = kept_metadata(source.dataset.storage.metadata, str(source.path))
+        writer.close({"layout": layout.to_json(), "metadata": stated})
         return [out / path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
@@ -205,20 +207,36 @@ def _stats_of(column: Column) -> "_Numbers | _Pixels":
 
 
 class _Numbers:
-    """Statistics of the elements of a feature, over all frames."""
+    """Statistics of the elements of a feature over all frames; memory stays flat.
+
+    Quantiles are of up to `SAMPLED` frames, spread evenly.
+    """
 
     def __init__(self, size: int) -> None:
-        self.size, self.kept = size, [np.zeros((0, size))]
+        self.count, self.every = 0, 1
+        self.mean, self.squares = np.zeros(size), np.zeros(size)
+        self.low, self.high = np.full(size, np.inf), np.full(size, -np.inf)
+        self.kept = np.zeros((0, size))
 
     def add(self, values: NDArray[Any]) -> None:
         """Take in frames (T, ...)."""
-        self.kept.append(values.reshape(len(values), self.size).astype(np.float64))
+        frames = values.reshape(len(values), len(self.mean)).astype(np.float64)
+        T = len(frames)
+        offset = frames.mean(0) - self.mean  # Chan et al. 1979: two groups of frames together
+        self.squares += frames.var(0) * T + offset**2 * self.count * T / (self.count + T)
+        self.mean += offset * T / (self.count + T)
+        self.low, self.high = np.minimum(self.low, frames.min(0)), np.maximum(self.high, frames.max(0))
+        self.kept = np.concatenate([self.kept, frames[-self.count % self.every :: self.every]])
+        self.count += T
+        while len(self.kept) > SAMPLED:
+            self.kept, self.every = self.kept[::2], 2 * self.every
 
     def to_json(self) -> dict[str, Any]:
         """Each a list of all elements; the count is of frames."""
-        values = np.concatenate(self.kept)
-        found = dict(_described(values, np.quantile(values, QUANTILES, axis=0)))
-        return {name: value.tolist() for name, value in found.items()} | {"count": [len(values)]}
+        found = {"min": self.low, "max": self.high, "mean": self.mean, "std": np.sqrt(self.squares / self.count)}
+        quantiles = np.quantile(self.kept, QUANTILES, axis=0)
+        found |= dict(zip(map(_quantile_name, QUANTILES), quantiles, strict=True))
+        return {name: value.tolist() for name, value in found.items()} | {"count": [self.count]}
 
 
 class _Pixels:
@@ -252,11 +270,6 @@ class _Pixels:
         return {name: [[[value]] for value in channels] for name, channels in found.items()} | {
             "count": [self.frames]
         }
-
-
-def _described(values: NDArray[np.float64], quantiles: NDArray[np.float64]) -> Iterator[tuple[str, NDArray[Any]]]:
-    yield from (("min", values.min(0)), ("max", values.max(0)), ("mean", values.mean(0)), ("std", values.std(0)))
-    yield from zip(map(_quantile_name, QUANTILES), quantiles, strict=True)
 
 
 def _quantile_name(quantile: float) -> str:

@@ -7,17 +7,18 @@ import numpy as np
 from gymnasium import spaces
 
 from gatito.data.formats.source import (
-    KEPT,
     EpisodeSource,
     ImportConfig,
     RawEpisode,
     SourceField,
     Space,
     Values,
+    kept_metadata,
     timesteps_of,
 )
 from gatito.data.minari_episodes import EXPLORATORY, open_minari
 from gatito.errors import UserError
+from gatito.tokenizers.fields import Path, value_at
 
 
 class MinariEpisodes(EpisodeSource):
@@ -28,11 +29,17 @@ class MinariEpisodes(EpisodeSource):
         self.source = open_minari(config.location)
         dataset = self.source.dataset
         stated = dataset.storage.metadata
-        self.metadata = {key: stated[key] for key in KEPT if stated.get(key) is not None}
+        self.metadata = kept_metadata(stated, str(self.source.path))
         self._whole = not config.mapping
+        leaves = [
+            *_leaves(dataset.observation_space, ("observations",)),
+            *_leaves(dataset.action_space, ("actions",)),
+        ]
+        self._leaves = {"/".join(map(str, path)): (path, leaf) for path, leaf in leaves}
+        if len(self._leaves) < len(leaves):
+            raise UserError(f"{self.source.path}: two fields of its spaces have one name; rename the key with a '/'")
         found = [
-            *_leaves("observations", dataset.observation_space),
-            *_leaves("actions", dataset.action_space),
+            *(_field(name, leaf) for name, (_, leaf) in self._leaves.items()),
             SourceField(name="rewards", dtype="float64", shape=()),
             SourceField(name="terminations", dtype="bool", shape=()),
             SourceField(name="truncations", dtype="bool", shape=()),
@@ -52,12 +59,12 @@ class MinariEpisodes(EpisodeSource):
         if self._whole:
             return dataset.observation_space, dataset.action_space
         parts = {
-            role.partition(".")[2]: _space_at(dataset.observation_space, f.name)
+            role.partition(".")[2]: self._leaves[f.name][1]
             for role, f in self._roles.items()
             if role.startswith("observation")
         }
         seen = parts[""] if "" in parts else spaces.Dict(parts)
-        return seen, _space_at(dataset.action_space, self._roles["action"].name)
+        return seen, self._leaves[self._roles["action"].name][1]
 
     @property
     def num_episodes(self) -> int:
@@ -70,7 +77,7 @@ class MinariEpisodes(EpisodeSource):
             where = f"{self.source.path}, episode {index}"
             self.source.episode(index)  # raises for what is broken
             data, metadata = self.source.read(index)
-            values = {f.name: _value_at(data, f.name) for f in self.fields if f.role}
+            values = {f.name: self._values(data, f.name) for f in self.fields if f.role}
             if self._whole:
                 roles = self._roles
                 values[roles["observation"].name] = timesteps_of(data["observations"])
@@ -86,30 +93,28 @@ class MinariEpisodes(EpisodeSource):
                 exploratory=None if explored is None else explored[: len(data["rewards"])],
             )
 
+    def _values(self, data: Any, name: str) -> Any:
+        """The values of a field in an episode."""
+        return value_at(data, self._leaves[name][0] if name in self._leaves else (name,))
+
     def column(self, name: str) -> Iterator[Values]:
         """Yield the values of one field, an episode at a time."""
         for index in range(len(self.source)):
-            yield _value_at(self.source.read(index)[0], name)
+            yield self._values(self.source.read(index)[0], name)
 
 
-def _leaves(name: str, space: Space) -> list[SourceField]:
+def _leaves(space: Space, path: Path) -> Iterator[tuple[Path, Space]]:
+    """Where each leaf is, and what it is; a key may hold the '/' that separates the keys of a name."""
     if isinstance(space, spaces.Dict):
-        return [f for key, inner in space.spaces.items() for f in _leaves(f"{name}/{key}", inner)]
-    if isinstance(space, spaces.Tuple):
-        return [f for i, inner in enumerate(space.spaces) for f in _leaves(f"{name}/{i}", inner)]
-    dtype = "text" if isinstance(space, spaces.Text) else str(space.dtype)
-    return [SourceField(name=name, dtype=dtype, shape=tuple(space.shape or ()))]
+        for key, inner in space.spaces.items():
+            yield from _leaves(inner, (*path, key))
+    elif isinstance(space, spaces.Tuple):
+        for index, inner in enumerate(space.spaces):
+            yield from _leaves(inner, (*path, index))
+    else:
+        yield path, space
 
 
-def _space_at(space: Space, name: str) -> Space:
-    for key in name.split("/")[1:]:
-        if not isinstance(space, spaces.Dict | spaces.Tuple):
-            raise UserError(f"--map: {name} is no part of the dataset's space {space}")
-        space = space.spaces[key] if isinstance(space, spaces.Dict) else space.spaces[int(key)]
-    return space
-
-
-def _value_at(data: Any, name: str) -> Any:
-    for key in name.split("/"):
-        data = data[int(key)] if isinstance(data, tuple) else data[key]
-    return data
+def _field(name: str, leaf: Space) -> SourceField:
+    dtype = "text" if isinstance(leaf, spaces.Text) else str(leaf.dtype)
+    return SourceField(name=name, dtype=dtype, shape=tuple(leaf.shape or ()))

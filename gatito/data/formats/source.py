@@ -3,10 +3,12 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from numpy.typing import NDArray
@@ -66,6 +68,8 @@ class ImportConfig:
     """Where a file does not say which episodes were cut, the length at which they were."""
 
     def __post_init__(self) -> None:
+        if self.max_episode_steps is not None and self.max_episode_steps < 1:
+            raise UserError(f"--max-episode-steps is {self.max_episode_steps}, allowed 1 and more")
         if not TASK_ID.fullmatch(self.task):  # of a dataset that is exported it comes from a file
             raise UserError(f"task {self.task!r}: allowed is domain/name, each of letters, digits, '-', '_' and '.'")
 
@@ -203,7 +207,7 @@ class EpisodeSource(ABC):
         said = {}
         for role in (TERMINATED, TRUNCATED):
             if role in self._roles:
-                flags = np.asarray(self._value(raw, role)).reshape(-1).astype(np.bool_)
+                flags = flags_of(self._value(raw, role), f"{raw.where}, {self._roles[role].name}")
                 self._check_length(raw, role, len(flags), T)
                 said[role] = bool(flags[-1])
         terminated = said.get(TERMINATED, raw.terminated)
@@ -237,7 +241,8 @@ class EpisodeSource(ABC):
             stacked: dict[str, Space] = {f"frame_{k}": one for k in range(FRAMES)}
             return spaces.Dict(stacked) if found.shape[2] == FRAMES else spaces.Box(0, 255, found.shape, np.uint8)
         low, high = self.limits(found)
-        if np.max(high - np.minimum(low, 0)) >= NUM_DISCRETE:
+        smallest, largest = min(int(low.min()), 0), int(high.max())  # their difference may exceed the dtype
+        if largest - smallest >= NUM_DISCRETE:
             return spaces.Box(low, high, found.shape, dtype.type)
         if not found.shape:
             return spaces.Discrete(int(high - min(low, 0)) + 1, start=min(int(low), 0))
@@ -257,6 +262,51 @@ class EpisodeSource(ABC):
             for text in set(texts):
                 longest, characters = max(longest, len(text)), characters | set(text)
         return spaces.Text(longest, min_length=0, charset="".join(sorted(characters)))
+
+
+def flags_of(values: Any, where: str) -> NDArray[np.bool_]:
+    """Flags (T,) of truth values or numbers; raises `UserError` for NaN."""
+    found = np.asarray(values).reshape(-1)
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        t = int(np.argmin(np.isfinite(found)))
+        raise UserError(f"{where}, row {t}: {found[t]}, expected 0 or 1; repair the file")
+    return found.astype(np.bool_)
+
+
+def kept_metadata(stated: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What is kept of a Minari dataset's metadata, as JSON has it: Minari gives several authors as a set.
+
+    Raises `UserError` for values of another kind.
+    """
+    found = {key: stated[key] for key in KEPT if stated.get(key) is not None}
+    for key, value in found.items():
+        if isinstance(value, set | frozenset):
+            found[key] = value = sorted(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_list = key == "author" and isinstance(value, list) and all(isinstance(name, str) for name in value)
+        wanted = "a number" if key.startswith("ref_") else "a text"
+        if not (is_number if wanted == "a number" else isinstance(value, str) or is_list):
+            raise UserError(f"{where}: its metadata has {key} {value!r:.60}, expected {wanted}; mend it")
+    return found
+
+
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Turn what a damaged file makes libraries raise into a `UserError` that names the source."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (pa.ArrowException, *_OF_DAMAGED) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"{source}: its files contradict themselves ({type(error).__name__}: {reason}); repair or drop it"
+        ) from None
+
+
+_OF_DAMAGED = (
+    ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, OSError, MemoryError,
+)  # fmt: skip
 
 
 def timesteps_of(tree: Any) -> list[Any]:
@@ -291,7 +341,11 @@ def _with_roles(
         )
     if "observation" in roles and any(role.startswith("observation.") for role in roles):
         raise UserError("--map has observation and observation.NAME; name each of them, or take one alone")
-    by_name = {name: role for role, name in roles.items()}
+    by_name: dict[str, str] = {}
+    for role, name in roles.items():
+        if name in by_name:
+            raise UserError(f"field {name} is taken for {by_name[name]} and for {role}; map one of them")
+        by_name[name] = role
     return tuple(replace(f, role=by_name.get(f.name, "")) for f in found)
 
 

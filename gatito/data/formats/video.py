@@ -21,13 +21,16 @@ def read_frames(file: Path, times: NDArray[np.float64], tolerance: float, where:
         raise UserError(f"{where}: a video is read by PyAV: pip install 'gatito[video]'") from None
     frames: list[NDArray[np.uint8]] = []
     try:
-        with av.open(str(file)) as container:
+        # MP4 alone, as LeRobot writes: other containers may name files, or addresses, of their own.
+        with av.open(str(file), format="mp4", options={"protocol_whitelist": "file"}) as container:
             stream = container.streams.video[0]
             if stream.width * stream.height > PIXELS:
                 raise UserError(f"{where}: frames of {stream.width}x{stream.height}, allowed {PIXELS} pixels")
             if len(times) and stream.time_base is not None:
                 container.seek(int(times[0] / stream.time_base), backward=True, stream=stream)
             for frame in container.decode(stream):
+                if frame.time is None or frame.width * frame.height > PIXELS:
+                    raise UserError(f"{where}: {file} has a frame without a time, or of too many pixels")
                 while len(frames) < len(times) and frame.time >= times[len(frames)] - tolerance:
                     if frame.time > times[len(frames)] + tolerance:
                         raise UserError(
