@@ -223,11 +223,16 @@ def _discrete(
     return Field(path=path, kind="discrete", dtype=dtype, shape=shape, start=start, num_values=sizes)
 
 
+def _bound(value: Any) -> float | None:
+    """A declared bound, or None where it is none."""
+    bound = float(value)
+    return bound if abs(bound) < UNBOUNDED else None
+
+
 def _continuous(space: spaces.Box, path: Path, role: Role) -> Field:
     """Observations with all bounds inside [-1, 1] are binned as they are, others companded; bounded action
     elements are scaled to [-1, 1] and binned, unbounded ones companded."""
-    low = [None if not np.isfinite(v) or abs(v) >= UNBOUNDED else float(v) for v in np.ravel(space.low)]
-    high = [None if not np.isfinite(v) or abs(v) >= UNBOUNDED else float(v) for v in np.ravel(space.high)]
+    low, high = ([_bound(v) for v in np.ravel(limit)] for limit in (space.low, space.high))
     bounds = list(zip(low, high, strict=True))
     if role == "action":
         mu_law = tuple(a is None or b is None for a, b in bounds)

@@ -79,6 +79,8 @@ def import_episodes(
         "gatito_task": config.task,
         **(metadata or {}),
     }
+    if isinstance(stated.get("author"), list):
+        stated["author"] = set(stated["author"])  # as Minari wants several
     if config.agent is not None:
         stated["algorithm_name"] = config.agent
     total = source.num_episodes if count is None else min(count, source.num_episodes)
