@@ -512,7 +512,7 @@ def test_a_missing_part_of_a_dataset_is_named(tmp_path: Path, text_model: str) -
     ("source", "message"),
     [
         ("minari:/nowhere", r"no Minari dataset at /nowhere: .*metadata\.json is missing"),
-        ("text:/nowhere.txt", r"text:/nowhere\.txt: cannot read /nowhere\.txt as UTF-8 text"),
+        ("text:/nowhere.txt", r"cannot read /nowhere\.txt: it is missing"),
         ("captions:digit", r"unknown caption dataset 'digit'; did you mean 'digits'\?"),
     ],
 )
