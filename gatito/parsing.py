@@ -122,6 +122,10 @@ def _one_line(message: str, valid: list[str]) -> str:
         wanted = match.group(2).removeprefix("<class '").removesuffix("'>")
         kind = "a finite number" if wanted.endswith("float") else "a whole number" if wanted == "int" else wanted
         return f"{'.'.join(keys)} is {match.group(3)}, expected {kind}"
+    match = re.search(r'key "([^"]+)": Does not validate against any .*\[(.*?)\].*Given value: (.*)', text)
+    if match:
+        kind = "a finite number" if "'float'" in match.group(2) else "a whole number"
+        return f"{match.group(1)} is {match.group(3)}, expected {kind}"
     match = re.search(r"arguments are required: (.*)", text)
     if match:
         missing = [name.strip().removeprefix("data.").partition(".")[2] for name in match.group(1).split(",")]

@@ -293,3 +293,19 @@ def test_memory_of_an_archive_does_not_grow_with_its_files(tmp_path: Path) -> No
 
     peak(3000)  # imports, and what is kept of first times
     assert peak(6000) < 1 << 21
+
+
+def test_a_source_of_no_format_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    path = d4rl(tmp_path / "a.hdf5")
+    with pytest.raises(UserError, match=r"unknown format .*, as in hdf5:FILE"):
+        run(["data", "import", str(path), "--out", str(tmp_path / "out")])
+    with pytest.raises(UserError, match="is a folder; name a file in it"):
+        run(["data", "import", f"hdf5:{tmp_path}", "--out", str(tmp_path / "out")])
+    with pytest.raises(UserError, match="random_return is nan, expected a finite number"):
+        run(["data", "import", f"hdf5:{path}", "--random-return", "nan", "--out", str(tmp_path / "out")])
+
+
+def test_sources_without_a_text_train_no_pieces(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(UserError, match="there is no text to learn pieces from"):
+        run(["data", "tokenizer", "--from", f"text:{tmp_path}/empty.txt", "--out", str(tmp_path / "a.model")])

@@ -25,7 +25,7 @@ def open_hdf5(file: Path) -> Iterator[Any]:
     except ImportError:
         raise UserError(f"{file} is read by h5py: pip install 'gatito[hdf5]'") from None
     if not file.is_file():
-        raise UserError(f"{file} is missing; repair or drop the dataset")
+        raise UserError(f"{file} is {'a folder; name a file in it' if file.is_dir() else 'missing'}")
     try:
         root = h5py.File(file, "r")
     except OSError as error:

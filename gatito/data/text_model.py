@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -38,11 +39,16 @@ def train_text_model(
             f"--size is {size}, allowed {NUM_BYTES + 4} and more: {NUM_BYTES} bytes and 3 marks are pieces"
         )
     lines = _lines([open_documents(source) for source in sources])
-    model = io.BytesIO()
+    first = next(lines, None)
+    if first is None:
+        raise UserError(f"{', '.join(sources)}: there is no text to learn pieces from; name other sources")
+    read, model = chain([first], lines), io.BytesIO()
     sentencepiece.set_random_generator_seed(SEED)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(tqdm(lines, desc="read texts", unit="line", leave=False, delay=1.0)),
+            sentence_iterator=iter(
+                tqdm(chain([first], lines), desc="read texts", unit="line", leave=False, delay=1.0)
+            ),
             model_writer=model,
             vocab_size=size,
             model_type=algorithm,

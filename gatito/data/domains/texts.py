@@ -30,7 +30,7 @@ _MARKS = {"UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-16": (codec
 def open_texts(location: str) -> DocumentSource:
     """The texts of a location, see above; raises `UserError` where it names nothing.
 
-    Rows whose text is empty are passed over.
+    Files and rows whose text is empty are passed over.
     """
     if location == PYTHON_DOCS:
         return _in_memory(_python_docs)
@@ -94,7 +94,7 @@ def _files(place: str) -> Sequence[Path]:
 def _texts_of(file: Path, column: str) -> Iterator[str]:
     if file.suffix in SUFFIXES:
         return _texts_of_rows(rows_of(file), column)
-    return iter([whole_text(file)])
+    return filter(None, [whole_text(file)])
 
 
 def _texts_of_rows(rows: Iterator[Row], column: str) -> Iterator[str]:

@@ -31,19 +31,29 @@ NAME = "imported-v0"
 """Last part of the id of an imported dataset."""
 
 
+def check_scheme(source: str) -> None:
+    """Raise `UserError` for a source of no known format, or that names nothing."""
+    scheme, _, location = source.partition(":")
+    if scheme not in FORMATS or not location:
+        raise UserError(f"source {source!r}: {nearest(scheme, FORMATS, 'format')}, as in hdf5:FILE")
+
+
 def open_source(config: ImportConfig, given: tuple[Space, Space] | None = None) -> EpisodeSource:
     """Open a dataset in another format; `given` are the spaces of its environment, where that is known.
 
     Raises `UserError` for a scheme that there is not, and what the format raises.
     """
-    if config.scheme not in FORMATS or not config.location:
-        raise UserError(f"source {config.source!r}: {nearest(config.scheme, FORMATS, 'format')}, as in hdf5:FILE")
+    check_scheme(config.source)
     with naming(config.source):
         return FORMATS[config.scheme](config, given)
 
 
 def task_of(source: str, task: str | None, env: str | None) -> str:
-    """The task id of a source: as the user says, that of the environment, or by the name of the source."""
+    """The task id of a source: as the user says, that of the environment, or by the name of the source.
+
+    Raises what `check_scheme` raises.
+    """
+    check_scheme(source)
     if task is None:
         task = env
     if task is None:
