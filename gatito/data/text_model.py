@@ -46,9 +46,7 @@ def train_text_model(
     sentencepiece.set_random_generator_seed(SEED)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(
-                tqdm(chain([first], lines), desc="read texts", unit="line", leave=False, delay=1.0)
-            ),
+            sentence_iterator=iter(tqdm(read, desc="read texts", unit="line", leave=False, delay=1.0)),
             model_writer=model,
             vocab_size=size,
             model_type=algorithm,
