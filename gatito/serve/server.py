@@ -127,7 +127,9 @@ class PolicyServer:
         if request.path == "/healthz":
             return connection.respond(HTTPStatus.OK, "OK\n")
         given = request.headers.get("Authorization", "")
-        if self._token is not None and not hmac.compare_digest(given.encode(), f"Api-Key {self._token}".encode()):
+        if self._token is not None and not hmac.compare_digest(
+            given.encode(errors="replace"), f"Api-Key {self._token}".encode()
+        ):
             self.metrics.refused.labels("token").inc()
             return connection.respond(HTTPStatus.UNAUTHORIZED, "a token is needed: Authorization: Api-Key TOKEN\n")
         if request.path == "/metrics":

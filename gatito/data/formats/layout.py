@@ -17,7 +17,7 @@ from minari.serialization import deserialize_space, serialize_space
 from numpy.typing import NDArray
 
 from gatito.data.formats.columns import row_values
-from gatito.data.formats.source import FRAMES, RawEpisode, Space, Values, timesteps_of
+from gatito.data.formats.source import FRAME_KEYS, FRAMES, RawEpisode, Space, Values, timesteps_of
 from gatito.data.minari_episodes import EXPLORATORY
 from gatito.errors import UserError
 from gatito.tokenizers.fields import Path, build_tree, image_problem, value_at
@@ -27,7 +27,6 @@ MARK = b"gatito"
 Kind = Literal["image", "continuous", "discrete", "text"]
 LAST = "last_"
 """In front of the column that holds an episode's last observation, after which there is no action."""
-FRAME_KEYS = tuple(f"frame_{k}" for k in range(FRAMES))
 
 
 @dataclass(frozen=True, kw_only=True)

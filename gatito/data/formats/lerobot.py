@@ -23,7 +23,7 @@ from gymnasium import spaces
 from gatito.data.below import check_below
 from gatito.data.formats.columns import episode_values
 from gatito.data.formats.layout import ColumnLayout, own_episode
-from gatito.data.formats.lerobot_export import BESIDE, feature_name
+from gatito.data.formats.lerobot_export import BESIDE, DATA, feature_name
 from gatito.data.formats.source import (
     REWARD,
     TERMINATED,
@@ -41,10 +41,7 @@ from gatito.errors import UserError, reason_of
 
 V3, V2 = "v3.0", "v2.1"
 PATHS = {
-    V3: (
-        "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
-    ),
+    V3: (DATA, "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"),
     V2: (
         "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
         "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",

@@ -27,6 +27,9 @@ from gatito.tokenizers import fields
 
 BESIDE = "gatito/episodes.parquet"
 """What LeRobot has no place for, a row for each episode."""
+DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+META = "meta/episodes/chunk-000/file-000.parquet"
+"""What is said of all episodes, in one file."""
 FILE_BYTES, FILES = 100 << 20, 1000
 """Bytes of a data file, and files of a folder, as LeRobot has them."""
 QUANTILES = (0.01, 0.10, 0.50, 0.90, 0.99)
@@ -112,7 +115,7 @@ class _Writer:
             self.data.close()
             self.data = None
         if self.data is None:
-            self.data, self.files, self.size = self._open(_numbered("data", self.files), table), self.files + 1, 0
+            self.data, self.files, self.size = self._open(_data_file(self.files), table), self.files + 1, 0
         self.data.write_table(table)
         self.size += table.nbytes
         extra = pa.table(dict(beside))
@@ -127,7 +130,7 @@ class _Writer:
         for writer in (self.data, self.beside):
             if writer is not None:
                 writer.close()
-        self._write(_numbered("meta/episodes", 0), pa.Table.from_pylist(self.episodes))
+        self._write(META, pa.Table.from_pylist(self.episodes))
         self._write("meta/tasks.parquet", self._tasks())
         stats = {name: found.to_json() for name, found in self.stats.items()}
         (self.folder / "meta/stats.json").write_text(json.dumps(stats, indent=1))
@@ -141,7 +144,7 @@ class _Writer:
             "chunks_size": FILES,
             "data_files_size_in_mb": FILE_BYTES >> 20,
             "video_files_size_in_mb": 200,
-            "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+            "data_path": DATA,
             "video_path": None,
             "robot_type": None,
             "splits": {"train": f"0:{len(self.episodes)}"},
@@ -189,9 +192,9 @@ class _Writer:
             writer.write_table(table)
 
 
-def _numbered(folder: str, number: int) -> str:
+def _data_file(number: int) -> str:
     chunk, file = divmod(number, FILES)
-    return f"{folder}/chunk-{chunk:03d}/file-{file:03d}.parquet"
+    return DATA.format(chunk_index=chunk, file_index=file)
 
 
 def _feature(column: Column) -> dict[str, Any]:

@@ -58,11 +58,7 @@ class MinariEpisodes(EpisodeSource):
         dataset = self.source.dataset
         if self._whole:
             return dataset.observation_space, dataset.action_space
-        parts = {
-            role.partition(".")[2]: self._leaves[f.name][1]
-            for role, f in self._roles.items()
-            if role.startswith("observation")
-        }
+        parts = {name: self._leaves[f.name][1] for name, f in self.observed.items()}
         seen = parts[""] if "" in parts else spaces.Dict(parts)
         return seen, self._leaves[self._roles["action"].name][1]
 

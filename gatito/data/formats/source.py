@@ -24,6 +24,8 @@ Space = spaces.Space[Any]
 
 FRAMES = 4
 """Channels of a picture that are taken for so many grey frames."""
+FRAME_KEYS = tuple(f"frame_{k}" for k in range(FRAMES))
+"""What these are called in a Dict."""
 REWARD, TERMINATED, TRUNCATED = "reward", "terminated", "truncated"
 KEPT = (
     "algorithm_name", "author", "description", "gatito_actions", "gatito_license", "ref_max_score", "ref_min_score",
@@ -128,6 +130,11 @@ class EpisodeSource(ABC):
     """Of the dataset: `algorithm_name`, `gatito_license`, `description`, `ref_min_score`, `ref_max_score`."""
 
     @property
+    def observed(self) -> dict[str, SourceField]:
+        """The fields of observations by the name behind `observation.`; a field that is all of it has none."""
+        return {role.partition(".")[2]: f for role, f in self._roles.items() if is_observed(role)}
+
+    @property
     @abstractmethod
     def num_episodes(self) -> int:
         """How many there are."""
@@ -159,13 +166,7 @@ class EpisodeSource(ABC):
         T = len(actions)
         if T == 0:
             raise UserError(f"{raw.where}: it has no timesteps; drop it")
-        rewards = (
-            np.asarray(self._value(raw, REWARD), np.float64).reshape(-1) if REWARD in self._roles else np.zeros(T)
-        )
-        self._check_length(raw, REWARD, len(rewards), T)
-        if not np.isfinite(rewards).all():
-            t = int(np.argmin(np.isfinite(rewards)))
-            raise UserError(f"{raw.where}, timestep {t}: the reward is {rewards[t]}; repair or drop the episode")
+        rewards = self._rewards(raw, T)
         terminated, truncated = self._ends(raw, T)
         advice = "repair the file, or import it without --env"
         seen = stack(self.observation_space, self._observations(raw, T), f"{raw.where}, observation")
@@ -183,11 +184,21 @@ class EpisodeSource(ABC):
             truncations=[False] * (T - 1) + [truncated],
         )
 
+    def _rewards(self, raw: RawEpisode, T: int) -> NDArray[np.float64]:
+        """Those of the file, else none."""
+        if REWARD not in self._roles:
+            return np.zeros(T)
+        rewards = np.asarray(self._value(raw, REWARD), np.float64).reshape(-1)
+        self._check_length(raw, REWARD, len(rewards), T)
+        if not np.isfinite(rewards).all():
+            t = int(np.argmin(np.isfinite(rewards)))
+            raise UserError(f"{raw.where}, timestep {t}: the reward is {rewards[t]}; repair or drop the episode")
+        return rewards
+
     def _observations(self, raw: RawEpisode, T: int) -> list[Any]:
         """T + 1 observations; where the last one is not stored, the one before it stands for it."""
-        named = {role.partition(".")[2]: f for role, f in self._roles.items() if role.startswith("observation")}
         columns: dict[str, list[Any]] = {}
-        for name, found in named.items():
+        for name, found in self.observed.items():
             values = list(raw.values[found.name])
             if len(values) != T + 1:
                 self._check_length(raw, found.role, len(values), T)
@@ -197,7 +208,7 @@ class EpisodeSource(ABC):
         for name, values in columns.items():
             space = seen if name == "" or not isinstance(seen, spaces.Dict) else seen.spaces.get(name)
             if isinstance(space, spaces.Dict) and isinstance(values[0], np.ndarray):
-                columns[name] = [{f"frame_{k}": value[..., k : k + 1] for k in range(FRAMES)} for value in values]
+                columns[name] = [dict(zip(FRAME_KEYS, np.split(v, FRAMES, axis=-1), strict=True)) for v in values]
         if "" in columns:
             return columns[""]
         return [{name: values[t] for name, values in columns.items()} for t in range(T + 1)]
@@ -223,9 +234,7 @@ class EpisodeSource(ABC):
 
     def _inferred_spaces(self) -> tuple[Space, Space]:
         """From what the values are: numbers unbounded, whole numbers as far as they go, uint8 HxWxC images."""
-        seen = {
-            role.partition(".")[2]: self.space_of(f) for role, f in self._roles.items() if role[:11] == "observation"
-        }
+        seen = {name: self.space_of(f) for name, f in self.observed.items()}
         return seen[""] if "" in seen else spaces.Dict(seen), self.space_of(self._roles["action"])
 
     def space_of(self, found: SourceField) -> Space:
@@ -238,7 +247,7 @@ class EpisodeSource(ABC):
         if dtype == np.uint8 and len(found.shape) == 3:
             one = spaces.Box(0, 255, (*found.shape[:2], 1), np.uint8)
             # Frames of Atari games are kept four at a time; read as one image the last would be its transparency.
-            stacked: dict[str, Space] = {f"frame_{k}": one for k in range(FRAMES)}
+            stacked: dict[str, Space] = dict.fromkeys(FRAME_KEYS, one)
             return spaces.Dict(stacked) if found.shape[2] == FRAMES else spaces.Box(0, 255, found.shape, np.uint8)
         low, high = self.limits(found)
         smallest, largest = min(int(low.min()), 0), int(high.max())  # their difference may exceed the dtype
@@ -309,6 +318,12 @@ _OF_DAMAGED = (
 )  # fmt: skip
 
 
+def is_observed(role: str) -> bool:
+    """Whether a role is that of an observation, or of one of its parts."""
+    whole, dot, part = role.partition(".")
+    return whole == "observation" and bool(part) == bool(dot)
+
+
 def timesteps_of(tree: Any) -> list[Any]:
     """A nested value with a leading time axis as one nested value for each timestep."""
     if isinstance(tree, dict):
@@ -324,22 +339,22 @@ def _with_roles(
 ) -> tuple[SourceField, ...]:
     names = [f.name for f in found]
     # A mapping of observations replaces all that the format takes for observations.
-    mapped = any(role.startswith("observation") for role in config.mapping)
-    kept = {role: name for role, name in guessed.items() if not (mapped and role.startswith("observation"))}
+    mapped = any(map(is_observed, config.mapping))
+    kept = {role: name for role, name in guessed.items() if not (mapped and is_observed(role))}
     roles = kept | dict(config.mapping)
     for role, name in roles.items():
-        if role not in ROLES and not role.startswith("observation."):
+        if role not in ROLES and not is_observed(role):
             raise UserError(f"--map {role}={name}: {nearest(role, ROLES, 'role')}")
         if name not in names:
             raise UserError(f"{config.source}: {nearest(name, names, 'field')}\n{_table(found)}")
-    has_observation = any(role.startswith("observation") for role in roles)
+    has_observation = any(map(is_observed, roles))
     if not has_observation or "action" not in roles:
         missing = "observation" if not has_observation else "action"
         raise UserError(
             f"{config.source}: it is not known which field is the {missing}; say so: --map {missing}=FIELD. Fields:\n"
             f"{_table(found)}"
         )
-    if "observation" in roles and any(role.startswith("observation.") for role in roles):
+    if "observation" in roles and sum(map(is_observed, roles)) > 1:
         raise UserError("--map has observation and observation.NAME; name each of them, or take one alone")
     by_name: dict[str, str] = {}
     for role, name in roles.items():
