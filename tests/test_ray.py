@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gatito.data.engine import IN_FLIGHT, RayEngine, ray_engine
@@ -122,3 +124,65 @@ def test_ray_builds_and_imports_the_same_bytes_as_the_local_engine(tmp_path: Pat
         in_a_process("data", "import", sources[0], "--task", "toy/t", "--out", dataset, "--engine", engine)
     assert hashes(tmp_path / "ray-store") == hashes(tmp_path / "local-store")
     assert hashes(tmp_path / "ray-dataset") == hashes(tmp_path / "local-dataset")
+
+
+def collecting(root: Path) -> subprocess.Popen[bytes]:
+    """A collection on Ray that takes some seconds."""
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    options = ["--tasks", "classic/acrobot", "--episodes", "250", "--engine", "ray", "--out", str(root)]
+    command = [sys.executable, "-m", "gatito", "data", "collect", *options]
+    with root.with_suffix(".log").open("a") as log:
+        return subprocess.Popen(command, stderr=log, env=environment)
+
+
+def players_of(collecting: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Ray's workers that play for a collection, once there are some."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and collecting.poll() is None:
+        found = psutil.Process(collecting.pid).children(recursive=True)
+        if players := [child for child in found if "_play_on_ray" in child.name() + "".join(child.cmdline())]:
+            return players
+        time.sleep(0.05)
+    raise AssertionError("no worker plays")
+
+
+def test_a_collection_of_which_a_worker_is_killed_is_the_same(tmp_path: Path) -> None:
+    running = collecting(tmp_path / "ray")
+    players_of(running)[0].kill()
+    assert running.wait(120) == 0, (tmp_path / "ray.log").read_text()
+    options = ["--tasks", "classic/acrobot", "--episodes", "250", "--processes", "1", "--out", str(tmp_path / "here")]
+    in_a_process("data", "collect", *options)
+    assert hashes(tmp_path / "ray") == hashes(tmp_path / "here")
+
+
+def test_an_interrupted_collection_leaves_no_process_and_continues(tmp_path: Path) -> None:
+    running = collecting(tmp_path / "ray")
+    players_of(running)
+    children = psutil.Process(running.pid).children(recursive=True)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(60) == 130
+    assert "gatito: interrupted" in (tmp_path / "ray.log").read_text()
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+    again = collecting(tmp_path / "ray")
+    assert again.wait(120) == 0
+    assert (tmp_path / "ray/classic/acrobot/noisy-v0").is_dir()
+
+
+def slow_first(job: int) -> int:
+    time.sleep(1.0 if job == 0 else 0.0)
+    return job
+
+
+def test_results_in_order_wait_for_the_first_and_few_jobs_run_ahead(engine: RayEngine) -> None:
+    handed: list[int] = []
+
+    def jobs() -> Iterator[int]:
+        for job in range(20):
+            handed.append(job)
+            yield job
+
+    found = []
+    for outcome in engine.run(slow_first, jobs(), in_order=True):
+        assert len(handed) <= len(found) + IN_FLIGHT * WORKERS
+        found.append(outcome.value())
+    assert found == list(range(20))
