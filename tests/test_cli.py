@@ -477,6 +477,7 @@ def test_info_of_a_checkpoint_needs_no_data(run: Run, checkpoint: Path) -> None:
     assert (code, "no tokenized store at nowhere" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_an_evaluation_writes_its_results_and_a_report(run: Run, folder: Path) -> None:
     line = "data collect --tasks classic/cartpole --episodes 4 --out d"
     assert run(*line.split())[0] == 0
@@ -634,6 +635,7 @@ def test_the_module_runs_and_fails_without_a_traceback(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("word " * 100_000)
     command = f"{sys.executable} -m gatito tokens text:notes.txt --json | head -c 10"

@@ -351,6 +351,7 @@ def test_a_task_without_references_is_measured_when_it_is_evaluated(monkeypatch:
     assert (unknown.random, unknown.expert) == (None, None)  # measured for nothing otherwise
 
 
+@pytest.mark.slow
 def test_seeds_on_which_the_random_policy_crashes_hangs_or_breaks_off_are_left_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from safetensors import safe_open
 from toy import CONTEXT, TRUNKS, ToyEnv, hidden_of, layout_of, tiny_model, toy_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, StableLmConfig, StableLmForCausalLM
+from transformers.initialization import guard_torch_init_functions
 
 import gatito
 from gatito.data.packing import pack
@@ -497,3 +498,13 @@ def test_overlapping_discrete_ids_shrink_the_head_and_count_as_text(vocabulary: 
 def test_impossible_shapes_are_refused(changes: dict, match: str) -> None:
     with pytest.raises(UserError, match=match):
         GatitoConfig(**changes)
+
+
+def test_weights_that_were_loaded_are_not_made_anew(vocabulary: Vocabulary) -> None:
+    model = tiny_model(vocabulary)
+    table = model.model.embedding.tokens
+    before = table.weight.detach().clone()
+    table.weight._is_hf_initialized = True  # as transformers marks what it has loaded
+    with torch.no_grad(), guard_torch_init_functions():
+        model._init_weights(table)
+    assert torch.equal(table.weight, before)

@@ -90,6 +90,7 @@ def test_the_same_rollouts_twice_give_the_same_records(toy: Toy, model: GatitoFo
     assert [r.total_return for r in other] != [r.total_return for r in first]
 
 
+@pytest.mark.slow
 def test_processes_play_the_same_episodes_as_this_one(toy: Toy, model: GatitoForCausalLM) -> None:
     jobs = [*toy.jobs(points()), *toy.jobs(GRID, SEEDS[:3])]
     here = play(Actor(model, 5), jobs)

@@ -49,7 +49,8 @@ class GatitoPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.weight, std=std)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(module, TokenTable):
+        # What was loaded is marked, and initial values pass over it; before 5.14 they are asked for all the same.
+        if isinstance(module, TokenTable) and not getattr(module.weight, "_is_hf_initialized", False):
             start, stop = self.config.vocabulary.groups["continuous"]
             module.weight[start:stop] = smooth_rows(stop - start, self.config.hidden_size, std)
 
