@@ -619,6 +619,7 @@ def test_data_verbs_look_at_every_dataset_though_one_is_broken(run: Run, folder:
     assert (folder / "page.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.slow
 def test_the_module_runs_and_fails_without_a_traceback(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import TRUNKS, tiny_model
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, pipeline
@@ -72,6 +72,7 @@ def test_auto_classes_load_model_processor_and_tokenizer(folder: Path) -> None:
     assert isinstance(AutoTokenizer.from_pretrained(folder), GatitoTokenizer)
 
 
+@settings(max_examples=30)
 @given(words=st.text(max_size=40))
 def test_the_tokenizer_gives_the_ids_that_training_saw(words: str, text: TextTokenizer) -> None:
     tokenizer = GatitoTokenizer(text)

@@ -567,7 +567,11 @@ def test_a_damaged_store_is_refused_naming_the_file(tmp_path: Path, store: Path)
 
 @pytest.mark.parametrize(
     ("continuous", "trunk"),
-    [(False, "flat"), (True, "flat"), pytest.param(True, "4 latents, decoded", marks=pytest.mark.slow)],
+    [
+        (False, "flat"),
+        pytest.param(True, "flat", marks=pytest.mark.slow),
+        pytest.param(True, "4 latents, decoded", marks=pytest.mark.slow),
+    ],
 )
 def test_the_tiny_model_learns_one_episode_and_acts_it_back(
     continuous: bool, trunk: str, tmp_path: Path, vocabulary: Vocabulary, text: TextTokenizer
