@@ -2,11 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gatito.errors import UserError
 from gatito.eval.checked import checked, finite
@@ -15,6 +15,8 @@ from gatito.eval.language_score import LanguageScore, language_words
 from gatito.eval.scores import PROMPTS, Baseline, EpisodeRecord, ScoredTask, TaskResult, score_tasks
 from gatito.eval.wording import counted, decimals, why_unscored, with_interval
 
+K = TypeVar("K")
+T = TypeVar("T")
 SCHEMA = 3
 FILE = "results.json"
 PRINTED_PERCENTAGES = (50, 75, 100)
@@ -141,32 +143,28 @@ def _from_json(values: Any) -> Results:
     schema = checked(values, "schema", "a whole number")
     if schema != SCHEMA:
         raise UserError(f"schema is {schema}, expected {SCHEMA}; evaluate the checkpoint again")
-    records = []
-    for i, record in enumerate(checked(values, "records", "a list")):
-        try:
-            records.append(EpisodeRecord.from_json(record))
-        except UserError as error:
-            raise UserError(f"records[{i}]: {error}") from None
-    baselines = {}
-    for task, baseline in checked(values, "baselines", "an object").items():
-        try:
-            baselines[task] = Baseline.from_json(baseline)
-        except UserError as error:
-            raise UserError(f"baselines[{task!r}]: {error}") from None
-    language = []
-    for i, score in enumerate(checked(values, "language", "a list")):
-        try:
-            language.append(LanguageScore.from_json(score))
-        except UserError as error:
-            raise UserError(f"language[{i}]: {error}") from None
+    records = enumerate(checked(values, "records", "a list"))
+    baselines = checked(values, "baselines", "an object").items()
+    language = enumerate(checked(values, "language", "a list"))
     return Results(
-        records=records,
-        baselines=baselines,
+        records=list(_each("records", records, EpisodeRecord.from_json).values()),
+        baselines=_each("baselines", baselines, Baseline.from_json),
         checkpoint=checked(values, "checkpoint", "a text"),
         settings=checked(values, "settings", "an object"),
-        language=tuple(language),
+        language=tuple(_each("language", language, LanguageScore.from_json).values()),
         seconds=_numbers(values, "seconds"),
     )
+
+
+def _each(name: str, entries: Iterable[tuple[K, Any]], read: Callable[[Any], T]) -> dict[K, T]:
+    """Entries of a list or object, read; raises `UserError` that names the one that cannot be."""
+    found: dict[K, T] = {}
+    for key, entry in entries:
+        try:
+            found[key] = read(entry)
+        except UserError as error:
+            raise UserError(f"{name}[{key!r}]: {error}") from None
+    return found
 
 
 def _numbers(values: Any, key: str) -> dict[str, Any]:
