@@ -21,8 +21,6 @@ from gatito.data.formats.columns import check_claims, element_type, row_values
 from gatito.data.formats.layout import MARK, ColumnLayout, own_episode
 from gatito.data.formats.source import (
     REWARD,
-    TERMINATED,
-    TRUNCATED,
     EpisodeSource,
     ImportConfig,
     RawEpisode,
@@ -72,7 +70,7 @@ class HubSource(EpisodeSource):
         guessed |= {role: name for role, name in known if name in names}
         self.metadata = {"description": f"episodes of {config.location}, split {config.split}"}
         if self._own is not None:
-            guessed = self._own.roles() | dict(zip((REWARD, TERMINATED, TRUNCATED), ENDS, strict=True))
+            guessed = self._own.roles(ENDS)
             self.metadata = _stated(marks, self.files[0])
         super().__init__(config, found, guessed, given)
 

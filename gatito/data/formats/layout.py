@@ -5,7 +5,7 @@ It goes along in the parquet files' metadata as JSON, so that importing them giv
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -17,7 +17,17 @@ from minari.serialization import deserialize_space, serialize_space
 from numpy.typing import NDArray
 
 from gatito.data.formats.columns import row_values
-from gatito.data.formats.source import FRAME_KEYS, FRAMES, RawEpisode, Space, Values, timesteps_of
+from gatito.data.formats.source import (
+    FRAME_KEYS,
+    FRAMES,
+    REWARD,
+    TERMINATED,
+    TRUNCATED,
+    RawEpisode,
+    Space,
+    Values,
+    timesteps_of,
+)
 from gatito.data.minari_episodes import EXPLORATORY
 from gatito.errors import UserError
 from gatito.tokenizers.fields import Path, build_tree, image_problem, value_at
@@ -100,12 +110,13 @@ class ColumnLayout:
                     leaves[column.path] = found
         return build_tree(leaves)
 
-    def roles(self) -> dict[str, str]:
-        """The first column of each space, which stands for all of it once it is read."""
-        return {
+    def roles(self, ends: Sequence[str] = ()) -> dict[str, str]:
+        """The first column of each space, which stands for all of it once read; then those of rewards and `ends`."""
+        firsts = {
             role: next(column.name for column in self.columns if column.part == part)
             for role, part in (("observation", "observations"), ("action", "actions"))
         }
+        return firsts | dict(zip((REWARD, TERMINATED, TRUNCATED), ends, strict=False))
 
     def beside(self) -> list[str]:
         """Columns that hold a value for each episode."""

@@ -115,7 +115,7 @@ class LeRobotSource(EpisodeSource):
         robot = info.get("robot_type") or "unknown robot"
         self.metadata = {"description": f"{robot}, {self.fps:g} frames a second, LeRobot {self.version}"}
         if self._own is not None:
-            guessed = self._own.roles() | dict(zip((REWARD, TERMINATED, TRUNCATED), ENDS, strict=True))
+            guessed = self._own.roles(ENDS)
             stated = info["gatito"].get("metadata")
             self.metadata = kept_metadata(dict(stated or {}), f"{self.root}, info.json")
         super().__init__(config, found, guessed, given)
