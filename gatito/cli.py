@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from gatito.errors import UserError
-from gatito.live_verbs import chat, generate, serve
+from gatito.live_verbs import chat, generate, play, serve
 from gatito.parsing import Parser, normalised, switches
 from gatito.verbs import (
     card,
@@ -37,6 +37,7 @@ def build_parser() -> Parser:
     from gatito.data.engine import EngineName
     from gatito.data.mixture import MixtureConfig
     from gatito.eval.config import EvaluationConfig
+    from gatito.play.config import PlayConfig
     from gatito.serve.config import ServeConfig
     from gatito.train.configs import Recipe
 
@@ -117,6 +118,10 @@ def build_parser() -> Parser:
     serving.add_function_arguments(serve, as_positional=False, skip={"checkpoint", "config"})
     serving.add_class_arguments(ServeConfig, None)
     verbs.add_subcommand("serve", serving)
+    playing = Parser(description=(play.__doc__ or "").split("\n")[0])
+    playing.add_argument("checkpoint", type=str, help=_help_of(play, "checkpoint"))
+    playing.add_class_arguments(PlayConfig, None)
+    verbs.add_subcommand("play", playing)
     return main
 
 
@@ -156,6 +161,11 @@ def run(arguments: Sequence[str]) -> None:
         typed = chosen.as_dict()
         settings = ServeConfig(**{f.name: typed.pop(f.name) for f in fields(ServeConfig)})
         serve(config=settings, **typed)
+    elif values.verb == "play":
+        from gatito.play.config import PlayConfig
+
+        typed = chosen.as_dict()
+        play(typed.pop("checkpoint"), PlayConfig(**typed))
     elif values.verb == "train":
         from accelerate import PartialState
 

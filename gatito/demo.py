@@ -234,6 +234,7 @@ def next_commands(out: Path) -> list[str]:
     run, store = out / "run", out / "store"
     return [
         f"gatito eval {run} --tasks {SHOWN[0]} --episodes 50 --prompt all --out {out / 'eval'}",
+        f"gatito play {run}",
         f"gatito tokens {out / 'datasets' / SHOWN[2] / 'noisy-v0'} --episode 0",
         f"gatito train --config demo --data {store} --train.steps 10000 --train.minutes 120 --out runs/longer",
         f"gatito data collect --tasks babyai/pickup-loc --episodes 500 --out {out / 'more'}",

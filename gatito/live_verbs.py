@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from gatito.errors import UserError
 
 if TYPE_CHECKING:
+    from gatito.play.config import PlayConfig
     from gatito.serve.config import ServeConfig
 
 
@@ -27,6 +28,19 @@ def serve(checkpoint: str | None, config: "ServeConfig", probe: bool = False) ->
     except ImportError as error:
         raise UserError(f"gatito serve needs {error.name}: pip install 'gatito[serve]'") from None
     serve_checkpoint(checkpoint, config)
+
+
+def play(checkpoint: str, config: "PlayConfig") -> None:
+    """Meet the agent on a local page: watch it act, instruct and ask it, take the controls and prompt it.
+
+    Args:
+        checkpoint: Folder of a run or checkpoint, or `hf:owner/name` on the hub.
+    """
+    try:
+        from gatito.play.command import play_checkpoint
+    except ImportError as error:
+        raise UserError(f"gatito play needs {error.name}: pip install 'gatito[serve]'") from None
+    play_checkpoint(checkpoint, config)
 
 
 def generate(

@@ -117,6 +117,11 @@ def read_episode(
     }
 
 
+def num_rows(content: bytes) -> int:
+    """Rows of an episode's file, one more than it has timesteps; raises `pyarrow.ArrowException` where it is none."""
+    return int(pa.ipc.open_file(pa.BufferReader(content)).read_all().num_rows)
+
+
 def _rows_of(values: NDArray[Any]) -> pa.Array:
     flat = np.ascontiguousarray(values).reshape(len(values), -1)
     kind = pa.list_(pa.from_numpy_dtype(flat.dtype), list_size=flat.shape[1])

@@ -114,13 +114,18 @@ class Actor:
 
         Raises `UserError` where nothing has been decided, and for an action that is not of the task's space.
         """
-        own = self._session(session)
-        if own.present is not None or not own.window.timesteps:
-            raise UserError(f"session {session} has decided nothing yet; there is no action to correct")
+        own = self.decided(session)
         tokens = own.layout.action_tokens(own.layout.ids_of_action(action, f"session {session}"))
         last = own.window.timesteps[-1]
         observed = last.head(len(last) - len(tokens), self.trunk.vocabulary.patch)
         own.window.act_instead(_timestep(observed, tokens), tokens)
+
+    def decided(self, session: int) -> Session:
+        """A session whose window ends with an action that it decided; raises `UserError` where it does not."""
+        own = self._session(session)
+        if own.present is not None or not own.window.timesteps:
+            raise UserError(f"session {session} has decided nothing yet; let it act first")
+        return own
 
     def observe(self, session: int, observation: Any, where: str = "observation") -> None:
         """Take in what a session sees next; `decide` acts on it.

@@ -110,16 +110,35 @@ def view_attention(
 
     Raises `UserError` where the episode ends before.
     """
-    spec, layout, trunk = task.spec, task.layout, actor.trunk
+    spec, layout = task.spec, task.layout
     actor.reset(0, layout, prompt, seed)
     actions, observation = _play_to(step, spec, actor, seed)
     actor.act({0: observation})
-    *past, timestep = actor.sessions[0].window.sequences()
+    image = _image(spec, layout, actions, observation, seed)
+    return last_attention(actor, 0, spec.id, seed, step, prompt, image)
+
+
+def last_attention(
+    actor: Actor,
+    session: int,
+    task: str,
+    seed: int,
+    step: int,
+    prompt: TokenSequence | None,
+    image: NDArray[np.uint8] | None,
+) -> AttentionView:
+    """What the model looked at when it decided last in a session, which began with `prompt`.
+
+    Episode, timestep and image are those that the view states. Raises `UserError` where nothing has been decided.
+    """
+    own, trunk = actor.decided(session), actor.trunk
+    layout = own.layout
+    *past, timestep = own.window.sequences()
     seen = timestep.head(len(timestep) - layout.num_action_tokens, layout.vocabulary.patch)
     weights = attention_weights(actor.model, past, seen).mean(1).double().cpu().numpy()
     summed, on_actions = by_timestep(weights, concatenate([*past, seen]), trunk)
     return AttentionView(
-        task=spec.id,
+        task=task,
         seed=seed,
         step=step,
         prompt_timesteps=_of_prompt(prompt, sum(part.num_timesteps for part in past), step, actor.prompt_slides),
@@ -128,7 +147,7 @@ def view_attention(
         weights=summed,
         action_weights=on_actions,
         rows=token_rows(timestep, layout.vocabulary, layout.text, layout),
-        image=_image(spec, layout, actions, observation, seed),
+        image=image,
     )
 
 

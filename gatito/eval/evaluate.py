@@ -59,14 +59,7 @@ def check_task(
     """
     config = config or EvaluationConfig()
     spec = task if isinstance(task, TaskSpec) else get_task(task)
-    layout = processor.layout(spec.id)
-    with closing_env(spec.make()) as env:
-        fresh = spec.layout(env, layout.vocabulary, layout.text)
-    if fresh.sha256 != layout.sha256:
-        raise UserError(
-            f"task {spec.id!r}: the environment's layout {fresh.sha256[:12]} is not the checkpoint's "
-            f"{layout.sha256[:12]}; the spaces have changed since the data was built, train again"
-        )
+    layout, env = check_environment(processor, spec)
     if config.demonstrations_from is not None:
         check_datasets(spec, layout, config.demonstrations_from)
     elif set(config.prompts) != {"none"} and not has_expert(spec):
@@ -75,6 +68,22 @@ def check_task(
         )
     baseline = baseline_of(spec, config.demonstrations_from, config.expert_return, config.processes)
     return CheckedTask(spec=spec, layout=layout, baseline=baseline, env=env)
+
+
+def check_environment(processor: GatitoProcessor, spec: TaskSpec) -> tuple[Layout, gym.Env[Any, Any]]:
+    """The layout of a task, and its environment, closed, for its spaces.
+
+    Raises `UserError` where the checkpoint does not know the task, or knows it with other spaces.
+    """
+    layout = processor.layout(spec.id)
+    with closing_env(spec.make()) as env:
+        fresh = spec.layout(env, layout.vocabulary, layout.text)
+    if fresh.sha256 != layout.sha256:
+        raise UserError(
+            f"task {spec.id!r}: the environment's layout {fresh.sha256[:12]} is not the checkpoint's "
+            f"{layout.sha256[:12]}; the spaces have changed since the data was built, train again"
+        )
+    return layout, env
 
 
 def check_tasks(

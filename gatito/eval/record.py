@@ -10,7 +10,7 @@ from minari.data_collector import EpisodeBuffer
 
 from gatito.data.episode import check_values, stack
 from gatito.data.minari_arrow import FILE, EncodedEpisode, encode_episode, read_metadata, write_episode
-from gatito.data.minari_episodes import MinariWriter
+from gatito.data.minari_episodes import HasSpaces, MinariWriter
 from gatito.data.publish import check_writable, published, remove_folder
 from gatito.data.tasks import TaskSpec
 from gatito.errors import UserError
@@ -21,6 +21,23 @@ from gatito.eval.rollout import Played
 def dataset_name(part: str) -> str:
     """Last part of the id of a dataset of rollouts."""
     return f"rollouts-{part}-v0"
+
+
+def buffer_of(played: Played, env: HasSpaces) -> EpisodeBuffer:
+    """An episode as it is recorded; raises `UserError` where its values are not of the environment's spaces."""
+    where = f"task {played.spec.id!r}, seed {played.seed}"
+    observations = stack(env.observation_space, played.observations, f"{where}, observation")
+    check_values(env.observation_space, observations, f"{where}, observation", "repair the environment")
+    T = len(played.actions)
+    return EpisodeBuffer(
+        seed=played.seed,
+        observations=observations,
+        actions=stack(env.action_space, played.actions, f"{where}, action"),
+        rewards=played.rewards,
+        terminations=[False] * (T - 1) + [played.terminated],
+        truncations=[False] * (T - 1) + [not played.terminated],
+        infos={},
+    )
 
 
 class RolloutRecorder:
@@ -45,19 +62,7 @@ class RolloutRecorder:
     def keep(self, played: Played) -> None:
         """Keep an episode; raises `UserError` where its values are not of the environment's spaces."""
         env = self.envs[played.spec.id]
-        where = f"task {played.spec.id!r}, seed {played.seed}"
-        observations = stack(env.observation_space, played.observations, f"{where}, observation")
-        check_values(env.observation_space, observations, f"{where}, observation", "repair the environment")
-        T = len(played.actions)
-        buffer = EpisodeBuffer(
-            seed=played.seed,
-            observations=observations,
-            actions=stack(env.action_space, played.actions, f"{where}, action"),
-            rewards=played.rewards,
-            terminations=[False] * (T - 1) + [played.terminated],
-            truncations=[False] * (T - 1) + [not played.terminated],
-            infos={},
-        )
+        buffer = buffer_of(played, env)
         folder = self._folder(played.spec.id, played.part)
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder / str(played.seed), ignore_errors=True)  # of an episode that had to be played again

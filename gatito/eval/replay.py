@@ -53,8 +53,13 @@ def replayed(env: gym.Env[Any, Any], actions: Sequence[Any], seed: int) -> Itera
 
 def rendering(spec: TaskSpec) -> closing[gym.Env[Any, Any]]:
     """The environment of a task with a camera, to be used in a `with`."""
+    return closing(make_rendering(spec))
+
+
+def make_rendering(spec: TaskSpec) -> gym.Env[Any, Any]:
+    """The environment of a task with a camera."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory; without a screen it would fail
-    return closing(spec.make(render_mode="rgb_array"))
+    return spec.make(render_mode="rgb_array")
 
 
 def render_frame(env: gym.Env[Any, Any]) -> np.ndarray:

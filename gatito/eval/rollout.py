@@ -11,7 +11,7 @@ from gatito.data.tasks import TaskSpec
 from gatito.errors import UserError
 from gatito.eval.actor import Actor
 from gatito.eval.scores import EpisodeRecord, Prompt, succeeded
-from gatito.eval.simulators import Act, Answer, Begin, Failed, Lost, Moment, Request, Simulators
+from gatito.eval.simulators import Act, Answer, Begin, Demonstrated, Failed, Lost, Moment, Request, Simulators
 from gatito.tokenizers import Layout, TokenSequence
 
 
@@ -183,6 +183,7 @@ class _Rollouts:
 
     def _take_in(self, session: int, answer: Answer) -> None:
         context = self.playing[session]
+        assert not isinstance(answer, Demonstrated)  # none is asked for
         if isinstance(answer, Failed):
             context.fail(answer.reason)
         elif isinstance(answer, Lost):

@@ -10,7 +10,7 @@ import os
 import pickle
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
@@ -20,7 +20,18 @@ from typing import Any
 from gatito.data.collect import end_with_parent
 from gatito.data.tasks import TaskSpec, get_task, registry
 from gatito.errors import UserError
-from gatito.eval.simulators import LIMIT_S, Act, Answer, Begin, Failed, LocalSimulators, Lost, Request, Simulators
+from gatito.eval.simulators import (
+    LIMIT_S,
+    Act,
+    Answer,
+    Begin,
+    Demonstrate,
+    Failed,
+    LocalSimulators,
+    Lost,
+    Request,
+    Simulators,
+)
 
 STARTUP_S = 300.0
 """Seconds that a process may take until it takes requests."""
@@ -124,11 +135,13 @@ class SimulatorPool:
         if isinstance(request, Act):
             return request
         spec = request.spec
+        values = {f.name: getattr(request, f.name) for f in fields(request) if f.name != "spec"}
         if registry().get(spec.id) is spec:
-            return (spec.id, request.seed)
+            return (type(request), spec.id, values)
         if not any(known is spec for known in self._specs):
             self._specs.append(spec)
-        return (next(i for i, known in enumerate(self._specs) if known is spec), request)
+        number = next(i for i, known in enumerate(self._specs) if known is spec)
+        return (type(request), (number, spec), values)
 
     def _receive(self, number: int, answers: dict[int, Answer]) -> None:
         """Take the answers of a process."""
@@ -231,7 +244,7 @@ def _received(request: Any, sent: dict[int, TaskSpec]) -> Request:
     """What `_sendable` has made of a request."""
     if not isinstance(request, tuple):
         return request
-    task, begin = request
-    if isinstance(task, str):
-        return Begin(spec=get_task(task), seed=begin)
-    return Begin(spec=sent.setdefault(task, begin.spec), seed=begin.seed)  # the environment is kept for the first
+    kind, task, values = request
+    spec = get_task(task) if isinstance(task, str) else sent.setdefault(*task)  # environments are kept for the first
+    asked: Begin | Demonstrate = kind(spec=spec, **values)
+    return asked

@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gymnasium as gym
+import numpy as np
 from gymnasium import spaces
+from minari.data_collector import EpisodeBuffer
+from numpy.typing import NDArray
 
 from gatito.data.alarm import OutOfTime, time_limit
 from gatito.data.episode import copied
+from gatito.data.recording import collect_episode
 from gatito.data.tasks import TaskSpec
 from gatito.errors import UserError
+from gatito.eval.replay import make_rendering, render_frame
 from gatito.tokenizers.fields import Path, value_at
 
 LIMIT_S = 60.0
@@ -33,6 +38,8 @@ class Begin:
     """Its task."""
     seed: int
     """Given to `reset`."""
+    renders: bool = False
+    """Whether its moments have frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,26 @@ class Moment:
     """Whether the episode has come to an end of its own."""
     truncated: bool = False
     """Whether it was cut."""
+    frame: NDArray[np.uint8] | None = None
+    """(H, W, 3), see `render_frame`; None where none was asked for, or the simulator cannot render here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstrate:
+    """Asks for a whole episode of the task's expert."""
+
+    spec: TaskSpec
+    """Its task."""
+    seed: int
+    """Given to `reset`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstrated:
+    """What the expert has done."""
+
+    buffer: EpisodeBuffer
+    """T timesteps, T + 1 observations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +97,8 @@ class Lost:
     """The process that held the episode has ended for the sake of another; it may begin again."""
 
 
-Request = Begin | Act
-Answer = Moment | Failed | Lost
+Request = Begin | Act | Demonstrate
+Answer = Moment | Demonstrated | Failed | Lost
 
 
 class Simulators(Protocol):
@@ -95,7 +122,7 @@ class LocalSimulators:
         if not 0 < limit_s <= MAX_LIMIT_S:
             raise UserError(f"--limit-s is {limit_s}, allowed above 0 to {MAX_LIMIT_S:g}")
         self.limit_s = limit_s
-        self._envs: dict[int, tuple[TaskSpec, gym.Env[Any, Any]]] = {}
+        self._envs: dict[int, _Kept] = {}
 
     def exchange(self, requests: Mapping[int, Request]) -> dict[int, Answer]:
         """Do what is asked of each slot in turn."""
@@ -106,16 +133,21 @@ class LocalSimulators:
         slow = OutOfTime(f"no answer within {self.limit_s:g} s")
         try:
             with time_limit(self.limit_s, "wall", slow):
+                if isinstance(request, Demonstrate):
+                    env = self._keep(slot, request.spec, renders=False).env
+                    return Demonstrated(buffer=collect_episode(request.spec, env, request.seed))
                 if isinstance(request, Begin):
-                    env = self._env(slot, request.spec)
-                    return Moment(observation=_checked(env, env.reset(seed=request.seed)[0]))
-                env = self._envs[slot][1]
-                observation, reward, terminated, truncated, _ = env.step(request.action)
+                    kept = self._keep(slot, request.spec, renders=request.renders)
+                    observation = _checked(kept.env, kept.env.reset(seed=request.seed)[0])
+                    return Moment(observation=observation, frame=kept.frame())
+                kept = self._envs[slot]
+                observation, reward, terminated, truncated, _ = kept.env.step(request.action)
                 return Moment(
-                    observation=_checked(env, observation),
+                    observation=_checked(kept.env, observation),
                     reward=float(reward),
                     terminated=bool(terminated),
                     truncated=bool(truncated),
+                    frame=kept.frame(),
                 )
         except Exception as error:  # whatever another package's simulator raises
             if isinstance(error, OutOfTime) and error is not slow:  # the time of all that this is part of
@@ -128,17 +160,37 @@ class LocalSimulators:
         for slot in list(self._envs):
             self._drop(slot)
 
-    def _env(self, slot: int, spec: TaskSpec) -> gym.Env[Any, Any]:
-        if slot in self._envs and self._envs[slot][0] is not spec:
+    def _keep(self, slot: int, spec: TaskSpec, *, renders: bool) -> "_Kept":
+        kept = self._envs.get(slot)
+        if kept is not None and (kept.spec is not spec or kept.renders != renders):
             self._drop(slot)
         if slot not in self._envs:
-            self._envs[slot] = (spec, spec.make())
-        return self._envs[slot][1]
+            env = make_rendering(spec) if renders else spec.make()
+            self._envs[slot] = _Kept(spec=spec, env=env, renders=renders)
+        return self._envs[slot]
 
     def _drop(self, slot: int) -> None:
         if slot in self._envs:
             with contextlib.suppress(Exception):  # what has failed may fail to close as well
-                self._envs.pop(slot)[1].close()
+                self._envs.pop(slot).env.close()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Kept:
+    """The environment of a slot."""
+
+    spec: TaskSpec
+    env: gym.Env[Any, Any]
+    renders: bool
+
+    def frame(self) -> NDArray[np.uint8] | None:
+        """What its camera sees, where there is one."""
+        if not self.renders:
+            return None
+        try:
+            return render_frame(self.env)
+        except Exception:  # whatever a broken driver raises: a picture must not cost the episode
+            return None
 
 
 def _words(error: Exception) -> str:

@@ -10,7 +10,7 @@ text, where it has one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,22 @@ def action_of(fields: Sequence[Field], rows: NDArray[Any]) -> Any:
     """The action for the environment of a reply (1, A), in the dtypes of its space."""
     actions = split_actions(fields, rows)
     return build_tree({f.path: value_at(actions, f.path)[0].astype(f.dtype) for f in fields})
+
+
+def described(layout: Layout) -> dict[str, Any]:
+    """The fields of a task, as its clients need them."""
+    instruction = text_field(layout)
+    return {
+        "observations": [_described_field(f) for f in layout.observations],
+        "actions": [_described_field(f) for f in layout.actions],
+        "prompt": None if instruction is None else instruction.name,
+    }
+
+
+def _described_field(f: Field) -> dict[str, Any]:
+    values = asdict(f)
+    kept = ("path", "kind", "dtype", "shape", "low", "high", "start", "num_values")
+    return {"name": f.name, **{key: list(v) if isinstance(v := values[key], tuple) else v for key in kept}}
 
 
 def text_field(layout: Layout) -> Field | None:

@@ -13,7 +13,6 @@ import hmac
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
 
@@ -38,11 +37,11 @@ from gatito.serve.messages import (
     ACTIONS,
     LATE,
     Request,
+    described,
     episode_of,
     joined_actions,
     observation_of,
     parse_request,
-    text_field,
 )
 from gatito.serve.metrics import Metrics
 from gatito.serve.sessions import Begin, Sessions, Turn
@@ -116,7 +115,7 @@ class PolicyServer:
             "version": __version__,
             "checkpoint": name,
             "task": self._task,
-            "tasks": {task: _described(layout) for task, layout in sorted(self.processor.layouts.items())},
+            "tasks": {task: described(layout) for task, layout in sorted(self.processor.layouts.items())},
             "action_horizon": 1,
             "hz": self.config.hz,
             "max_message_bytes": self.config.max_message_bytes,
@@ -253,22 +252,6 @@ class _Peer:
         """That the last answer took."""
         self.is_broken = False
         """Whether the model failed."""
-
-
-def _described(layout: Layout) -> dict[str, Any]:
-    """The fields of a task, as its clients need them."""
-    instruction = text_field(layout)
-    return {
-        "observations": [_field(f) for f in layout.observations],
-        "actions": [_field(f) for f in layout.actions],
-        "prompt": None if instruction is None else instruction.name,
-    }
-
-
-def _field(f: Any) -> dict[str, Any]:
-    values = asdict(f)
-    kept = ("path", "kind", "dtype", "shape", "low", "high", "start", "num_values")
-    return {"name": f.name, **{key: list(v) if isinstance(v := values[key], tuple) else v for key in kept}}
 
 
 def _port(server: Server) -> int:

@@ -5,7 +5,7 @@ own, so that callers, of an event loop or not, never wait for the model to be fr
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -37,8 +37,10 @@ class Turn:
     """None asks for no action."""
     executed: Any = None
     """The last action, where another one than was decided has been executed."""
+    look: Callable[[Actor], Any] | None = None
+    """Asks for what it returns, and nothing else, between two steps."""
     future: Future[Any] = field(default_factory=Future)
-    """Becomes the action."""
+    """Becomes the action, or what was looked for."""
 
 
 class Sessions:
@@ -62,10 +64,14 @@ class Sessions:
 
     def open(self) -> int:
         """Take a session; raises `UserError` where all are taken."""
+        return self.open_all(1)[0]
+
+    def open_all(self, count: int) -> list[int]:
+        """Take so many sessions or none; raises `UserError` where there are not so many."""
         with self._changed:
-            if not self._free or self._stopping:
+            if len(self._free) < count or self._stopping:
                 raise UserError(f"all {self._actor.num_sessions} sessions are taken; try again later")
-            return self._free.pop()
+            return [self._free.pop() for _ in range(count)]
 
     def close(self, session: int) -> None:
         """Give a session back; what it waits for is dropped."""
@@ -82,12 +88,17 @@ class Sessions:
         It raises `UserError` for what the session cannot take in, and then the session is as it was; where the model
         itself fails, it is to begin anew.
         """
-        with self._changed:
-            if session in self._turns:
-                raise UserError(f"session {session} is still asked something; wait for its answer")
-            self._turns[session] = turn
-            self._changed.notify()
+        self.submit_all({session: turn})
         return turn.future
+
+    def submit_all(self, turns: Mapping[int, Turn]) -> None:
+        """Ask several sessions at once: they are decided in the same step."""
+        with self._changed:
+            for session in turns:
+                if session in self._turns:
+                    raise UserError(f"session {session} is still asked something; wait for its answer")
+            self._turns |= turns
+            self._changed.notify()
 
     def shutdown(self) -> None:
         """Answer what has been asked, and end the thread."""
@@ -117,7 +128,9 @@ class Sessions:
         began = perf_counter()
         for session, turn in turns.items():
             try:
-                if self._take_in(session, turn):
+                if turn.look is not None:
+                    turn.future.set_result(turn.look(self._actor))
+                elif self._take_in(session, turn):
                     deciding[session] = turn
                 else:
                     turn.future.set_result(None)

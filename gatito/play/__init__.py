@@ -1,0 +1,1 @@
+"""A page where people meet the agent: `gatito play`."""

@@ -1,0 +1,41 @@
+"""What `gatito play` does."""
+
+import asyncio
+import signal
+import webbrowser
+
+import torch
+
+from gatito.errors import UserError
+from gatito.eval.agent import load_checkpoint
+from gatito.play.config import PlayConfig
+from gatito.play.server import HOST, PlayServer
+
+
+def play_checkpoint(checkpoint: str, config: PlayConfig) -> None:
+    """Serve the page until SIGTERM or Ctrl-C, and save what was recorded and not saved.
+
+    Raises `UserError` where the port is taken.
+    """
+    torch.set_num_threads(config.threads)
+    model, processor = load_checkpoint(checkpoint)
+    server = PlayServer(model, processor, config, checkpoint)
+
+    def say(address: str) -> None:
+        print(f"{address}\nCtrl-C ends it", flush=True)
+        if not config.no_browser:
+            webbrowser.open(address)
+
+    async def run() -> None:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(name, server.stop)
+        await server.run(say)
+
+    try:
+        asyncio.run(run())
+    except OSError as error:
+        raise UserError(f"cannot listen on {HOST}:{config.port} ({error.strerror or error})") from None
+    finally:
+        for folder in server.demonstrations.save_rest():
+            print(f"recorded and not saved yet, now in {folder}")
+    print("stopped")
