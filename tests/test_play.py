@@ -6,6 +6,8 @@ import os
 import random
 import signal
 import struct
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -474,6 +476,28 @@ def test_a_task_with_other_spaces_than_it_was_trained_with_is_refused(checkpoint
     changed = GatitoProcessor(processor.trunk, processor.text, {CARTPOLE: processor.layouts[CAR]})
     with pytest.raises(UserError, match="the spaces have changed"):
         PlayServer(model, changed, PlayConfig(), "toy")
+
+
+@pytest.mark.slow
+def test_the_command_saves_what_was_recorded_when_it_is_told_to_end(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    model, processor = checkpoint
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    command = [sys.executable, "-m", "gatito", "play", "model", "--no-browser", "--record", "kept"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as own:
+        assert own.stdout is not None
+        with page(own.stdout.readline().strip()) as opened:
+            opened.begin(CARTPOLE, controlled=True)
+            opened.say("act", values=[1])
+            opened.heard("moment", lambda moment: moment["timestep"] == 1)
+            own.send_signal(signal.SIGTERM)
+            with pytest.raises(ConnectionClosed, match="has stopped"):
+                opened.heard("never")
+        said = own.stdout.read()
+    assert own.returncode == 0
+    (folder,) = (tmp_path / "kept" / CARTPOLE).glob("unsaved-*-v0")
+    assert f"recorded and not saved yet, now in kept/{CARTPOLE}/{folder.name}" in said
+    assert open_minari(folder).episode(0).actions.tolist() == [1]
 
 
 @pytest.mark.parametrize(
