@@ -96,7 +96,8 @@ def main() -> None:
             rows.append((task, *zip(*times, strict=True), other))
         browser.close()
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {arguments.rounds} rounds; seconds, median (most)"
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {arguments.rounds} rounds; seconds, "
+        "median (most)"
     )
     print(f"{'task':<28}{'opened':>16}{'then chosen':>16}")
     for task, opened, chosen, other in rows:
