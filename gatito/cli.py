@@ -97,6 +97,9 @@ def build_parser() -> Parser:
     train.add_class_arguments(Recipe, None)
     train.add_argument("--data", type=str, required=True, help="store that gatito data build wrote")
     train.add_argument("--out", type=str, required=True, help="folder of the run")
+    train.add_argument(
+        "--init", type=str, help="checkpoint, run, or `hf:owner/name` whose weights the run begins with, in its shape"
+    )
     verbs.add_subcommand("train", train)
 
     evaluation = Parser(description=(evaluate.__doc__ or "").split("\n")[0])
@@ -172,8 +175,10 @@ def run(arguments: Sequence[str]) -> None:
         from gatito.train.stop import Terminated
         from gatito.train.trainer import train
 
+        if chosen.init is not None:
+            _check_shape_is_left(arguments)
         try:
-            path = train(_recipe(parser, values), Path(chosen.data), Path(chosen.out))
+            path = train(_recipe(parser, values), Path(chosen.data), Path(chosen.out), init=chosen.init)
         except Terminated as end:
             print(f"gatito: {end}", file=sys.stderr)
             sys.exit(143)
@@ -185,6 +190,14 @@ def run(arguments: Sequence[str]) -> None:
             "generate": generate, "chat": chat,
         }  # fmt: skip
         functions[values.verb](**chosen.as_dict())
+
+
+def _check_shape_is_left(arguments: Sequence[str]) -> None:
+    """Raise `UserError` for a shape that was typed beside --init, which has its own."""
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name.startswith("--model.") and name.replace("-", "_") != "__model.drop_path":
+            raise UserError(f"{name} beside --init: a run has the shape of what it begins with; leave it out")
 
 
 def _recipe(parser: ArgumentParser, values: Namespace) -> Any:

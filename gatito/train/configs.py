@@ -64,25 +64,34 @@ class ModelConfig:
     def build(self, vocabulary: Vocabulary, context: int, end_id: int) -> GatitoConfig:
         """The transformers configuration of this shape."""
         return GatitoConfig(
-            hidden_size=self.width,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            head_dim=self.head_dim,
-            intermediate_size=self.feed_forward,
-            patch_channels=self.patch_channels,
-            rotary=self.rotary,
-            latents=self.latents,
-            resampler_depth=self.resampler_depth,
-            resample_images=self.resample_images,
-            action_layers=self.action_layers,
-            drop_path=self.drop_path,
-            loss_over=self.loss_over,
+            **{theirs: getattr(self, ours) for ours, theirs in NAMES.items()},
             # At width 128 the usual 0.02 drowns what a token is in what the blocks add: docs/decisions.md.
             initializer_range=self.width**-0.5,
             context=context,
             eos_token_id=end_id,
             **vocabulary.to_json(),
         )
+
+    @classmethod
+    def of(cls, config: GatitoConfig) -> "ModelConfig":
+        """The shape of a transformers configuration."""
+        return cls(**{ours: getattr(config, theirs) for ours, theirs in NAMES.items()})
+
+
+NAMES = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "feed_forward": "intermediate_size",
+    **{
+        name: name
+        for name in (
+            "head_dim", "patch_channels", "rotary", "latents", "resampler_depth", "resample_images", "action_layers",
+            "drop_path", "loss_over",
+        )
+    },
+}  # fmt: skip
+"""Names of `ModelConfig`, and those of the transformers configuration for the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Prompted rollouts while training, the tasks shared among the processes."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -25,15 +25,14 @@ LONGEST_REASON = 200
 """Letters of why a task failed."""
 
 
-def tasks_to_evaluate(config: TrainConfig, processor: GatitoProcessor) -> list[CheckedTask]:
-    """The tasks of `--train.evaluate_tasks`, by default all registered ones that are trained on.
+def tasks_to_evaluate(config: TrainConfig, processor: GatitoProcessor, known: Collection[str]) -> list[CheckedTask]:
+    """The tasks of `--train.evaluate_tasks`, by default all registered ones that are trained on (`known`).
 
     A pattern or group stands for those of its tasks that are trained on. Raises `UserError` for a task that the data
     does not have, before any training.
     """
     if not config.evaluate_every:
         return []
-    known = processor.layouts
     names = [name.strip() for name in config.evaluate_tasks.split(",")] if config.evaluate_tasks else ["all"]
     for name in names:
         if name in registry() and name not in known:

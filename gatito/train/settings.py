@@ -16,6 +16,7 @@ FREE = (
 )  # fmt: skip
 """Settings of `TrainConfig` that may change: none of them decides what is learned."""
 BEFORE = {
+    "init": None,
     "model.latents": 0,
     "model.resampler_depth": 0,
     "model.resample_images": False,
@@ -26,10 +27,11 @@ BEFORE = {
 """What a run had that was begun before these settings were there."""
 
 
-def run_settings(recipe: Recipe, store: Store) -> dict[str, Any]:
-    """The settings of a run as a checkpoint keeps them, with the hash of its data."""
+def run_settings(recipe: Recipe, store: Store, init: str | Path | None = None) -> dict[str, Any]:
+    """The settings of a run as a checkpoint keeps them, with the hash of its data, and what it began with."""
     train = {f"train.{name}": value for name, value in asdict(recipe.train).items() if name not in FREE}
-    return {"data": store.sha256, **train} | {f"model.{k}": v for k, v in asdict(recipe.model).items()}
+    began = {"data": store.sha256, "init": None if init is None else str(init)}
+    return began | train | {f"model.{k}": v for k, v in asdict(recipe.model).items()}
 
 
 def check_same_settings(

@@ -21,7 +21,7 @@ from gatito.data.publish import check_writable
 from gatito.data.sampler import Sampler, smallest_observation
 from gatito.data.store import Store, open_store
 from gatito.errors import UserError
-from gatito.model import GatitoConfig, GatitoForCausalLM
+from gatito.model import GatitoConfig, GatitoForCausalLM, GatitoProcessor
 from gatito.train.card import model_card, processor_of
 from gatito.train.checkpoint import (
     FOLDER,
@@ -36,6 +36,7 @@ from gatito.train.configs import Recipe, TrainConfig
 from gatito.train.evaluation import evaluate_while_training, tasks_to_evaluate
 from gatito.train.flops import batch_counts, batch_flops
 from gatito.train.info import expected_epochs
+from gatito.train.init import begin_with
 from gatito.train.memory import available_bytes, check_fits, rows_per_gpu, training_memory
 from gatito.train.optimizer import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
 from gatito.train.parameters import count_parameters
@@ -50,8 +51,11 @@ MAX_SKIPPED = 3
 """Steps in a row with a loss or gradient that is not finite, before the run aborts."""
 
 
-def train(recipe: Recipe, data: Path, out: Path) -> Path:
+def train(recipe: Recipe, data: Path, out: Path, *, init: str | Path | None = None) -> Path:
     """Train a recipe on a store and return the last checkpoint.
+
+    With `init`, a checkpoint's folder, that of a run, or `hf:owner/name`, the run begins with its weights and has its
+    shape; of the recipe's model only the stochastic depth counts then.
 
     Raises `UserError` for data that is damaged or does not fit, for an `out` that holds another run, and for a
     loss that stays not finite; `Terminated` once it has saved after SIGTERM.
@@ -61,11 +65,15 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     check_writable(out)
     store = open_store(data)
     check_store(store)
-    shape = recipe.model.build(store.vocabulary, config.context, store.text.end)
-    sampler = stream_of(store, shape.trunk, config)
     accelerator = begin_accelerator(config, out)
     found = _checkpoint(config, out, accelerator)
-    settings = run_settings(recipe, store)
+    beginning = None if init is None else begin_with(found[0] if found else init, store)
+    if beginning is None:
+        shape = recipe.model.build(store.vocabulary, config.context, store.text.end)
+    else:
+        shape, recipe = beginning.shape(recipe), beginning.recipe(recipe)
+    sampler = stream_of(store, shape.trunk, config)
+    settings = run_settings(recipe, store, init)
     if found:
         accepted = check_same_settings(found[1].settings, settings, found[0], accept_changes=config.accept_changes)
         for change in accepted:
@@ -77,6 +85,8 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
         # Copied: weights mapped from a file lie 8 bytes off the alignment of torch's own, and CPU matrix products
         # of them differ in the last bit.
         plain.load_state_dict(GatitoForCausalLM.from_pretrained(found[0]).state_dict())
+    elif beginning is not None:
+        plain.load_state_dict(beginning.model.state_dict())
     configure(plain, config, accelerator.device)
     model, optimizer = accelerator.prepare(plain, build_optimizer(plain, config))
     plain = accelerator.unwrap_model(model)
@@ -85,7 +95,9 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
         restore_optimizer(plain, optimizer, found[1].optimizer)
         begins_at, step, elapsed = found[0], found[1].step, found[1].elapsed_s
     del found  # the tensors of its files, which may be pruned
-    loop = _Loop(recipe, store, sampler, accelerator, model, plain, optimizer, out, settings, begins_at)
+    processor = processor_of(store, sampler.trunk, None if beginning is None else beginning.processor)
+    del beginning  # its weights were copied
+    loop = _Loop(recipe, store, sampler, accelerator, model, plain, optimizer, out, settings, begins_at, processor)
     try:
         with lost_workers_named(), noticing_sigterm() as stop:
             return loop.run(step, elapsed, stop)
@@ -138,12 +150,13 @@ class _Loop:
         out: Path,
         settings: dict[str, Any],
         begins_at: Path | None,
+        processor: GatitoProcessor,
     ) -> None:
         self.config, self.recipe, self.store, self.sampler = recipe.train, recipe, store, sampler
         self.accelerator, self.model, self.plain, self.optimizer = accelerator, model, plain, optimizer
         self.out, self.settings, self.saved = out, settings, begins_at
-        self.processor = processor_of(store, sampler.trunk)
-        self.tasks = tasks_to_evaluate(self.config, self.processor)
+        self.processor = processor
+        self.tasks = tasks_to_evaluate(self.config, processor, store.layouts())
 
     def run(self, first_step: int, seconds_before: float, stop: Stop) -> Path:
         """Train to the end and return the last checkpoint; raises `Terminated` once it was told to end, and saved."""
@@ -296,7 +309,7 @@ class _Loop:
             tensors = optimizer_tensors(self.plain, optimizer, kept=saves)
         if saves and model is not None:
             state = TrainingState(step=step, settings=self.settings, optimizer=tensors, elapsed_s=elapsed)
-            card = model_card(self.recipe, self.store, step)
+            card = model_card(self.recipe, self.store, step, self.settings["init"])
             keep = {"keep": self.config.keep, "keep_every": self.config.keep_every}
             path = save_checkpoint(self.out, model, self.processor, state, card, **keep)
         self.accelerator.wait_for_everyone()
