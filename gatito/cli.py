@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,11 @@ from gatito.verbs import (
 )
 
 
-def build_parser() -> Parser:
-    """The parser of `gatito` with all its verbs."""
+EXPERIMENT = "Trains, evaluates, and writes a table, a picture and results.json; called again, it continues."
+
+
+def build_parser(arguments: Sequence[str] = ()) -> Parser:
+    """The parser of `gatito` with all its verbs; the defaults of some follow from the arguments."""
     from gatito import __version__
     from gatito.data.engine import EngineName
     from gatito.data.mixture import MixtureConfig
@@ -108,6 +111,20 @@ def build_parser() -> Parser:
     evaluation.add_class_arguments(EvaluationConfig, None)
     evaluation.set_defaults({"processes": 2})  # a crash there does not end the evaluation
     verbs.add_subcommand("eval", evaluation)
+    experiment = Parser(description=EXPERIMENT)
+    verbs.add_subcommand("experiment", experiment)
+    experiments = experiment.add_subcommands(dest="name")
+    for name, entry in _experiments(arguments).items():
+        own = Parser(description=f"{entry.make.question} {EXPERIMENT}")
+        own.add_argument("--config", action="config", help="YAML file of its settings")
+        own.add_class_arguments(entry.settings, None)
+        if "--full" in arguments:
+            own.set_defaults(dict(entry.full))
+        own.add_argument("--full", type=bool, default=False, help="the full protocol instead of the short form")
+        own.add_argument("--out", type=str, required=True, help="folder of the experiment; it is continued there")
+        own.add_argument("--parallel", type=int, default=2, help="parts that are measured at a time")
+        own.add_argument("--part", type=str, help="measure this part alone, as --parallel does")
+        experiments.add_subcommand(name, own)
     verbs.add_subcommand("compare", verb(compare, "sources"))
     verbs.add_subcommand("push", verb(push, "checkpoint"))
     writing = Parser(description=(generate.__doc__ or "").split("\n")[0])
@@ -128,6 +145,15 @@ def build_parser() -> Parser:
     return main
 
 
+def _experiments(arguments: Sequence[str]) -> Mapping[str, Any]:
+    """The experiments by name, where one is typed: what they are made of takes its time to import."""
+    if arguments[:1] != ["experiment"]:
+        return {}
+    from gatito.experiment.catalogue import EXPERIMENTS
+
+    return EXPERIMENTS
+
+
 def run(arguments: Sequence[str]) -> None:
     """Run one command line; raises `UserError` for bad input."""
     from transformers.utils import logging
@@ -136,7 +162,7 @@ def run(arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", "Image size")  # of Pillow: images.max_pixels is the limit, and names the file
     if {"--help", "-h"} & set(arguments):  # reading what stands under each field takes its time
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = build_parser()
+    parser = build_parser(arguments)
     parser.words = [word for word in arguments if not word.startswith("-")][:2]
     values = parser.parse_args(normalised(arguments, switches(parser)))
     chosen = values[values.verb]
@@ -164,6 +190,11 @@ def run(arguments: Sequence[str]) -> None:
         typed = chosen.as_dict()
         settings = ServeConfig(**{f.name: typed.pop(f.name) for f in fields(ServeConfig)})
         serve(config=settings, **typed)
+    elif values.verb == "experiment":
+        from gatito.experiment.command import run_named
+
+        typed = chosen[chosen.name].as_dict()
+        run_named(chosen.name, typed, arguments)
     elif values.verb == "play":
         from gatito.play.config import PlayConfig
 

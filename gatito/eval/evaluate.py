@@ -41,6 +41,8 @@ class CheckedTask:
     """What its scores are measured between."""
     env: gym.Env[Any, Any]
     """For its spaces; closed."""
+    demonstrated: TaskSpec | None = None
+    """Task of the same layout whose expert gives the prompts; None is its own."""
 
     @property
     def reference(self) -> Reference | None:
@@ -183,7 +185,7 @@ def make_actor(model: GatitoForCausalLM, config: EvaluationConfig, num_sessions:
 def make_prompts(model: GatitoForCausalLM, task: CheckedTask, config: EvaluationConfig) -> Prompts:
     """The prompts of a task; raises `UserError` where there are too few demonstrations."""
     return Prompts(
-        task.spec,
+        task.demonstrated or task.spec,
         task.layout,
         model.config.trunk,
         int(model.config.context),

@@ -1,0 +1,1 @@
+"""Experiments about learning, each with one command: `gatito experiment NAME`."""

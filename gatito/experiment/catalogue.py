@@ -1,0 +1,31 @@
+"""The experiments that there are, by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gatito.experiment import scaling
+from gatito.experiment.plan import Experiment, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One experiment."""
+
+    make: type[Any]
+    """Takes its settings."""
+    settings: type[Settings]
+    """Their defaults are the short form, which two cores finish in 40 minutes."""
+    full: Mapping[str, Any]
+    """What the full protocol changes of them."""
+
+    def experiment(self, settings: Settings) -> Experiment:
+        """The experiment with its settings."""
+        made: Experiment = self.make(settings)
+        return made
+
+
+EXPERIMENTS = {
+    "scaling": Entry(make=scaling.Scaling, settings=scaling.ScalingSettings, full=scaling.FULL),
+}
+"""By name, as typed."""

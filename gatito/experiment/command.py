@@ -1,0 +1,20 @@
+"""What `gatito experiment` does."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from gatito.experiment.catalogue import EXPERIMENTS
+from gatito.experiment.engine import command_of, measure_part, run_experiment
+
+
+def run_named(name: str, typed: Mapping[str, Any], arguments: Sequence[str]) -> None:
+    """Carry out the experiment of a command line, or the one part of it that is asked for."""
+    entry = EXPERIMENTS[name]
+    settings = entry.settings(**{f.name: typed[f.name] for f in fields(entry.settings)})
+    experiment, out = entry.experiment(settings), Path(typed["out"])
+    if typed["part"] is not None:
+        measure_part(experiment, out, typed["part"])
+        return
+    run_experiment(experiment, out, command_of(arguments), typed["parallel"])

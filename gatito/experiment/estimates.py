@@ -1,0 +1,109 @@
+"""Mean scores over training seeds and tasks, and how sure we are of them.
+
+The interval is of a bootstrap in two levels: training seeds are drawn with replacement, and of each the episodes of
+every task among themselves. With two seeds it knows little of how seeds differ; the points of a picture show them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatito.errors import UserError
+from gatito.eval.results import Results
+from gatito.eval.scores import score_tasks, seed_of
+from gatito.eval.statistics import RESAMPLES, percentile_interval
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Estimate:
+    """A mean with its 95 % interval."""
+
+    mean: float
+    """Over seeds and tasks."""
+    by_seed: Sequence[float]
+    """Means over tasks, one for each training seed."""
+    samples: NDArray[np.float64]
+    """(RESAMPLES,) of the bootstrap."""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %."""
+        return percentile_interval(self.samples)
+
+    def minus(self, other: "Estimate") -> "Estimate":
+        """The difference of two that were trained apart."""
+        return Estimate(
+            mean=self.mean - other.mean,
+            by_seed=[a - b for a, b in zip(self.by_seed, other.by_seed, strict=False)],
+            samples=self.samples - other.samples,
+        )
+
+    def words(self, digits: int = 2) -> str:
+        """As tables have it."""
+        low, high = self.interval
+        return f"{self.mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers of it."""
+        low, high = self.interval
+        return {"mean": self.mean, "low": low, "high": high, "by_seed": list(self.by_seed)}
+
+
+def mean_score(trained: Sequence[Results], tasks: Iterable[str] | None = None, prompt: str = "none") -> Estimate:
+    """The mean score of several training seeds over tasks, by default over all that were played, each task alike.
+
+    Raises `UserError` where the seeds were not evaluated on the same episodes, and for a task without a score.
+    """
+    wanted = None if tasks is None else set(tasks)
+    check_same_episodes(trained)
+    means, samples = [], []
+    for number, results in enumerate(trained):
+        records = [r for r in results.records if r.prompt == prompt and (wanted is None or r.task in wanted)]
+        rows = score_tasks(records, results.baselines)
+        for row in rows:
+            if row.result.score is None:
+                raise UserError(f"{results.checkpoint}: {row.result.id} has no score: no episode was finished")
+        if not rows or (wanted is not None and len(rows) < len(wanted)):
+            played = sorted({row.result.id for row in rows})
+            raise UserError(f"{results.checkpoint}: of {sorted(wanted or [])} only {played} were played")
+        means.append(float(np.mean([row.result.score for row in rows])))
+        # Each row's resamples are in an order of its own: what is drawn of one says nothing of another.
+        shuffled = [_shuffled(row.resampled, f"{row.result.id} {number}") for row in rows]
+        samples.append(np.mean(shuffled, axis=0))
+    return _over_seeds(means, np.array(samples))
+
+
+def check_same_episodes(compared: Sequence[Results]) -> None:
+    """Raise `UserError` where results are of different tasks, seeds or numbers of episodes."""
+    first = None
+    for results in compared:
+        own = {(r.task, r.prompt, r.seed, r.order) for r in results.records}
+        if first is None:
+            first = (results.checkpoint, own)
+        elif own != first[1]:
+            count = len(own ^ first[1])
+            raise UserError(
+                f"{first[0]} and {results.checkpoint} were not played on the same episodes ({count} of one alone); "
+                "compare runs of the same seeds and numbers of episodes"
+            )
+
+
+def mean_of(values: Sequence[float]) -> Estimate:
+    """The mean of one number for each training seed, such as a loss."""
+    array = np.asarray(values, np.float64)
+    return _over_seeds(list(values), np.repeat(array[:, None], RESAMPLES, axis=1))
+
+
+def _over_seeds(means: Sequence[float], samples: NDArray[np.float64]) -> Estimate:
+    """Means and samples (seeds, RESAMPLES), with the seeds drawn with replacement."""
+    seeds = len(means)
+    drawn = np.random.default_rng(seeds).integers(0, seeds, (seeds, RESAMPLES))
+    chosen = np.take_along_axis(samples, drawn, axis=0)
+    return Estimate(mean=float(np.mean(means)), by_seed=list(means), samples=chosen.mean(axis=0))
+
+
+def _shuffled(samples: NDArray[np.float64], name: str) -> NDArray[np.float64]:
+    return np.random.default_rng(seed_of(name)).permutation(samples)

@@ -1,0 +1,123 @@
+"""What experiments on one mixture share: its tasks and demonstrations, the recipe, and the store."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gatito.data.build import build
+from gatito.data.collect import collect
+from gatito.data.collection import CollectConfig
+from gatito.data.mixture import DatasetConfig, MixtureConfig
+from gatito.errors import UserError
+from gatito.eval.config import EvaluationConfig
+from gatito.experiment.measuring import Evaluation, check_tasks_are_known
+from gatito.experiment.plan import Experiment, Settings
+from gatito.recipes import load_recipe
+from gatito.train.configs import Recipe
+
+HELD_OUT_SEED = 1 << 29
+"""First seed of the episodes that the held-out loss is measured on."""
+HELD_OUT_EPISODES = 30
+"""Of each task, for the held-out loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lessons(Settings):
+    """What is trained, and on what."""
+
+    tasks: dict[str, int] = field(
+        default_factory=lambda: {
+            "classic/cartpole": 60,
+            "classic/mountain-car": 150,
+            "classic/acrobot": 150,
+            "box2d/lunar-lander": 200,
+            "metaworld/door-unlock": 150,
+            "metaworld/handle-press-side": 150,
+            "metaworld/plate-slide": 150,
+            "babyai/go-to-obj": 1500,
+        }
+    )
+    """Task ids, each with the number of its demonstrations; all are trained on alike."""
+    recipe: str = "demo"
+    """Recipe of the package, or a YAML file: shape, batch, context and learning rate."""
+    steps: int = 1000
+    """Optimizer steps of a run, whatever minutes the recipe says."""
+    datasets: str = "experiments/datasets"
+    """Folder that demonstrations are collected into, for all experiments."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.tasks:
+            raise UserError("--tasks names none; give task ids with numbers of demonstrations")
+        for task, count in self.tasks.items():
+            if count < 1:
+                raise UserError(f"--tasks: {count} demonstrations of {task}, allowed 1 and more")
+        if self.steps < 1:
+            raise UserError(f"--steps is {self.steps}, allowed 1 and more")
+
+
+class OnLessons(Experiment):
+    """An experiment that trains on a mixture of tasks."""
+
+    settings: Lessons
+
+    @property
+    def tasks(self) -> list[str]:
+        """Those that are trained on."""
+        return list(self.settings.tasks)
+
+    def prepare(self, out: Path) -> None:
+        """Collect the demonstrations, and build the store that is trained on and the one of held-out episodes."""
+        check_tasks_are_known(self.tasks)
+        self.build(self.settings.tasks, self.store(out))
+        unseen = dict.fromkeys(self.tasks, HELD_OUT_EPISODES)
+        self.build(unseen, self.held_out(out), first_seed=HELD_OUT_SEED)
+
+    def store(self, out: Path) -> Path:
+        """Of what is trained on."""
+        return out / "store"
+
+    def held_out(self, out: Path) -> Path:
+        """Of episodes that are not."""
+        return out / "held-out"
+
+    def build(self, tasks: Mapping[str, int], store: Path, *, first_seed: int = 0, agent: str = "noisy") -> None:
+        """Build a store of tasks with numbers of demonstrations, mixed alike and not filtered.
+
+        Each number is collected into a folder of its own; the first demonstrations are the same in all of them.
+        """
+        entries = []
+        for task, count in tasks.items():
+            folder = Path(self.settings.datasets) / f"{count}-from-{first_seed}"
+            how = CollectConfig(episodes=count, agents={agent: 1.0}, first_seed=first_seed)
+            (dataset,) = collect([task], folder, how)
+            entries.append(DatasetConfig(source=f"minari:{dataset}", expert_filter=None))
+        build(MixtureConfig(datasets=entries), store)
+
+    def recipe(
+        self,
+        seed: int,
+        steps: int | None = None,
+        *,
+        recipe: str | None = None,
+        model: Mapping[str, Any] | None = None,
+        train: Mapping[str, Any] | None = None,
+    ) -> Recipe:
+        """The recipe of a training seed, by default that of the settings; `model` and `train` change its sections."""
+        loaded = load_recipe(recipe or self.settings.recipe)
+        count = steps or self.settings.steps
+        budget = {"seed": seed, "steps": count, "minutes": None, "warmup": min(loaded.train.warmup, count // 5)}
+        return Recipe(
+            model=dataclasses.replace(loaded.model, **(model or {})),
+            train=dataclasses.replace(loaded.train, **budget | dict(train or {})),
+        )
+
+    def evaluation(self, tasks: Iterable[str] | None = None, **how: Any) -> Evaluation:
+        """Seeded episodes of tasks, by default of all."""
+        name = how.pop("name", "eval")
+        shown = how.pop("shown", {})
+        config = EvaluationConfig(episodes=self.settings.episodes, **how)
+        chosen: Sequence[str] = self.tasks if tasks is None else list(tasks)
+        return Evaluation(tasks=chosen, how=config, name=name, shown=shown)

@@ -1,0 +1,124 @@
+"""What parts measure: a training run, seeded episodes of what it has learned, and its loss on what it has not seen."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gatito.data.sampler import Sampler
+from gatito.data.store import Store, open_store
+from gatito.data.tasks import get_task
+from gatito.errors import UserError
+from gatito.eval.agent import load_checkpoint
+from gatito.eval.config import EvaluationConfig
+from gatito.eval.evaluate import CheckedTask, baselines_of, check_tasks, evaluate
+from gatito.eval.results import Results, read_results, write_results
+from gatito.model import GatitoForCausalLM, GatitoProcessor
+from gatito.train.configs import Recipe
+from gatito.train.parameters import count_parameters
+from gatito.train.trainer import train
+from gatito.train.watch import METRICS, read_lines
+
+HELD_OUT_ROWS = 96
+"""Rows that the held-out loss is measured on."""
+ROWS_AT_A_TIME = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Seeded episodes to be played."""
+
+    tasks: Sequence[str]
+    """Task ids."""
+    how: EvaluationConfig
+    """Episodes, prompt and the like."""
+    name: str = "eval"
+    """Of its file."""
+    shown: Mapping[str, str] = field(default_factory=dict)
+    """Task to the one whose expert demonstrates it, where that is another."""
+
+
+def check_tasks_are_known(tasks: Iterable[str]) -> None:
+    """Raise `UserError` for a task that is unknown, or whose simulator is not installed."""
+    for task in tasks:
+        get_task(task)
+
+
+def trained(
+    folder: Path,
+    recipe: Recipe,
+    store: Path,
+    evaluations: Sequence[Evaluation],
+    *,
+    init: Path | None = None,
+    held_out: Path | None = None,
+) -> dict[str, Any]:
+    """Train in `folder/run`, continuing what was begun, and evaluate the last checkpoint.
+
+    Returns parameters outside of lookup tables, tokens, steps and the curve of the losses.
+    """
+    going_on = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, resume="auto"))
+    checkpoint = train(going_on, store, folder / "run", init=init)
+    model, processor = load_checkpoint(checkpoint)
+    for evaluation in evaluations:
+        played(model, processor, evaluation, folder)
+    lines = read_lines(folder / "run" / METRICS)
+    values = {
+        "non_embedding": count_parameters(model.config).non_embedding,
+        "steps": int(lines[-1]["step"]),
+        "positions": int(lines[-1]["step"]) * recipe.train.batch * recipe.train.context,
+        "curve": [{key: line[key] for key in line if key == "step" or key.startswith("loss")} for line in lines],
+    }
+    if held_out is not None:
+        values["held_out_loss"] = held_out_loss(model, open_store(held_out))
+    return values
+
+
+def played(model: GatitoForCausalLM, processor: GatitoProcessor, evaluation: Evaluation, folder: Path) -> Results:
+    """Play an evaluation into `folder/NAME.json`, where it is not there yet."""
+    path = folder / f"{evaluation.name}.json"
+    if path.is_file():
+        return read_results(path)
+    checked = [_shown_by(task, evaluation.shown) for task in check_tasks(processor, evaluation.tasks, evaluation.how)]
+    results = Results(
+        records=evaluate(model, processor, checked, evaluation.how),
+        baselines=baselines_of(checked),
+        checkpoint=str(folder / "run"),
+        settings=evaluation.how.to_json() | {"shown": dict(evaluation.shown)},
+    )
+    write_results(results, path)
+    return results
+
+
+def _shown_by(task: CheckedTask, shown: Mapping[str, str]) -> CheckedTask:
+    other = shown.get(task.spec.id)
+    return task if other is None else dataclasses.replace(task, demonstrated=get_task(other))
+
+
+@torch.inference_mode()
+def held_out_loss(model: GatitoForCausalLM, store: Store) -> dict[str, float]:
+    """Mean cross-entropy over the ids of each group of targets, on rows of a store (nats a token), and `all`."""
+    sampler = Sampler(store=store, context=int(model.config.context), trunk=model.config.trunk, seed=10**6)
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for first in range(0, HELD_OUT_ROWS, ROWS_AT_A_TIME):
+        targets = model(**sampler.batch(first, ROWS_AT_A_TIME).to(model.device).tensors()).targets
+        for group, total in targets.loss_sum.items():
+            sums[group] = sums.get(group, 0.0) + float(total)
+            counts[group] = counts.get(group, 0.0) + float(targets.num_targets[group])
+    losses = {group: sums[group] / counts[group] for group in sums if counts[group]}
+    return losses | {"all": sum(sums.values()) / sum(counts.values())}
+
+
+def check_held_out(tasks: Iterable[str], init: str | Path) -> None:
+    """Raise `UserError` for a task that a pretrained checkpoint was trained on."""
+    _, processor = load_checkpoint(init)
+    for task in tasks:
+        if task in processor.layouts:
+            raise UserError(
+                f"held-out task {task!r} is in the mixture that {init} was pretrained on; choose one that is not, or "
+                "pretrain without it"
+            )

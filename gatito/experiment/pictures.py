@@ -1,0 +1,58 @@
+"""What the pictures of experiments share."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from gatito.experiment.estimates import Estimate
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = ("#2f6fb3", "#d9822b", "#2c8a57", "#b5475a", "#7d5bb8", "#8a6a4a", "#d06fa8", "#6f7680")
+WIDTH, HEIGHT = 5.2, 3.6
+"""Inches of a panel."""
+
+
+def panels(count: int, *, height: float = HEIGHT) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels beside each other."""
+    figure, axes = pyplot.subplots(1, count, figsize=(WIDTH * count, height), layout="constrained", squeeze=False)
+    return figure, list(axes[0])
+
+
+def save(figure: Figure, title: str, path: Path) -> None:
+    """Write the figure under its title."""
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def lines(axes: Axes, series: Mapping[str, Sequence[tuple[float, Estimate]]], **labels: Any) -> None:
+    """A line for each name over (x, estimate), with intervals as bands and a point for each training seed."""
+    for (name, points), colour in zip(series.items(), COLOURS, strict=False):
+        xs = [x for x, _ in points]
+        lows, highs = zip(*(estimate.interval for _, estimate in points), strict=True)
+        axes.plot(xs, [estimate.mean for _, estimate in points], "-", color=colour, label=name)
+        axes.fill_between(xs, lows, highs, color=colour, alpha=0.18, linewidth=0)
+        for x, estimate in points:
+            axes.plot([x] * len(estimate.by_seed), estimate.by_seed, "o", color=colour, markersize=3)
+    axes.set(**labels)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+
+
+def bars(axes: Axes, values: Mapping[str, Estimate], **labels: Any) -> None:
+    """A horizontal bar for each name with its interval, and a point for each training seed."""
+    for y, (estimate, colour) in enumerate(zip(values.values(), np.resize(COLOURS, len(values)), strict=True)):
+        low, high = estimate.interval
+        error = [[max(0.0, estimate.mean - low)], [max(0.0, high - estimate.mean)]]
+        axes.barh(y, estimate.mean, xerr=error, color=colour, alpha=0.55, ecolor="#333333", capsize=3, height=0.6)
+        axes.plot(estimate.by_seed, [y] * len(estimate.by_seed), "o", color="#22242a", markersize=3)
+    axes.set(yticks=range(len(values)), yticklabels=list(values), **labels)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.25)

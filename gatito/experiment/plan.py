@@ -1,0 +1,145 @@
+"""What an experiment is made of: parts that are measured on their own, and what is made of their results.
+
+settings -> `Experiment.parts` -> result.json of each part -> `Experiment.summary` -> table, picture, results.json
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gatito.errors import UserError
+from gatito.eval.results import Results, read_results
+
+RESULT = "result.json"
+"""File that a finished part has written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all experiments share."""
+
+    seeds: list[int] = field(default_factory=lambda: [0, 1])
+    """Of weights and data order; each is trained anew."""
+    episodes: int = 50
+    """Seeded episodes per task of every evaluation."""
+    threads: int = 1
+    """Threads that each part computes with on a CPU."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise UserError(f"--seeds is {self.seeds}, allowed different whole numbers from 0, at least one")
+        for name in ("episodes", "threads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} is {getattr(self, name)}, allowed 1 and more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What is measured on its own, in a process of its own."""
+
+    name: str
+    """Of its folder."""
+    facts: Mapping[str, Any]
+    """What tells it from the others: method, size, seed and the like."""
+    measure: Callable[[Path], Mapping[str, Any]]
+    """Measures into a folder and returns JSON values; called again after an interruption, it continues."""
+    needs: tuple[str, ...] = ()
+    """Names of parts that must be measured before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A part that is finished."""
+
+    folder: Path
+    """Its own."""
+    facts: Mapping[str, Any]
+    """Those of the part."""
+    values: Mapping[str, Any]
+    """What `measure` returned."""
+
+    def results(self, name: str = "eval") -> Results:
+        """The episodes of one of its evaluations."""
+        return self._results[name] if name in self._results else self._read(name)
+
+    @cached_property
+    def _results(self) -> dict[str, Results]:
+        return {}
+
+    def _read(self, name: str) -> Results:
+        self._results[name] = read_results(self.folder / f"{name}.json")
+        return self._results[name]
+
+    @property
+    def run(self) -> Path:
+        """Folder of its training run."""
+        return self.folder / "run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows for people."""
+
+    title: str
+    """What it shows."""
+    head: Sequence[str]
+    """Names of the columns."""
+    rows: Sequence[Sequence[str]]
+    """Cells, in words."""
+
+    def markdown(self) -> str:
+        """As Markdown."""
+        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What came of an experiment."""
+
+    tables: Sequence[Table]
+    """For people."""
+    findings: Sequence[str]
+    """A sentence for each question that was asked, with its interval, failures too."""
+    values: Mapping[str, Any]
+    """The numbers of tables and picture, as JSON."""
+
+
+class Experiment(ABC):
+    """One experiment with its settings."""
+
+    name: str
+    """As it is typed."""
+    question: str
+    """What it asks, in a sentence."""
+    settings: Settings
+    """How it is carried out."""
+
+    @abstractmethod
+    def prepare(self, out: Path) -> None:
+        """Collect and build what the parts are trained on; what is there already is kept.
+
+        Raises `UserError` for settings that cannot be carried out.
+        """
+
+    @abstractmethod
+    def parts(self, out: Path) -> list[Part]:
+        """All parts, in an order in which they can be measured."""
+
+    @abstractmethod
+    def summary(self, measured: Sequence[Measured]) -> Summary:
+        """What is made of the finished parts."""
+
+    @abstractmethod
+    def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
+        """The picture, as a PNG."""
+
+
+def settings_json(experiment: Experiment) -> dict[str, Any]:
+    """What decides what is measured, as JSON values."""
+    values = {"experiment": experiment.name, **asdict(experiment.settings)}
+    return dict(json.loads(json.dumps(values)))  # tuples as they will be read

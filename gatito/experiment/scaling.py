@@ -1,0 +1,169 @@
+"""The ladder on one mixture at equal tokens: loss and score against tokens, a line for each size, and a power law
+(Reed et al. 2022, figure 8)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatito.errors import UserError
+from gatito.eval.statistics import percentile_interval
+from gatito.experiment.estimates import Estimate, mean_of, mean_score
+from gatito.experiment.lessons import Lessons, OnLessons
+from gatito.experiment.measuring import trained
+from gatito.experiment.plan import Measured, Part, Summary, Table
+from gatito.recipes import load_recipe
+
+FITS = 2000
+"""Resampled fits of the power law."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingSettings(Lessons):
+    """Which sizes are trained, and on what."""
+
+    sizes: list[str] = field(default_factory=lambda: ["ladder-0.3m", "ladder-1m", "ladder-3m"])
+    """Recipes, from the smallest to the largest, of the same batch and context."""
+    steps: int = 1500
+    """Optimizer steps of a run, whatever minutes the recipe says."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.sizes) < 2 or len(set(self.sizes)) < len(self.sizes):
+            raise UserError(f"--sizes is {self.sizes}, allowed two different recipes and more")
+        rows = {(recipe.train.batch, recipe.train.context) for recipe in map(load_recipe, self.sizes)}
+        if len(rows) > 1:
+            raise UserError(f"--sizes: the recipes differ in batch and context {sorted(rows)}; tokens must be equal")
+
+
+FULL: dict[str, Any] = {
+    "sizes": ["ladder-0.3m", "ladder-1m", "ladder-3m", "ladder-10m"],
+    "seeds": [0, 1, 2],
+    "steps": 20_000,
+}
+"""What the full protocol changes."""
+
+
+@dataclass(frozen=True)
+class Scaling(OnLessons):
+    """Larger models at equal tokens."""
+
+    settings: ScalingSettings
+    name = "scaling"
+    question = "Do larger models learn more of the same tokens?"
+
+    def parts(self, out: Path) -> list[Part]:
+        """One for each size and seed."""
+        return [
+            Part(
+                name=f"{size}-{seed}",
+                facts={"size": size, "seed": seed},
+                measure=partial(self._measure, out, size, seed),
+            )
+            for size in self.settings.sizes
+            for seed in self.settings.seeds
+        ]
+
+    def _measure(self, out: Path, size: str, seed: int, folder: Path) -> dict[str, Any]:
+        recipe = self.recipe(seed, recipe=size)
+        return trained(folder, recipe, self.store(out), [self.evaluation()], held_out=self.held_out(out))
+
+    def summary(self, measured: Sequence[Measured]) -> Summary:
+        """Losses and scores by size, and the power law."""
+        by_size = {size: [m for m in measured if m.facts["size"] == size] for size in self.settings.sizes}
+        rows, values = [], {}
+        scores: dict[str, Estimate] = {}
+        losses: dict[str, Estimate] = {}
+        for size, own in by_size.items():
+            scores[size] = mean_score([m.results() for m in own])
+            losses[size] = mean_of([m.values["held_out_loss"]["all"] for m in own])
+            parameters = own[0].values["non_embedding"]
+            rows.append(
+                [size, f"{parameters / 1e6:.2f} M", losses[size].words(3), scores[size].words(),
+                 f"{own[0].values['positions'] / 1e6:.2f} M"]
+            )  # fmt: skip
+            values[size] = {
+                "non_embedding": parameters,
+                "held_out_loss": losses[size].to_json(),
+                "score": scores[size].to_json(),
+            }
+        exponent, interval = self._power_law(by_size)
+        first, last = self.settings.sizes[0], self.settings.sizes[-1]
+        gain, less = scores[last].minus(scores[first]), losses[last].minus(losses[first])
+        findings = [
+            f"{last} against {first}, at equal tokens: held-out loss {less.words(3)}, score {gain.words()}",
+            f"held-out loss falls as non-embedding parameters to the power of {-exponent:.3f} "
+            f"({-interval[1]:.3f} to {-interval[0]:.3f})",
+            _monotone("held-out loss", [losses[size].mean for size in self.settings.sizes], falling=True),
+            _monotone("score", [scores[size].mean for size in self.settings.sizes], falling=False),
+        ]
+        head = ["size", "parameters", "held-out loss", "mean score (95 %)", "positions seen"]
+        table = Table(title=f"{self.settings.steps} steps each", head=head, rows=rows)
+        fit = {"exponent": exponent, "low": interval[0], "high": interval[1]}
+        return Summary(tables=[table], findings=findings, values={"sizes": values, "power_law": fit})
+
+    def _power_law(self, by_size: dict[str, list[Measured]]) -> tuple[float, tuple[float, float]]:
+        """The exponent b of loss = a x parameters^-b, by least squares of the logarithms, and its 95 % interval over
+        training seeds drawn with replacement."""
+        x = np.log([own[0].values["non_embedding"] for own in by_size.values()])
+        y = np.log([[m.values["held_out_loss"]["all"] for m in own] for own in by_size.values()])  # (sizes, seeds)
+        rng, (sizes, seeds) = np.random.default_rng(0), y.shape
+        drawn = np.take_along_axis(y[None], rng.integers(0, seeds, (FITS, sizes, seeds)), axis=2).mean(axis=2)
+        return -_slope(x, y.mean(axis=1)[None])[0], percentile_interval(-_slope(x, drawn))
+
+    def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
+        """Training loss against tokens, and held-out loss and score against size."""
+        from gatito.experiment.pictures import COLOURS, lines, panels, save
+
+        figure, (left, middle, right) = panels(3)
+        for size, colour in zip(self.settings.sizes, COLOURS, strict=False):
+            own = [m for m in measured if m.facts["size"] == size]
+            per_step = own[0].values["positions"] / own[0].values["steps"]
+            for m in own:
+                curve = m.values["curve"]
+                xs = [line["step"] * per_step for line in curve]
+                left.plot(xs, _smooth([line["loss"] for line in curve]), color=colour, linewidth=1, alpha=0.8)
+            left.plot([], [], color=colour, label=size)
+        left.set(xscale="log", yscale="log", xlabel="positions seen", ylabel="training loss, nats a target")
+        left.legend(fontsize=8)
+        left.grid(alpha=0.25)
+        points: dict[str, list[tuple[float, Estimate]]] = {"held-out loss": [], "score": []}
+        for size in self.settings.sizes:
+            own = [m for m in measured if m.facts["size"] == size]
+            x = own[0].values["non_embedding"]
+            points["held-out loss"].append((x, mean_of([m.values["held_out_loss"]["all"] for m in own])))
+            points["score"].append((x, mean_score([m.results() for m in own])))
+        law = summary.values["power_law"]
+        label = f"held-out loss ~ N^{-law['exponent']:.3f}"
+        lines(
+            middle, {label: points["held-out loss"]}, xscale="log", yscale="log", xlabel="non-embedding parameters N"
+        )
+        lines(right, {"mean score": points["score"]}, xscale="log", xlabel="non-embedding parameters N")
+        seeds = len(self.settings.seeds)
+        save(figure, f"{self.question} {len(self.tasks)} tasks, {self.settings.steps} steps, {seeds} seeds", path)
+
+
+def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least-squares slopes (n,) of rows y (n, sizes) over x (sizes,)."""
+    centred = x - x.mean()
+    slopes: NDArray[np.float64] = (y - y.mean(axis=1, keepdims=True)) @ centred / (centred @ centred)
+    return slopes
+
+
+def _monotone(what: str, means: Sequence[float], *, falling: bool) -> str:
+    """Whether each size is better than the one before."""
+    steps = np.diff(means)
+    better = steps < 0 if falling else steps > 0
+    return f"{what} is better with every size" if better.all() else f"{what} is not better with every size"
+
+
+def _smooth(values: Sequence[float], width: int = 5) -> NDArray[np.float64]:
+    """Running means of so many values, of fewer at the beginning."""
+    sums = np.cumsum(np.asarray(values, np.float64))
+    counts = np.minimum(np.arange(1, len(sums) + 1), width)
+    before = np.concatenate([np.zeros(min(width, len(sums))), sums[:-width]])
+    return (sums - before) / counts
