@@ -30,7 +30,6 @@ from gatito.verbs import (
     tokens,
 )
 
-
 EXPERIMENT = "Trains, evaluates, and writes a table, a picture and results.json; called again, it continues."
 
 
