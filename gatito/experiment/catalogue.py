@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gatito.experiment import scaling
+from gatito.experiment import ablation, few_shot, scaling
 from gatito.experiment.plan import Experiment, Settings
 
 
@@ -26,6 +26,8 @@ class Entry:
 
 
 EXPERIMENTS = {
+    "few-shot": Entry(make=few_shot.FewShot, settings=few_shot.FewShotSettings, full=few_shot.FULL),
+    "ablation": Entry(make=ablation.Ablation, settings=ablation.AblationSettings, full=ablation.FULL),
     "scaling": Entry(make=scaling.Scaling, settings=scaling.ScalingSettings, full=scaling.FULL),
 }
 """By name, as typed."""

@@ -1,4 +1,4 @@
-"""What parts measure: a training run, seeded episodes of what it has learned, and its loss on what it has not seen."""
+"""What parts measure: a training run, seeded episodes of what it learned, and its loss on what it has not seen."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence

@@ -48,6 +48,11 @@ JAT_LEVELS = """
 """.split()  # noqa: SIM905
 """The 39 levels of JAT (Gallouedec et al. 2024)."""
 
+HIDDEN_LEVEL, HIDDEN = "GoToLocalS5N2", ("red ball", "green ball", "blue box", "purple box", "yellow key", "grey key")
+"""A level and targets of its missions, each a task whose mission is withheld: only a demonstration tells it."""
+WITHHELD = "find out"
+"""In place of the mission."""
+
 NUM_OBJECTS, NUM_COLOURS, NUM_STATES = 11, 6, 3
 """Values of the three channels of minigrid's symbolic view."""
 
@@ -94,7 +99,38 @@ class BabyAI(gym.Wrapper[dict[str, Any], np.int64, Any, Any], RecordConstructorA
         return {"direction": np.int64(observation["direction"]), "image": image, "mission": observation["mission"]}
 
 
-def make(level: str, symbolic: bool = False, render_mode: str | None = None) -> gym.Env[Any, Any]:
+class HiddenMission(gym.Wrapper[dict[str, Any], np.int64, Any, Any], RecordConstructorArgs):
+    """Episodes of a level whose mission is the same, which the agent is not told."""
+
+    def __init__(self, env: BabyAI, target: str) -> None:
+        """`target` is how the missions end that are played, such as `red ball`."""
+        RecordConstructorArgs.__init__(self, target=target)
+        gym.Wrapper.__init__(self, env)
+        self.target = target
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start the first episode with the mission of those that follow from the seed."""
+        rng = np.random.default_rng(seed)
+        while True:
+            observation, info = self.env.reset(seed=int(rng.integers(1 << 31)), options=options)
+            if observation["mission"].endswith(f" {self.target}"):
+                return self._hidden(observation), info
+
+    def step(self, action: np.int64) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
+        """Execute the action."""
+        observation, *rest = self.env.step(action)
+        return self._hidden(observation), *rest  # type: ignore[return-value]
+
+    def _hidden(self, observation: dict[str, Any]) -> dict[str, Any]:
+        return observation | {"mission": WITHHELD}
+
+
+def make_hidden(level: str, target: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
+    """Build a level with one mission, which is withheld."""
+    return HiddenMission(make(level, render_mode=render_mode), target)
+
+
+def make(level: str, symbolic: bool = False, render_mode: str | None = None) -> BabyAI:
     """Build a level, such as `GoToLocal`."""
     import minigrid  # noqa: F401  (registers the levels)
 
@@ -128,8 +164,26 @@ def task_id(level: str) -> str:
 
 
 def tasks() -> list[TaskSpec]:
-    """Return two tasks per level: from pixels, and symbolic."""
-    return [_task(level, symbolic) for level in LEVELS for symbolic in (False, True)]
+    """Return two tasks per level, from pixels and symbolic, and those that differ in a hidden mission alone."""
+    plain = [_task(level, symbolic) for level in LEVELS for symbolic in (False, True)]
+    return plain + [_with_hidden_mission(target) for target in HIDDEN]
+
+
+def _with_hidden_mission(target: str) -> TaskSpec:
+    return TaskSpec(
+        id=hidden_id(target),
+        make=partial(make_hidden, HIDDEN_LEVEL, target),
+        expert=expert,
+        noise=0.1,
+        modules={"minigrid": "babyai"},
+        cpu_limit_s=EPISODE_LIMIT_S,
+        license="Apache-2.0",
+    )
+
+
+def hidden_id(target: str) -> str:
+    """Task of a mission that is withheld."""
+    return f"babyai/go-to-hidden-{target.replace(' ', '-')}"
 
 
 def _task(level: str, symbolic: bool) -> TaskSpec:
@@ -147,4 +201,5 @@ def _task(level: str, symbolic: bool) -> TaskSpec:
 
 def groups() -> dict[str, list[str]]:
     """Return the names of lists of tasks."""
-    return {"babyai-jat": [task_id(level) for level in JAT_LEVELS]}
+    jat = [task_id(level) for level in JAT_LEVELS]
+    return {"babyai-jat": jat, "hidden-missions": [hidden_id(target) for target in HIDDEN]}

@@ -77,6 +77,12 @@ IMAGE_SIZE = 200
 FRAGILE = ("handle-pull-side", "shelf-place")
 """Tasks whose policy never recovers from some slips (success falls to 0.8): collected without noise."""
 
+REACH_GOALS = (
+    (-0.09, 0.81, 0.07), (0.09, 0.81, 0.07), (-0.09, 0.89, 0.28), (0.09, 0.89, 0.28), (0.0, 0.81, 0.28),
+    (0.0, 0.89, 0.07),
+)  # fmt: skip
+"""Places (x, y, z), metres, within those that Meta-World draws for `reach`; success is within 5 cm."""
+
 _PIXELS_PER_METRE = 120
 
 
@@ -91,8 +97,13 @@ class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012
 
-    def __init__(self, task: str, hide_goal: bool = False, render_mode: str | None = None) -> None:
-        """Build the task, such as `reach`. Frames are drawings of the state where OpenGL does not work."""
+    def __init__(
+        self, task: str, hide_goal: bool = False, render_mode: str | None = None, goal: int | None = None
+    ) -> None:
+        """Build the task, such as `reach`. Frames are drawings of the state where OpenGL does not work.
+
+        With `goal`, an index of `REACH_GOALS`, the goal of `reach` is this one in every episode.
+        """
         backend = None
         if render_mode or "MUJOCO_GL" in os.environ:  # with a backend that is not there, import mujoco fails
             backend = opengl_backend()
@@ -102,9 +113,9 @@ class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
         self.spec = EnvSpec(
             id=f"gatito/metaworld-{task}{'-goal-hidden' if hide_goal else ''}-v3",
             entry_point="gatito.data.domains.metaworld:MetaWorld",
-            kwargs={"task": task, "hide_goal": hide_goal},
+            kwargs={"task": task, "hide_goal": hide_goal} | ({} if goal is None else {"goal": goal}),
         )
-        self.hide_goal, self.render_mode = hide_goal, render_mode
+        self.hide_goal, self.render_mode, self.goal = hide_goal, render_mode, goal
         self.renders_state = render_mode is not None and backend is None
         """Whether frames are drawings of the state."""
         simulator: Any = ALL_V3_ENVIRONMENTS[f"{task}-v3"]
@@ -130,6 +141,8 @@ class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
         """Start the episode of this seed; without one, of a seed drawn from the last."""
         super().reset(seed=seed)
         self._simulator.seed(int(self.np_random.integers(1 << 31)))
+        if self.goal is not None:
+            self._fix_goal(np.array(REACH_GOALS[self.goal]))
         observation, info = self._simulator.reset()
         return self._observe(observation), info
 
@@ -139,6 +152,16 @@ class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
         success = bool(info["success"] > 0)
         info["dense_reward"] = float(dense_reward)
         return self._observe(observation), float(success), success, truncated and not success, info
+
+    def _fix_goal(self, goal: NDArray[np.float64]) -> None:
+        """Draw the object's place as Meta-World does, at least 15 cm from the goal, and keep the goal."""
+        space = self._simulator._random_reset_space
+        while True:
+            place = self.np_random.uniform(space.low, space.high)
+            if np.linalg.norm(place[:2] - goal[:2]) >= 0.15:
+                break
+        self._simulator._freeze_rand_vec = True
+        self._simulator._last_rand_vec = np.concatenate([place[:3], goal])
 
     def _observe(self, observation: NDArray[np.float64]) -> NDArray[np.float64]:
         self.state = np.clip(observation, -1.0, 1.0)
@@ -198,8 +221,21 @@ def expert(task: str, env: gym.Env[Any, Any]) -> Policy:
 
 
 def tasks() -> list[TaskSpec]:
-    """Return two tasks of each of the 50: with the goal in the observation, and with it hidden."""
-    return [_task(name, hide_goal) for name in NAMES for hide_goal in (False, True)]
+    """Return two tasks of each of the 50, with the goal in the observation and with it hidden, and those of
+    `reach` that differ in their hidden goal alone."""
+    plain = [_task(name, hide_goal) for name in NAMES for hide_goal in (False, True)]
+    return plain + [_with_hidden_goal(goal) for goal in range(len(REACH_GOALS))]
+
+
+def _with_hidden_goal(goal: int) -> TaskSpec:
+    return TaskSpec(
+        id=f"metaworld/reach-hidden-{goal}",
+        make=partial(MetaWorld, "reach", True, goal=goal),
+        expert=partial(expert, "reach"),
+        noise=0.1,
+        modules={"metaworld": "metaworld"},
+        success=True,
+    )
 
 
 def _task(name: str, hide_goal: bool) -> TaskSpec:
@@ -219,4 +255,5 @@ def groups() -> dict[str, list[str]]:
     train = [f"metaworld/{name}" for name in NAMES if name not in ML45_TEST]
     test = [f"metaworld/{name}" for name in ML45_TEST]
     shown = {"ml45-train": train, "ml45-test": test}
-    return shown | {f"{group}-goal-hidden": [f"{task}-goal-hidden" for task in ids] for group, ids in shown.items()}
+    hidden = {f"{group}-goal-hidden": [f"{task}-goal-hidden" for task in ids] for group, ids in shown.items()}
+    return shown | hidden | {"hidden-goals": [f"metaworld/reach-hidden-{i}" for i in range(len(REACH_GOALS))]}

@@ -1,0 +1,172 @@
+"""A task held out of pretraining, learned from few demonstrations: fine-tuning against training from scratch
+(Reed et al. 2022, section 5.2 and figure 9)."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gatito.errors import UserError
+from gatito.experiment.estimates import Estimate, mean_score
+from gatito.experiment.lessons import Lessons, OnLessons
+from gatito.experiment.measuring import check_held_out, check_tasks_are_known, trained
+from gatito.experiment.plan import Measured, Part, Summary, Table
+
+PRETRAINED, SCRATCH = "fine-tuned", "from scratch"
+PRETRAINING = "pretraining"
+QUARTER = 4
+"""Training from scratch has so many times the demonstrations of what it is compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotSettings(Lessons):
+    """What is pretrained on, what is held out, and how many demonstrations there are."""
+
+    held_out: list[str] = field(default_factory=lambda: ["metaworld/handle-press", "babyai/go-to-red-ball-grey"])
+    """Task ids, none of them pretrained on."""
+    demonstrations: list[int] = field(default_factory=lambda: [1, 10, 25, 100])
+    """Numbers of demonstrations, the fewest first; the first ones are the same in all of them."""
+    init: str | None = None
+    """Pretrained checkpoint or run; by default one is pretrained on `tasks`."""
+    steps: int = 2000
+    """Optimizer steps of pretraining."""
+    tuning_steps: int = 300
+    """Optimizer steps on the demonstrations, with and without pretraining."""
+    tuning_lr: float | None = None
+    """Peak learning rate of fine-tuning; by default a third of the recipe's, which training from scratch has."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.held_out:
+            raise UserError("--held-out names no task; give at least one that is not in --tasks")
+        for task in self.held_out:
+            if task in self.tasks and self.init is None:
+                raise UserError(f"held-out task {task!r} is in --tasks, which is pretrained on; leave it out of one")
+        counts = self.demonstrations
+        if not counts or counts != sorted(set(counts)) or counts[0] < 1:
+            raise UserError(f"--demonstrations is {counts}, allowed different numbers from 1, the smallest first")
+        if self.tuning_steps < 1:
+            raise UserError(f"--tuning-steps is {self.tuning_steps}, allowed 1 and more")
+
+
+FULL: Mapping[str, Any] = {
+    "demonstrations": [1, 10, 25, 100, 1000],
+    "seeds": [0, 1, 2, 3],
+    "steps": 20_000,
+    "tuning_steps": 2000,
+}
+"""What the full protocol changes."""
+
+
+@dataclass(frozen=True)
+class FewShot(OnLessons):
+    """Fine-tuning against training from scratch."""
+
+    settings: FewShotSettings
+    name = "few-shot"
+    question = "Does a pretrained agent need fewer demonstrations of a new task?"
+
+    def prepare(self, out: Path) -> None:
+        """Collect and build the mixture, and a store for each number of demonstrations of each held-out task."""
+        check_tasks_are_known(self.settings.held_out)
+        if self.settings.init is None:
+            super().prepare(out)
+        else:
+            check_held_out(self.settings.held_out, self.settings.init)
+        for task in self.settings.held_out:
+            for count in self.settings.demonstrations:
+                self.build({task: count}, self.demonstrated(out, task, count))
+
+    def demonstrated(self, out: Path, task: str, count: int) -> Path:
+        """Store of so many demonstrations of a task."""
+        return out / "demonstrations" / f"{task.replace('/', '--')}-{count}"
+
+    def parts(self, out: Path) -> list[Part]:
+        """Pretraining, and one for each task, number, way and seed."""
+        parts = []
+        if self.settings.init is None:
+            parts.append(Part(name=PRETRAINING, facts={"way": PRETRAINING}, measure=partial(self._pretrain, out)))
+        for task in self.settings.held_out:
+            for count in self.settings.demonstrations:
+                for way in (PRETRAINED, SCRATCH):
+                    for seed in self.settings.seeds:
+                        name = f"{task.replace('/', '--')}-{count}-{way.replace(' ', '-')}-{seed}"
+                        facts = {"task": task, "demonstrations": count, "way": way, "seed": seed}
+                        needs = (PRETRAINING,) if way == PRETRAINED and self.settings.init is None else ()
+                        measure = partial(self._tune, out, task, count, way, seed)
+                        parts.append(Part(name=name, facts=facts, measure=measure, needs=needs))
+        return parts
+
+    def _pretrain(self, out: Path, folder: Path) -> dict[str, Any]:
+        return trained(folder, self.recipe(self.settings.seeds[0]), self.store(out), [self.evaluation()])
+
+    def _tune(self, out: Path, task: str, count: int, way: str, seed: int, folder: Path) -> dict[str, Any]:
+        recipe, init = self.recipe(seed, self.settings.tuning_steps), None
+        if way == PRETRAINED:
+            init = Path(self.settings.init) if self.settings.init else out / "parts" / PRETRAINING / "run"
+            lr = self.settings.tuning_lr or recipe.train.lr / 3
+            recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, lr=lr))
+        store = self.demonstrated(out, task, count)
+        return trained(folder, recipe, store, [self.evaluation([task])], init=init)
+
+    def _scores(self, measured: Sequence[Measured]) -> dict[tuple[str, str, int], Estimate]:
+        """By task, way and number of demonstrations."""
+        return {
+            (task, way, count): mean_score(
+                [m.results() for m in measured if _is(m, task=task, way=way, demonstrations=count)]
+            )
+            for task in self.settings.held_out
+            for way in (PRETRAINED, SCRATCH)
+            for count in self.settings.demonstrations
+        }
+
+    def summary(self, measured: Sequence[Measured]) -> Summary:
+        """Scores by number of demonstrations, and where fine-tuning reaches with a quarter of them what training from
+        scratch reaches."""
+        scores, counts = self._scores(measured), self.settings.demonstrations
+        rows = [
+            [task, way, *(scores[task, way, count].words() for count in counts)]
+            for task in self.settings.held_out
+            for way in (PRETRAINED, SCRATCH)
+        ]
+        head = ["held-out task", "way", *(f"{count} demonstrations" for count in counts)]
+        title = f"score after {self.settings.tuning_steps} steps"
+        findings = [finding for task in self.settings.held_out for finding in self._findings(task, scores)]
+        values = {f"{task}, {way}, {count}": estimate.to_json() for (task, way, count), estimate in scores.items()}
+        return Summary(tables=[Table(title=title, head=head, rows=rows)], findings=findings, values=values)
+
+    def _findings(self, task: str, scores: Mapping[tuple[str, str, int], Estimate]) -> list[str]:
+        """Of one task: with equal demonstrations, and with a quarter of them."""
+        counts, found = self.settings.demonstrations, []
+        gains = [scores[task, PRETRAINED, count].minus(scores[task, SCRATCH, count]).words() for count in counts]
+        listed = ", ".join(f"{gain} with {count}" for gain, count in zip(gains, counts, strict=True))
+        found.append(f"{task}: fine-tuned less from scratch {listed}")
+        for few in counts:
+            many = next((count for count in counts if count >= QUARTER * few), None)
+            if many is not None:
+                less = scores[task, PRETRAINED, few].minus(scores[task, SCRATCH, many])
+                verdict = "reached" if less.mean >= 0 else "not reached"
+                found.append(
+                    f"{task}: fine-tuned with {few} less from scratch with {many}: {less.words()}, {verdict}"
+                )
+        return found
+
+    def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
+        """A panel for each held-out task."""
+        from gatito.experiment.pictures import lines, panels, save
+
+        scores = self._scores(measured)
+        figure, axes = panels(len(self.settings.held_out))
+        for task, own in zip(self.settings.held_out, axes, strict=True):
+            series = {
+                way: [(float(count), scores[task, way, count]) for count in self.settings.demonstrations]
+                for way in (PRETRAINED, SCRATCH)
+            }
+            lines(own, series, xscale="log", xlabel="demonstrations", ylabel="score", title=task)
+        save(figure, f"{self.question} {len(self.settings.seeds)} seeds, {self.settings.tuning_steps} steps", path)
+
+
+def _is(measured: Measured, **facts: Any) -> bool:
+    return all(measured.facts.get(key) == value for key, value in facts.items())
