@@ -21,10 +21,10 @@ WAIT_S = 30
 
 
 def checkpoint_of(
-    vocabulary: Vocabulary, text: TextTokenizer, tasks: Sequence[str] = (CARTPOLE, GRID, CAR)
+    vocabulary: Vocabulary, text: TextTokenizer, tasks: Sequence[str] = (CARTPOLE, GRID, CAR), context: int = 256
 ) -> tuple[GatitoForCausalLM, GatitoProcessor]:
     """A tiny model and a processor that knows tasks of the registry."""
-    model, layouts = tiny_model(vocabulary, context=256), {}
+    model, layouts = tiny_model(vocabulary, context=context), {}
     for task in tasks:
         spec = get_task(task)
         env = spec.make()

@@ -1,9 +1,11 @@
 """The page's server, without a browser."""
 
 import base64
+import io
 import json
 import os
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 from played import CAR, CARTPOLE, GRID, WAIT_S, Page, checkpoint_of, page, playing
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -29,6 +32,7 @@ from gatito.data.minari_episodes import open_minari
 from gatito.data.tasks import get_task
 from gatito.errors import UserError
 from gatito.eval.agent import Agent
+from gatito.eval.simulators import Answer, Failed, LocalSimulators, Lost
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.play.config import PlayConfig
 from gatito.play.requests import parse
@@ -66,6 +70,13 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
 
 
+def rendered(width: int, height: int) -> bytes:
+    """A whole image of this size."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(file, "PNG")
+    return file.getvalue()
+
+
 def encoded(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
@@ -99,6 +110,13 @@ def test_the_page_is_three_files_that_ask_no_other_host(served: tuple[PlayServer
         assert "http://" not in body
         assert "https://" not in body
     assert get(url + "../../etc/passwd")[0] == 404
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "localhost:81"])
+def test_the_page_is_found_at_the_usual_port_and_through_a_forwarded_one(
+    served: tuple[PlayServer, str], host: str
+) -> None:
+    assert get(served[1].partition("#")[0], Host=host)[0] == 200
 
 
 @pytest.mark.parametrize("wrong", ["token", "origin", "no origin", "host"])
@@ -270,6 +288,94 @@ def test_what_a_page_leaves_behind_is_kept_and_saved_at_the_end(checkpoint: Chec
     assert server.demonstrations.save_rest() == []
 
 
+def test_where_it_cannot_be_saved_it_is_saved_elsewhere_and_the_rest_where_it_should(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    with playing(*checkpoint, record=str(tmp_path)) as (server, address), page(address) as own:
+        for task, action in ((CARTPOLE, 1), (CAR, 0.5)):
+            own.begin(task, controlled=True)
+            own.say("act", values=[action])
+            own.say("finish")
+            own.heard("kept")
+    (tmp_path / "classic").mkdir()
+    (tmp_path / CARTPOLE).write_text("in the way")
+    elsewhere, here = sorted(server.demonstrations.save_rest(), key=lambda folder: folder.is_relative_to(tmp_path))
+    assert not elsewhere.is_relative_to(tmp_path)
+    assert open_minari(elsewhere).task == CARTPOLE
+    assert open_minari(here).task == CAR
+    shutil.rmtree(elsewhere.parents[2])
+
+
+def test_many_recordings_are_all_kept_and_none_is_taken_for_another(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gatito.play.demonstrations.MOST", 1)
+    with playing(*checkpoint, record=str(tmp_path)) as (server, address), page(address) as own:
+        numbers = []
+        for name in (None, "first-v0", None):
+            own.begin(CARTPOLE, controlled=True)
+            own.say("act", values=[1])
+            own.say("finish")
+            numbers.append(own.heard("kept")["number"])
+            if name:
+                own.say("save", task=CARTPOLE, name=name)
+                own.heard("saved")
+        assert len(set(numbers)) == 3
+        assert [d["saved"] for d in server.demonstrations.described()][-1] is None
+        own.say("save", task=CARTPOLE, name="second-v0")
+        own.heard("saved")
+    assert [len(open_minari(tmp_path / CARTPOLE / name)) for name in ("first-v0", "second-v0")] == [2, 1]
+
+
+def test_what_is_refused_leaves_the_episode_as_it_was(opened: Page) -> None:
+    opened.begin(GRID, controlled=True)
+    opened.say("act", values=[2])
+    opened.heard("moment", lambda moment: moment["timestep"] == 1)
+    begin = {"seed": 0, "prompts": [None], "part": "beginning", "controlled": False}
+    assert "is not of Text" in opened.refused("begin", task=GRID, instruction="GO!", **begin)
+    assert "was not trained on" in opened.refused("begin", task="classic/nothing", instruction=None, **begin)
+    opened.say("act", values=[2])
+    assert opened.heard("moment")["timestep"] == 2
+
+
+@pytest.mark.parametrize("answer", [Failed(reason="it fell over"), Lost()])
+def test_an_expert_that_breaks_takes_no_recording_along(
+    opened: Page, monkeypatch: pytest.MonkeyPatch, answer: Answer
+) -> None:
+    class Broken(LocalSimulators):
+        def __init__(self, processes: int, limit_s: float) -> None:
+            super().__init__(limit_s=limit_s)
+
+        def exchange(self, requests: Any) -> dict[int, Answer]:
+            return dict.fromkeys(requests, answer)
+
+    monkeypatch.setattr("gatito.play.experts.SimulatorPool", Broken)
+    opened.begin(CARTPOLE, controlled=True)
+    opened.say("act", values=[1])
+    assert "gave up 10 times, last: it" in opened.refused("demonstrate", task=CARTPOLE)
+    opened.say("finish")
+    opened.heard("kept")
+
+
+def test_another_page_is_told_of_a_demonstration(served: tuple[PlayServer, str], opened: Page) -> None:
+    with page(served[1]) as other:
+        other.heard("demonstrations")
+        opened.say("demonstrate", task=CARTPOLE)
+        number = opened.heard("kept")["number"]
+        assert number in [one["number"] for one in other.heard("demonstrations")["all"]]
+        other.begin(CARTPOLE, prompts=[number])
+        opened.begin(CAR)
+        assert other.stepped()[0]["timestep"] == opened.stepped()[0]["timestep"] == 1
+
+
+def test_a_page_that_is_loaded_again_finds_its_place(checkpoint: Checkpoint) -> None:
+    with playing(*checkpoint, pages=1) as (_, address):
+        for _ in range(4):
+            with page(address) as own:
+                own.begin(CAR)
+                own.say("run", going=True, speed=1000)
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -384,6 +490,15 @@ def test_an_image_that_cannot_be_read_is_told(opened: Page, content: bytes, said
     assert said in told or "decompression bomb" in told
 
 
+def test_an_image_is_scaled_to_what_the_context_holds(vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    short = checkpoint_of(vocabulary, text, [CARTPOLE], context=32)
+    with playing(*short) as (_, address), page(address) as own:
+        own.begin(CARTPOLE)
+        for image in ("frame", encoded(rendered(640, 480))):
+            own.say("ask", text="", image=image)
+            own.heard("answer", lambda message: message["over"])
+
+
 def test_nothing_asked_is_told(opened: Page) -> None:
     assert "nothing is asked" in opened.refused("ask", text="  ", image=None)
 
@@ -400,7 +515,7 @@ def test_nothing_asked_is_told(opened: Page) -> None:
         ('{"do": "begn"}', "did you mean 'begin'"),
         ('{"do": "look", "pane": 7}', "look: pane is 7, allowed 0 to 1"),
         ('{"do": "run", "going": 1, "speed": 1}', "going is 1, expected true or false"),
-        ('{"do": "run", "going": true, "speed": 0}', "speed is 0, allowed above 0"),
+        ('{"do": "run", "going": true, "speed": 0}', "speed is 0, allowed 0.01"),
         ('{"do": "act", "values": ["x"]}', "expected a finite number"),
         ('{"do": "act", "values": [1e999]}', "expected a finite number"),
         ('{"do": "ask", "text": "", "image": "/etc/passwd!"}', "expected the content of a file"),
@@ -479,7 +594,10 @@ def test_a_task_with_other_spaces_than_it_was_trained_with_is_refused(checkpoint
 
 
 @pytest.mark.slow
-def test_the_command_saves_what_was_recorded_when_it_is_told_to_end(checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGHUP])
+def test_the_command_saves_what_was_recorded_when_it_is_told_to_end(
+    checkpoint: Checkpoint, tmp_path: Path, told: signal.Signals
+) -> None:
     model, processor = checkpoint
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
@@ -490,7 +608,7 @@ def test_the_command_saves_what_was_recorded_when_it_is_told_to_end(checkpoint: 
             opened.begin(CARTPOLE, controlled=True)
             opened.say("act", values=[1])
             opened.heard("moment", lambda moment: moment["timestep"] == 1)
-            own.send_signal(signal.SIGTERM)
+            own.send_signal(told)
             with pytest.raises(ConnectionClosed, match="has stopped"):
                 opened.heard("never")
         said = own.stdout.read()
@@ -507,6 +625,7 @@ def test_the_command_saves_what_was_recorded_when_it_is_told_to_end(checkpoint: 
         ({"pages": 0}, "--pages is 0"),
         ({"threads": 0}, "--threads is 0"),
         ({"record": __file__}, "is a file; name a folder"),
+        ({"record": "/proc/nowhere"}, "--record /proc/nowhere cannot be written"),
         ({"temperature": -1.0}, "temperature"),
         ({"limit_s": 0.0}, "--limit-s is 0"),
     ],

@@ -188,6 +188,74 @@ def test_everything_that_is_used_has_a_name(opened: Page) -> None:
         assert named, element.evaluate("e => e.outerHTML")
 
 
+def test_looking_for_a_task_changes_nothing_of_the_one_that_is_played(opened: Page) -> None:
+    choose(opened, GRID)
+    opened.click("#control")
+    expect(opened.locator("#pad button").first).to_be_visible()
+    opened.keyboard.press("ArrowLeft")
+    expect(opened.locator("figcaption span").first).to_contain_text("step 1,")
+    opened.fill("#filter", "cart")
+    opened.click("#finish")
+    expect(opened.locator("#prompt option:checked")).to_contain_text("you, seed 0")
+    expect(opened.locator("#task-name")).to_contain_text(GRID)
+    opened.fill("#filter", "")
+    opened.click("#again")
+    expect(opened.locator("#task-name")).to_contain_text(GRID)
+    expect(opened.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_refused_instruction_is_told_and_forgotten(opened: Page) -> None:
+    choose(opened, GRID)
+    opened.fill("#instruction", "Geh zum Ball!")
+    opened.click("text=say it")
+    expect(opened.get_by_role("alert")).to_contain_text("is not of Text")
+    opened.click("#again")
+    expect(opened.get_by_role("alert")).to_be_hidden()
+    expect(frames(opened)).to_have_count(1)
+
+
+def test_keys_act_on_the_episode_while_the_list_of_tasks_has_the_focus(opened: Page) -> None:
+    choose(opened, CARTPOLE)
+    opened.focus("#task")
+    opened.keyboard.press("c")
+    expect(opened.locator("figcaption b")).to_have_text("you act")
+    opened.keyboard.press("ArrowRight")
+    expect(opened.locator("figcaption span").first).to_contain_text("step 1,")
+    expect(opened.locator("#task-name")).to_contain_text(CARTPOLE)
+
+
+def test_an_episode_that_is_over_is_played_again(opened: Page) -> None:
+    opened.uncheck("#endless")
+    choose(opened, CARTPOLE)
+    expect(opened.locator("figcaption")).to_contain_text("over: return", timeout=20_000)
+    expect(opened.locator("#go")).to_contain_text("play")
+    opened.click("#go")
+    expect(opened.locator("figcaption")).not_to_contain_text("over: return")
+    expect(opened.locator("#task-name")).to_contain_text("seed 0")
+
+
+def test_presses_after_the_end_and_double_clicks_are_no_mistakes(opened: Page) -> None:
+    choose(opened, CARTPOLE)
+    opened.click("#control")
+    expect(opened.locator("#pad button").first).to_be_visible()
+    for _ in range(25):
+        opened.keyboard.press("ArrowRight")
+    expect(opened.locator("figcaption b")).to_contain_text("prompted with")
+    opened.click("#control")
+    expect(opened.locator("#pad button").first).to_be_visible()
+    opened.keyboard.press("ArrowRight")
+    opened.dblclick("#finish")
+    expect(opened.locator("figcaption b")).to_contain_text("prompted with 1 timesteps")
+    expect(opened.get_by_role("alert")).to_be_hidden()
+
+
+def test_an_address_without_its_token_is_told_so(served: Any, browser: Browser) -> None:
+    own = browser.new_page()
+    own.goto(served[1].partition("#")[0])
+    expect(own.get_by_role("alert")).to_contain_text("lacks the token")
+    own.close()
+
+
 def test_a_server_that_has_ended_is_told(vocabulary: Vocabulary, text: TextTokenizer, browser: Browser) -> None:
     own = browser.new_page()
     with playing(*checkpoint_of(vocabulary, text, [CARTPOLE])) as (_, address):

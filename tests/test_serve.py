@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +19,7 @@ from served import OpenPi, observations_of, packed, serving, toy_checkpoint, unp
 from toy import toy_episode
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
+from websockets.sync.server import ServerConnection, serve
 
 from gatito import cli
 from gatito.errors import UserError
@@ -456,3 +458,25 @@ def test_a_port_that_is_taken_is_named(folder: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"cannot listen on 127\.0\.0\.1:{port} \("):
             cli.run(["serve", str(folder), "--port", str(port)])
+
+
+def test_an_answer_that_comes_too_late_is_never_taken_for_the_next() -> None:
+    fields = [{"name": "", "path": [], "kind": "discrete", "dtype": "int64", "shape": []}]
+    metadata = {"task": "a/b", "tasks": {"a/b": {"observations": fields, "actions": fields, "prompt": None}}}
+
+    def slow(connection: ServerConnection) -> None:
+        connection.send(packed(metadata))
+        for _ in connection:
+            time.sleep(0.5)
+            connection.send(packed({"actions": np.zeros((1, 1))}))
+
+    with serve(slow, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        client = Client(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", timeout_s=0.1)
+        with pytest.raises(UserError, match=r"has not answered for 0\.1 s; connect anew"):
+            client.act(np.int64(0))
+        with pytest.raises(UserError, match="connect anew"):
+            client.act(np.int64(0))
+        server.shutdown()
+        thread.join()

@@ -18,15 +18,15 @@ MANY_FILES = 64
 """Files from which on flushing all disks at once is cheaper than each file."""
 
 
-def check_writable(folder: Path) -> None:
-    """Raise `UserError` where nothing can be written into a folder that may not exist yet."""
+def check_writable(folder: Path, option: str = "--out") -> None:
+    """Raise `UserError` where nothing can be written into a folder that may not exist yet; `option` named it."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise UserError(
-            f"--out {folder} cannot be written ({existing}: {error.strerror}); name another folder"
+            f"{option} {folder} cannot be written ({existing}: {error.strerror}); name another folder"
         ) from None
 
 

@@ -8,6 +8,7 @@ played again from their seeds they come out as they would have.
 import multiprocessing
 import os
 import pickle
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -211,6 +212,7 @@ def simulators(processes: int, *, limit_s: float = LIMIT_S) -> Simulators:
 def _serve(connection: Connection, at: Any, limit_s: float) -> None:
     """Answer what comes, one slot after the other; `at` says which."""
     end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the one that asked ends this one
     here = LocalSimulators(limit_s=limit_s)
     sent: dict[int, TaskSpec] = {}
     at[:] = [IDLE, time.monotonic()]

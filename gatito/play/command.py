@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import threading
 import webbrowser
 
 import torch
@@ -10,6 +11,9 @@ from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint
 from gatito.play.config import PlayConfig
 from gatito.play.server import HOST, PlayServer
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What ends the page in order: the last comes where its terminal is closed."""
 
 
 def play_checkpoint(checkpoint: str, config: PlayConfig) -> None:
@@ -23,12 +27,18 @@ def play_checkpoint(checkpoint: str, config: PlayConfig) -> None:
 
     def say(address: str) -> None:
         print(f"{address}\nCtrl-C ends it", flush=True)
-        if not config.no_browser:
-            webbrowser.open(address)
+        if not config.no_browser:  # a browser of text runs until it is left
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
     async def run() -> None:
-        for name in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(name, server.stop)
+        loop = asyncio.get_running_loop()
+
+        def stop(name: signal.Signals) -> None:
+            server.stop()
+            loop.remove_signal_handler(name)  # a second one does not wait
+
+        for name in SIGNALS:
+            loop.add_signal_handler(name, stop, name)
         await server.run(say)
 
     try:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from gatito.data.publish import check_writable
 from gatito.errors import UserError
 from gatito.eval import TEMPERATURE
 from gatito.eval.decoding import Decoding
@@ -45,5 +46,6 @@ class PlayConfig:
             raise UserError(f"--max-message-bytes is {self.max_message_bytes}, allowed above 0")
         if Path(self.record).is_file():
             raise UserError(f"--record {self.record} is a file; name a folder")
+        check_writable(Path(self.record), "--record")
         Decoding(temperature=self.temperature, top_p=self.top_p)
         LocalSimulators(limit_s=self.limit_s)

@@ -1,5 +1,7 @@
 """Demonstrations that prompts are made of: a person's, an expert's, or out of a file; a person's can be saved."""
 
+import itertools
+import os
 import re
 import tempfile
 import threading
@@ -26,10 +28,10 @@ PERSON = "human"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*-v[0-9]+")
 """Last part of a dataset's id, as Minari has them."""
 MOST = 256
-"""Demonstrations that are kept in memory."""
+"""Demonstrations that are kept in memory; those of persons that are not saved are kept however many they are."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Demonstration:
     """An episode of T timesteps."""
 
@@ -45,8 +47,15 @@ class Demonstration:
     """What prompts are made of."""
     buffer: EpisodeBuffer | None
     """What can be saved; None for what is not a person's."""
+    saved: str | None = None
+    """Folder of the dataset that it was saved to."""
 
-    def described(self, saved: str | None) -> dict[str, Any]:
+    @property
+    def is_unsaved(self) -> bool:
+        """Whether it would be lost."""
+        return self.buffer is not None and self.saved is None
+
+    def described(self) -> dict[str, Any]:
         """For the page."""
         return {
             "number": self.number,
@@ -55,7 +64,7 @@ class Demonstration:
             "length": len(self.episode),
             "return": self.episode.total_return,
             "recorded": self.buffer is not None,
-            "saved": saved,
+            "saved": self.saved,
         }
 
 
@@ -66,12 +75,12 @@ class Demonstrations:
         """Datasets are saved to `root/TASK/NAME`."""
         self.root = root
         self._all: dict[int, Demonstration] = {}
-        self._saved: dict[int, str] = {}
+        self._numbers = itertools.count()
         self._lock = threading.Lock()
 
     def described(self) -> list[dict[str, Any]]:
         """For the page, in the order that they came."""
-        return [d.described(self._saved.get(d.number)) for d in list(self._all.values())]
+        return [d.described() for d in list(self._all.values())]
 
     def of(self, number: int, task: str) -> Demonstration:
         """One of a task; raises `UserError` where it is none, or another task's."""
@@ -120,22 +129,30 @@ class Demonstrations:
             unsaved = [d for d in self._unsaved() if d.spec.id == task]
             if not unsaved:
                 raise UserError(f"nothing was recorded of {task!r} that is not saved yet; take the controls first")
-            check_writable(self.root)
-            target = self.root / task / name
-            if target.exists():
-                raise UserError(f"{target} exists; choose another name")
-            self._write(unsaved, target)
-            return target
+            return self._write(unsaved, self.root / task / name)
 
     def save_rest(self) -> list[Path]:
-        """Write what was not saved, by tasks, under the time of day; returns the folders."""
-        name = time.strftime("unsaved-%Y%m%d-%H%M%S-v0")
-        return [self.save(task, name) for task in sorted({d.spec.id for d in self._unsaved()})]
+        """Write what was not saved, by tasks, under the time of day; returns the folders.
+
+        What cannot be written where it should be goes into a new folder for temporary files.
+        """
+        name, folders = time.strftime(f"unsaved-%Y%m%d-%H%M%S-{os.getpid()}-v0"), []
+        for task in sorted({d.spec.id for d in self._unsaved()}):
+            unsaved = [d for d in self._unsaved() if d.spec.id == task]
+            try:
+                folders.append(self._write(unsaved, self.root / task / name))
+            except (UserError, OSError):
+                elsewhere = Path(tempfile.mkdtemp(prefix="gatito-play-"))
+                folders.append(self._write(unsaved, elsewhere / task / name))
+        return folders
 
     def _unsaved(self) -> list[Demonstration]:
-        return [d for d in self._all.values() if d.buffer is not None and d.number not in self._saved]
+        return [d for d in self._all.values() if d.is_unsaved]
 
-    def _write(self, these: Sequence[Demonstration], target: Path) -> None:
+    def _write(self, these: Sequence[Demonstration], target: Path) -> Path:
+        if target.exists():
+            raise UserError(f"{target} exists; choose another name")
+        check_writable(target.parent, "--record")
         spec, env = these[0].spec, these[0].env
         metadata = {
             "algorithm_name": PERSON,
@@ -150,25 +167,24 @@ class Demonstrations:
                 assert one.buffer is not None
                 writer.append(encode_episode(one.buffer, env.observation_space, env.action_space, {"agent": PERSON}))
             writer.close()
-        self._saved |= dict.fromkeys((one.number for one in these), str(target))
+        for one in these:
+            one.saved = str(target)
+        return target
 
     def _keep(
         self, spec: TaskSpec, env: HasSpaces, layout: Layout, by: str, episode: Episode, buffer: EpisodeBuffer | None
     ) -> int:
         checked_tokens(layout, episode, where=f"demonstration of {spec.id} ({by})")
         with self._lock:
-            if len(self._all) == MOST:
-                self._forget_one()
-            number = max(self._all, default=-1) + 1
+            self._make_room()
+            number = next(self._numbers)
             self._all[number] = Demonstration(
                 number=number, spec=spec, env=env, by=by, episode=episode, buffer=buffer
             )
             return number
 
-    def _forget_one(self) -> None:
-        """Make room: the oldest that is not a person's unsaved one goes."""
-        unsaved = {d.number for d in self._unsaved()}
-        oldest = next((number for number in self._all if number not in unsaved), None)
-        if oldest is None:
-            raise UserError(f"{MOST} demonstrations are not saved yet; save them first")
-        del self._all[oldest]
+    def _make_room(self) -> None:
+        """Forget the oldest that would not be lost, where there are many."""
+        if len(self._all) >= MOST:
+            oldest = next((d.number for d in self._all.values() if not d.is_unsaved), None)
+            self._all.pop(oldest, None)  # type: ignore[arg-type]

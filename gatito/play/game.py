@@ -56,7 +56,6 @@ class Stage:
             "task": self.spec.id,
             "controls": controls_of(self.spec.id, self.layout, self.env),
             "instruction": None if instruction is None else instruction.name,
-            "scored": self.spec.id in references(),
         }
 
 
@@ -217,27 +216,34 @@ class Game:
             raise
 
     def _act(self, actions: Mapping[int, Any]) -> list[dict[str, Any]]:
-        for i, action in actions.items():
-            self.panes[i].actions.append(action)
-        return self._exchange({i: Act(action=action) for i, action in actions.items()})
+        try:
+            return self._exchange({i: Act(action=action) for i, action in actions.items()}, actions)
+        except Exception:  # what came of the action is not known
+            for pane in self.panes:
+                pane.is_over = True
+            raise
 
-    def _exchange(self, asked: Mapping[int, Request]) -> list[dict[str, Any]]:
-        """What each pane shows after what it was asked; raises `UserError` where a simulator fails."""
+    def _exchange(
+        self, asked: Mapping[int, Request], actions: Mapping[int, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """What each pane shows after what it was asked, and was done in it; raises `UserError` where a simulator
+        fails."""
         shown = []
         for i, answer in sorted(self._simulators.exchange(asked).items()):
             if isinstance(answer, Failed | Lost):
-                self.panes[i].is_over = True
-                reason = answer.reason if isinstance(answer, Failed) else "its process ended with another's episode"
+                reason = answer.reason if isinstance(answer, Failed) else "its process has ended"
                 raise UserError(f"the simulator of {self.stage.spec.id} failed: {reason}; begin another episode")
             assert not isinstance(answer, Demonstrated)
-            shown.append(self._take_in(i, answer))
+            shown.append(self._take_in(i, answer, *([actions[i]] if actions else [])))
         return shown
 
-    def _take_in(self, number: int, moment: Moment) -> dict[str, Any]:
+    def _take_in(self, number: int, moment: Moment, *action: Any) -> dict[str, Any]:
+        """Take in a moment, and the action that led to it, where one did."""
         pane = self.panes[number]
-        if pane.actions:
-            where = f"task {self.stage.spec.id!r}, timestep {len(pane.actions) - 1}"
+        if action:
+            where = f"task {self.stage.spec.id!r}, timestep {len(pane.actions)}"
             pane.rewards.append(finite_reward(moment.reward, where))
+            pane.actions.extend(action)
         pane.observations.append(self._as_instructed(moment.observation))
         pane.is_over, pane.terminated = moment.terminated or moment.truncated, moment.terminated
         pane.frame = moment.frame

@@ -6,10 +6,12 @@ const socket = new WebSocket(`ws://${location.host}/socket?token=${encodeURIComp
 
 let greeting = null; // what the checkpoint knows
 let demonstrations = [];
-let stage = null; // the task that is played: its controls and instruction
+let stage = null; // what is played: task, controls and instruction
+let wanted = null; // the task that is chosen; the list may show others
 let controlled = false;
 let going = false;
-let instruction = null; // that was typed, in place of the environment's own
+let over = false; // whether the episode is
+let instruction = null; // in place of the environment's own
 let seeds = null; // timer of the next seed
 let figures = [];
 
@@ -34,25 +36,26 @@ function complain(text) {
 
 // --- the episode -------------------------------------------------------------------------------------------------
 
-function begin(seed) {
+function begin(seed, hold = controlled) {
   clearTimeout(seeds);
   complain("");
   at("seed").value = seed;
   const chosen = at("prompt").value === "" ? null : Number(at("prompt").value);
-  const beside = at("beside").checked && chosen !== null && !controlled;
+  const beside = at("beside").checked && chosen !== null;
   send({
-    do: "begin", task: at("task").value, seed, part: at("part").value, instruction, controlled,
-    prompts: controlled ? [null] : beside ? [null, chosen] : [chosen],
+    do: "begin", task: wanted, seed, part: at("part").value, instruction, controlled: hold,
+    prompts: hold ? [null] : beside ? [null, chosen] : [chosen],
   });
 }
 
-function again(ahead = 0) {
-  const seed = Math.trunc(Number(at("seed").value));
-  begin(Number.isSafeInteger(seed) && seed >= 0 ? seed + ahead : 0);
+function again(ahead = 0, hold = controlled) {
+  const seed = Math.trunc(Number(at("seed").value)) + ahead;
+  begin(Number.isSafeInteger(seed) && seed >= 0 ? seed : 0, hold);
 }
 
-function run(wanted) {
-  going = wanted && !controlled;
+function run(start) {
+  if (start && over) return again();
+  going = start && !controlled;
   send({ do: "run", going, speed: Number(at("speed").value) });
   at("go").firstChild.textContent = going ? "pause " : "play ";
   at("go").classList.toggle("strong", !controlled);
@@ -60,6 +63,8 @@ function run(wanted) {
 
 function began(message) {
   stage = message;
+  over = false;
+  controlled = message.controlled;
   at("task-name").textContent = `${message.task}, seed ${message.seed}`;
   at("instructing").hidden = message.instruction === null;
   figures = message.prompts.map((timesteps) => {
@@ -98,6 +103,7 @@ function named(values) {
 }
 
 function ended() {
+  over = true;
   run(false);
   if (!controlled && at("endless").checked) seeds = setTimeout(() => again(1), 1200);
 }
@@ -146,15 +152,14 @@ at("pad").addEventListener("submit", (event) => {
   if (values.length) send({ do: "act", values });
 });
 
-function take(wanted) {
-  controlled = wanted;
-  again();
+function take(hold) {
+  again(0, hold);
 }
 
 // --- what was recorded, and what it says -------------------------------------------------------------------------
 
 function listDemonstrations(choose = null) {
-  const task = at("task").value;
+  const task = wanted;
   const before = choose === null ? at("prompt").value : String(choose);
   const own = demonstrations.filter((one) => one.task === task);
   const options = own.map((one) => {
@@ -192,7 +197,7 @@ async function base64(file) {
   return url.slice(url.indexOf(",") + 1);
 }
 
-const MOST_BYTES = 12_000_000; // in base64 it is a third more, which the server still reads
+const mostBytes = () => Math.floor((greeting.max_message_bytes - 10_000) * 0.74); // base64 is a third longer
 
 async function ask(event) {
   event.preventDefault();
@@ -200,7 +205,7 @@ async function ask(event) {
   const which = new FormData(at("ask")).get("image");
   const file = at("file").files[0];
   if (which === "file" && !file) return complain("choose an image file first");
-  if (which === "file" && file.size > MOST_BYTES) return complain(`${file.name} has ${file.size} bytes, allowed ${MOST_BYTES}`);
+  if (which === "file" && file.size > mostBytes()) return complain(`${file.name} has ${file.size} bytes, allowed ${mostBytes()}`);
   const image = which === "file" ? await base64(file) : which || null;
   send({ do: "ask", text: at("question").value, image });
 }
@@ -209,30 +214,37 @@ async function upload() {
   const [file] = at("upload").files;
   at("upload").value = "";
   if (!file) return;
-  if (file.size > MOST_BYTES) return complain(`${file.name} has ${file.size} bytes, allowed ${MOST_BYTES}`);
+  if (file.size > mostBytes()) return complain(`${file.name} has ${file.size} bytes, allowed ${mostBytes()}`);
   complain("");
-  send({ do: "upload", task: at("task").value, name: file.name, content: await base64(file) });
+  send({ do: "upload", task: wanted, name: file.name, content: await base64(file) });
 }
 
 // --- tasks -------------------------------------------------------------------------------------------------------
 
 function listTasks() {
-  const wanted = at("filter").value.trim().toLowerCase();
-  const before = at("task").value || greeting.first;
-  const found = greeting.tasks.filter((one) => one.id.includes(wanted));
+  const words = at("filter").value.trim().toLowerCase();
+  const found = greeting.tasks.filter((one) => one.id.includes(words));
   at("task").replaceChildren(...found.map((one) => make("option", { value: one.id, textContent: one.id })));
-  if (found.some((one) => one.id === before)) at("task").value = before;
+  at("task").value = wanted; // nothing where it is not among them
+}
+
+let choosing = null; // timer: who walks through the list begins where they stop
+
+function chooseSoon() {
+  clearTimeout(choosing);
+  choosing = setTimeout(choose, 250);
 }
 
 function choose() {
+  clearTimeout(choosing);
   if (!at("task").value) return;
-  controlled = false;
+  wanted = at("task").value;
   instruction = null;
   at("instruction").value = "";
   at("beside").checked = false;
   at("prompt").value = "";
   listDemonstrations();
-  begin(0);
+  begin(0, false);
 }
 
 function greet(message) {
@@ -240,8 +252,9 @@ function greet(message) {
   at("checkpoint").textContent = message.checkpoint;
   at("status").textContent = `${message.tasks.length} tasks, gatito ${message.version}`;
   at("others").textContent = message.others ? `${message.others} more tasks cannot be simulated here` : "";
+  at("saved").textContent = `what you save goes to ${message.record}`;
+  wanted = message.first;
   listTasks();
-  at("task").value = message.first;
   begin(0);
 }
 
@@ -252,6 +265,7 @@ const HEARD = {
   began,
   moment: show,
   ended,
+  instructed: (message) => { instruction = message.text; },
   demonstrations: (message) => { demonstrations = message.all; listDemonstrations(); },
   kept: (message) => {
     at("prompt").dataset.next = message.number;
@@ -265,23 +279,29 @@ const HEARD = {
   },
   saved: (message) => { at("saved").textContent = `saved: ${message.folder}`; },
   answer,
-  error: (message) => { complain(message.text); if (message.of === "run") run(false); },
+  error: (message) => {
+    const late = ["act", "finish"].includes(message.of) && (over || !controlled); // a press after the end
+    if (!late) complain(message.text);
+    if (message.of === "run" || message.of === "step") { over = true; run(false); }
+  },
 };
 
 socket.addEventListener("message", (event) => {
   const message = JSON.parse(event.data);
   HEARD[message.say](message);
-  if (message.say === "demonstrations" && at("prompt").dataset.next) {
-    listDemonstrations(Number(at("prompt").dataset.next)); // the newest becomes the prompt
+  const newest = at("prompt").dataset.next;
+  if (message.say === "demonstrations" && newest && demonstrations.some((one) => String(one.number) === newest)) {
+    listDemonstrations(Number(newest)); // it becomes the prompt
     delete at("prompt").dataset.next;
-    begin(Math.trunc(Number(at("seed").value)) || 0);
+    again();
   }
 });
 socket.addEventListener("close", (event) => {
   going = false;
   clearTimeout(seeds);
   at("status").textContent = "not connected";
-  complain(event.reason || "gatito play cannot be reached: open the address that it printed, or start it again");
+  const lost = "gatito play cannot be reached: start it again, and open the address that it prints";
+  complain(event.reason || (token ? lost : "this address lacks the token behind #: open the one that gatito play printed"));
 });
 
 // --- hands -------------------------------------------------------------------------------------------------------
@@ -301,27 +321,25 @@ at("filter").addEventListener("keydown", (event) => {
   if (!at("task").value) at("task").selectedIndex = 0;
   choose();
 });
-at("task").addEventListener("change", choose);
+at("task").addEventListener("change", chooseSoon);
 at("prompt").addEventListener("change", () => again());
 at("part").addEventListener("change", () => again());
 at("beside").addEventListener("change", () => again());
-at("expert").addEventListener("click", () => { complain(""); run(false); send({ do: "demonstrate", task: at("task").value }); });
+at("expert").addEventListener("click", () => { complain(""); run(false); send({ do: "demonstrate", task: wanted }); });
 at("upload").addEventListener("change", upload);
 at("instruct").addEventListener("submit", (event) => {
   event.preventDefault();
   complain("");
-  instruction = at("instruction").value.trim() || null;
-  send({ do: "instruct", text: instruction });
+  send({ do: "instruct", text: at("instruction").value.trim() || null });
 });
 at("own").addEventListener("click", () => {
-  instruction = null;
   at("instruction").value = "";
   send({ do: "instruct", text: null });
 });
 at("save").addEventListener("submit", (event) => {
   event.preventDefault();
   complain("");
-  send({ do: "save", task: at("task").value, name: at("name").value.trim() });
+  send({ do: "save", task: wanted, name: at("name").value.trim() });
 });
 at("ask").addEventListener("submit", ask);
 at("ask").addEventListener("change", () => { at("file").hidden = new FormData(at("ask")).get("image") !== "file"; });
@@ -332,7 +350,7 @@ const KEYS = {
 };
 
 document.addEventListener("keydown", (event) => {
-  const typing = event.target.closest("input:not([type=checkbox], [type=radio]), select, textarea");
+  const typing = event.target.closest("input:not([type=checkbox], [type=radio])");
   if (typing || event.ctrlKey || event.metaKey || event.altKey || stage === null) return;
   const [only] = stage.controls;
   const action = controlled && stage.controls.length === 1 && only.keys ? only.keys.indexOf(event.key) : -1;

@@ -23,8 +23,10 @@ LARGEST_SEED = 1 << 53
 """Whole numbers below it are exact in JavaScript."""
 LONGEST_TEXT = 4000
 """Characters of an instruction or question."""
-MAX_SPEED = 1000.0
-"""As fast as it goes."""
+SPEEDS = (0.01, 1000.0)
+"""Slowest and fastest, times the pace of the task; the latter is as fast as it goes."""
+PANES = 2
+"""Most of a page."""
 MAX_VALUES = 4096
 """Numbers of an action."""
 
@@ -153,8 +155,8 @@ def parse(message: str | bytes) -> Request:
 
 def _begin(values: Any) -> Begin:
     prompts = checked(values, "prompts", "a list")
-    if not 1 <= len(prompts) <= 2:
-        raise UserError(f"prompts has {len(prompts)} entries, allowed 1 or 2")
+    if not 1 <= len(prompts) <= PANES:
+        raise UserError(f"prompts has {len(prompts)} entries, allowed 1 to {PANES}")
     for prompt in prompts:
         if prompt is not None and (type(prompt) is not int or prompt < 0):
             raise UserError(f"prompts holds {shown(prompt)}, expected numbers of demonstrations, or null for none")
@@ -163,7 +165,7 @@ def _begin(values: Any) -> Begin:
         raise UserError(f"part is {shown(part)}, allowed {' or '.join(get_args(Part))}")
     controlled = checked(values, "controlled", "true or false")
     if controlled and len(prompts) > 1:
-        raise UserError("two panes cannot be controlled; choose one prompt")
+        raise UserError("several panes cannot be controlled; choose one prompt")
     return Begin(
         task=_text(values, "task"),
         seed=_whole(values, "seed", LARGEST_SEED),
@@ -176,8 +178,8 @@ def _begin(values: Any) -> Begin:
 
 def _run(values: Any) -> Run:
     speed = checked(values, "speed", "a finite number")
-    if not 0 < speed <= MAX_SPEED:
-        raise UserError(f"speed is {speed}, allowed above 0 to {MAX_SPEED:g}")
+    if not SPEEDS[0] <= speed <= SPEEDS[1]:
+        raise UserError(f"speed is {speed}, allowed {SPEEDS[0]:g} to {SPEEDS[1]:g}")
     return Run(going=checked(values, "going", "true or false"), speed=float(speed))
 
 
@@ -206,6 +208,8 @@ def _text(values: Any, key: str, *, optional: bool = False) -> Any:
     text = checked(values, key, "a text", optional=optional)
     if text is not None and len(text) > LONGEST_TEXT:
         raise UserError(f"{key} has {len(text)} characters, allowed {LONGEST_TEXT}")
+    if text is not None and any(0xD800 <= ord(letter) < 0xE000 for letter in text):
+        raise UserError(f"{key} holds half of a surrogate pair, which is no character")
     return text
 
 
@@ -230,7 +234,7 @@ KINDS: Mapping[str, Callable[[Any], Request]] = {
     "act": _act,
     "finish": lambda values: Finish(),
     "instruct": lambda values: Instruct(text=_text(values, "text", optional=True)),
-    "look": lambda values: Look(pane=_whole(values, "pane", 2)),
+    "look": lambda values: Look(pane=_whole(values, "pane", PANES)),
     "demonstrate": lambda values: Demonstrate(task=_text(values, "task")),
     "upload": _upload,
     "save": lambda values: Save(task=_text(values, "task"), name=_text(values, "name")),

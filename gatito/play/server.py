@@ -10,6 +10,7 @@ import hmac
 import json
 import logging
 import secrets
+import time
 from collections.abc import Callable
 from functools import cached_property
 from http import HTTPStatus
@@ -25,7 +26,7 @@ from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
 from gatito import __version__
-from gatito.data.tasks import domain_of, get_task, registry
+from gatito.data.tasks import get_task, registry
 from gatito.errors import UserError
 from gatito.eval.actor import Actor
 from gatito.eval.decoding import Decoding
@@ -37,10 +38,11 @@ from gatito.model.packed import pack_linears
 from gatito.play.config import PlayConfig
 from gatito.play.demonstrations import Demonstrations
 from gatito.play.game import Stage
-from gatito.play.requests import parse
-from gatito.play.visitor import PANES, Visitor
+from gatito.play.questions import Questions
+from gatito.play.requests import PANES, parse
+from gatito.play.visitor import Visitor
 from gatito.policies import has_expert
-from gatito.serve.messages import text_field
+from gatito.serve.server import GOING_AWAY, TRY_AGAIN_LATER
 from gatito.serve.sessions import Sessions
 
 HOST = "127.0.0.1"
@@ -52,9 +54,9 @@ FILES = {
 SOCKET = "/socket"
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'"
 """The page runs its own script and style and shows what it was sent; it asks no other host."""
-TRY_AGAIN_LATER, GOING_AWAY = 1013, 1001
-"""Close codes of RFC 6455."""
 FIRST_SEED = 0
+SEAT_S = 3.0
+"""Seconds that a page waits for a place: one that is loaded again has just left its own."""
 
 
 class PlayServer:
@@ -66,7 +68,7 @@ class PlayServer:
         Raises `UserError` where none of its tasks can be simulated here, or not the one that is to be shown first.
         """
         self.config, self.token = config, secrets.token_urlsafe(24)
-        self._model, self._processor, self._name = model, processor, name
+        self._processor, self._name = processor, name
         self._stages: dict[str, Stage] = {}
         self._tasks = _simulated(processor)
         if not self._tasks:
@@ -79,8 +81,8 @@ class PlayServer:
         self._sessions = Sessions(Actor(pack_linears(model), PANES * config.pages, decoding=decoding))
         self.demonstrations = Demonstrations(Path(config.record))
         self._stopping = asyncio.Event()
-        self._open: set[ServerConnection] = set()
-        self._answering = asyncio.Lock()
+        self._open: dict[ServerConnection, Visitor] = {}
+        self._questions = Questions(model, processor)
         self._spare: asyncio.Task[Simulators] | None = None
 
     def stage(self, task: str) -> Stage:
@@ -113,8 +115,8 @@ class PlayServer:
                 on_ready(f"http://{HOST}:{port}/#{self.token}")
                 await self._stopping.wait()
                 server.close(close_connections=False)
-                for connection in list(self._open):
-                    await connection.close(GOING_AWAY, "gatito play has stopped")
+                pages = list(self._open)
+                await asyncio.gather(*(page.close(GOING_AWAY, "gatito play has stopped") for page in pages))
                 await server.wait_closed()
         finally:
             (await self._spare).close()
@@ -133,7 +135,7 @@ class PlayServer:
     def _answer_http(self, connection: ServerConnection, request: HttpRequest) -> Response | None:
         """The page's files, and who may open the WebSocket."""
         path, host = urlsplit(request.path), request.headers.get("Host", "")
-        if host.rpartition(":")[0] not in (HOST, "localhost"):
+        if urlsplit(f"//{host}").hostname not in (HOST, "localhost"):
             return _response(HTTPStatus.FORBIDDEN, b"open the page by the address that gatito play printed\n")
         if path.path in FILES:
             name, kind = FILES[path.path]
@@ -147,22 +149,35 @@ class PlayServer:
         return None
 
     async def _handle(self, connection: ServerConnection) -> None:
-        try:
-            seats = self._sessions.open_all(PANES)
-        except UserError:
+        seats = await self._seats()
+        if seats is None:
             told = f"{self.config.pages} pages are open already; close one"
             await connection.close(TRY_AGAIN_LATER, told)
             return
-        self._open.add(connection)
         try:
             with contextlib.suppress(ConnectionClosed):
-                await self._converse(connection, (seats[0], seats[1]))
+                await self._converse(connection, seats)
         finally:
-            self._open.discard(connection)
             for seat in seats:
                 self._sessions.close(seat)
 
-    async def _converse(self, connection: ServerConnection, seats: tuple[int, int]) -> None:
+    async def _seats(self) -> tuple[int, ...] | None:
+        """The sessions of a page; None where there are none for a while."""
+        deadline = time.monotonic() + SEAT_S
+        while True:
+            try:
+                return tuple(self._sessions.open_all(PANES))
+            except UserError:
+                if time.monotonic() > deadline:
+                    return None
+                await asyncio.sleep(0.05)
+
+    async def _announce(self) -> None:
+        """Tell all pages which demonstrations there are."""
+        for visitor in list(self._open.values()):
+            await visitor.tell_demonstrations()
+
+    async def _converse(self, connection: ServerConnection, seats: tuple[int, ...]) -> None:
         async def tell(message: dict[str, Any]) -> None:
             with contextlib.suppress(ConnectionClosed):  # who is gone is told nothing; reading ends by itself
                 await connection.send(json.dumps(message))
@@ -170,16 +185,17 @@ class PlayServer:
         assert self._spare is not None
         mine, self._spare = self._spare, asyncio.create_task(asyncio.to_thread(self._prepare))
         visitor = Visitor(
-            self._model,
-            self._processor,
             self._sessions,
             await mine,
             seats,
             self.demonstrations,
+            self._questions,
             self.stage,
-            self._answering,
+            self.config.limit_s,
             tell,
+            self._announce,
         )
+        self._open[connection] = visitor
         playing = asyncio.create_task(visitor.run())
         try:
             await tell(self._greeting)
@@ -189,12 +205,15 @@ class PlayServer:
                 try:
                     request = parse(message)
                     what = type(request).__name__.lower()
-                    await visitor.do(request)
+                    await visitor.handle(request)
                 except Exception as error:  # a fault of ours is told to the page, and the others go on
                     await visitor.tell_error(what, error)
         finally:
-            await visitor.leave()
-            playing.cancel()
+            del self._open[connection]
+            try:
+                await visitor.leave()
+            finally:
+                playing.cancel()
 
     @cached_property
     def _greeting(self) -> dict[str, Any]:
@@ -205,15 +224,8 @@ class PlayServer:
             "checkpoint": self._name,
             "first": self._first,
             "record": str(self.config.record),
-            "tasks": [
-                {
-                    "id": task,
-                    "domain": domain_of(task),
-                    "expert": has_expert(registry()[task]),
-                    "instruction": text_field(layouts[task]) is not None,
-                }
-                for task in self._tasks
-            ],
+            "max_message_bytes": self.config.max_message_bytes,
+            "tasks": [{"id": task, "expert": has_expert(registry()[task])} for task in self._tasks],
             "others": len(layouts) - len(self._tasks),
         }
 

@@ -2,34 +2,25 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import numpy as np
 
-from gatito.data.tasks import PROMPT_SEEDS, TaskSpec, references
 from gatito.errors import UserError
-from gatito.eval.prompts import DEMONSTRATION_SCORE, prompt_of_episodes
-from gatito.eval.simulators import Demonstrate as DemonstrateTask
-from gatito.eval.simulators import Demonstrated, Failed, Simulators
-from gatito.eval.writing import write
-from gatito.model import GatitoForCausalLM, GatitoProcessor
-from gatito.pages import png_uri
+from gatito.eval.prompts import prompt_of_episodes
+from gatito.eval.simulators import Simulators
 from gatito.play import requests
 from gatito.play.demonstrations import Demonstrations
+from gatito.play.experts import demonstrate
 from gatito.play.game import PACE, Game, Stage
-from gatito.policies import has_expert
+from gatito.play.questions import Questions, Tell
+from gatito.serve.server import LONGEST_ERROR
 from gatito.serve.sessions import Sessions
-from gatito.talking import prompt_parts
 from gatito.tokenizers import TokenSequence
-from gatito.tokenizers.images import ImageConfig, checked_image, read_image
 
-Tell = Callable[[dict[str, Any]], Awaitable[None]]
-"""Sends a message to the page."""
-PANES = 2
-"""Most of a page, each with a session and a simulator; the simulator after theirs is for experts."""
-TRIES = 10
-"""Episodes of an expert that are played until one scores well enough for a prompt."""
+GameAct = Callable[[Game], list[dict[str, Any]]]
+"""Does something in a game and returns the moments that it shows then."""
 
 
 class Visitor:
@@ -37,35 +28,39 @@ class Visitor:
 
     def __init__(
         self,
-        model: GatitoForCausalLM,
-        processor: GatitoProcessor,
         sessions: Sessions,
         simulators: Simulators,
-        seats: tuple[int, int],
+        seats: tuple[int, ...],
         demonstrations: Demonstrations,
+        questions: Questions,
         stages: Callable[[str], Stage],
-        answering: asyncio.Lock,
+        limit_s: float,
         tell: Tell,
+        announce: Callable[[], Awaitable[None]],
     ) -> None:
-        """`seats` are sessions of its own, `stages` gives tasks by id, `answering` lets one page ask at a time."""
-        self._model, self._processor, self._stages, self._tell = model, processor, stages, tell
+        """`seats` are its own sessions, `stages` gives tasks by id; `announce` tells all pages which demonstrations
+        there are."""
         self._sessions, self._simulators, self._seats = sessions, simulators, seats
-        self._demonstrations, self._answering = demonstrations, answering
+        self._demonstrations, self._questions, self._stages = demonstrations, questions, stages
+        self._limit_s, self._tell, self._announce = limit_s, tell, announce
         self._game: Game | None = None
-        self._at_it = asyncio.Lock()
+        self._lock = asyncio.Lock()
         """Held by whoever uses the game or the simulators."""
-        self._going = asyncio.Event()
+        self._running = asyncio.Event()
+        """Whether the agent goes on by itself."""
         self._speed = 1.0
-        self._asking: asyncio.Task[None] | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        """What takes its time, by the kind of request; the page goes on meanwhile."""
+        self._is_gone = False
 
-    async def do(self, request: requests.Request) -> None:
+    async def handle(self, request: requests.Request) -> None:
         """Do what is asked, and tell the page what came of it; raises `UserError` for what cannot be done."""
         match request:
             case requests.Begin():
                 await self._begin(request)
             case requests.Run():
                 self._speed = request.speed
-                (self._going.set if request.going else self._going.clear)()
+                (self._running.set if request.going else self._running.clear)()
             case requests.Step():
                 await self._play(lambda game: game.step())
             case requests.Act():
@@ -73,56 +68,54 @@ class Visitor:
             case requests.Finish():
                 await self._keep()
             case requests.Instruct():
-                async with self._at_it:
+                async with self._lock:
                     self._playing().instruct(request.text)
+                await self._tell({"say": "instructed", "text": request.text})
             case requests.Look():
-                async with self._at_it:
+                async with self._lock:
                     html = await asyncio.to_thread(self._playing().look, request.pane)
                 await self._tell({"say": "look", "pane": request.pane, "html": html})
             case requests.Demonstrate():
-                await self._demonstrate(request.task)
+                self._go_about("demonstrate", self._demonstrate(request.task))
             case requests.Upload():
                 await self._upload(request)
             case requests.Save():
                 folder = await asyncio.to_thread(self._demonstrations.save, request.task, request.name)
                 await self._tell({"say": "saved", "folder": str(folder)})
-                await self.tell_demonstrations()
+                await self._announce()
             case requests.Ask():
-                if self._asking is not None and not self._asking.done():
-                    raise UserError("the last question is still being answered; wait for it")
-                self._asking = asyncio.create_task(self._ask(request))
+                self._go_about("ask", self._ask(request))
 
     async def run(self) -> None:
         """Let the agent act at its pace as long as it is to go on; ends with the page."""
         while True:
-            await self._going.wait()
+            await self._running.wait()
             if self._game is None or self._game.is_over:
-                self._going.clear()
+                self._running.clear()
                 continue
             began = time.monotonic()
             try:
                 await self._play(lambda game: game.step())
             except Exception as error:
-                self._going.clear()
+                self._running.clear()
                 await self.tell_error("run", error)
             pace = self._game.stage.pace * self._speed if self._game else PACE[1]
             await asyncio.sleep(max(0.0, 1 / pace - (time.monotonic() - began)))
 
     async def leave(self) -> None:
         """The page is gone: what a person had recorded is kept, and the simulators are closed."""
-        self._going.clear()
-        if self._asking is not None:
-            self._asking.cancel()
-        async with self._at_it:
-            game = self._game
-            if game is not None and game.has_unkept:
-                await asyncio.to_thread(game.keep, self._demonstrations)
-            await asyncio.to_thread(self._simulators.close)
+        self._is_gone = True
+        self._running.clear()
+        async with self._lock:
+            try:
+                await self._keep_what_is_left()
+            finally:
+                await asyncio.to_thread(self._simulators.close)
 
     async def tell_error(self, what: str, error: Exception) -> None:
         """Say what was wrong: a user's mistake as it is, a fault of ours with its kind."""
         said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        await self._tell({"say": "error", "of": what, "text": said[:2000]})
+        await self._tell({"say": "error", "of": what, "text": said[:LONGEST_ERROR]})
 
     async def tell_demonstrations(self) -> None:
         """Say which demonstrations there are."""
@@ -134,12 +127,8 @@ class Visitor:
         return self._game
 
     async def _begin(self, request: requests.Begin) -> None:
-        """Another episode; where it cannot begin, the one before is over too."""
-        self._going.clear()
-        async with self._at_it:
-            before, self._game = self._game, None
-            if before is not None and before.has_unkept:
-                await asyncio.to_thread(before.keep, self._demonstrations)
+        """Another episode; where it is refused, the one before is as it was."""
+        async with self._lock:
             stage = await asyncio.to_thread(self._stages, request.task)
             prompts = await asyncio.to_thread(lambda: [self._prompt(stage, request, n) for n in request.prompts])
             game = Game(
@@ -151,28 +140,30 @@ class Visitor:
                 instruction=request.instruction,
                 controlled=request.controlled,
             )
+            self._running.clear()
+            await self._keep_what_is_left()
+            self._game = None  # its simulators are given to the new one
             moments = await asyncio.to_thread(game.begin)
             self._game = game
             shown = [None if p is None else p.num_timesteps for p in prompts]
-            await self._tell({"say": "began", "seed": request.seed, "prompts": shown, **stage.described()})
+            told = {"seed": request.seed, "controlled": request.controlled, "prompts": shown}
+            await self._tell({"say": "began", **told, **stage.described()})
             await self._show(moments)
-        await self.tell_demonstrations()
 
     def _prompt(self, stage: Stage, request: requests.Begin, number: int | None) -> TokenSequence | None:
         if number is None:
             return None
-        demonstration = self._demonstrations.of(number, stage.spec.id)
-        config, rng = self._model.config, np.random.default_rng(request.seed)
-        window = (config.trunk, int(config.context))
-        return prompt_of_episodes([demonstration.episode], stage.spec.id, stage.layout, *window, request.part, rng)
+        episode = self._demonstrations.of(number, stage.spec.id).episode
+        window, rng = self._sessions.window, np.random.default_rng(request.seed)
+        return prompt_of_episodes([episode], stage.spec.id, stage.layout, *window, request.part, rng)
 
-    async def _play(self, act: Callable[[Game], list[dict[str, Any]]]) -> None:
-        """Take a step of the game and show it."""
-        async with self._at_it:
+    async def _play(self, act: GameAct) -> None:
+        """Take a step of the game and show it; what a person did is kept when it is over."""
+        async with self._lock:
             game = self._playing()
             await self._show(await asyncio.to_thread(act, game))
             if game.is_over:
-                self._going.clear()
+                self._running.clear()
                 await self._tell({"say": "ended"})
         if game.is_over and game.controlled:
             await self._keep()
@@ -183,77 +174,45 @@ class Visitor:
 
     async def _keep(self) -> None:
         """Keep what a person did."""
-        async with self._at_it:
+        async with self._lock:
             number = await asyncio.to_thread(self._playing().keep, self._demonstrations)
-        await self._tell({"say": "kept", "number": number})
-        await self.tell_demonstrations()
+        await self._kept(number)
 
-    async def _demonstrate(self, task: str) -> None:
-        """Let the expert play, until it does so well enough."""
-        async with self._at_it:
-            stage = await asyncio.to_thread(self._stages, task)
-            number = await asyncio.to_thread(self._of_expert, stage)
-        await self._tell({"say": "kept", "number": number})
-        await self.tell_demonstrations()
+    async def _keep_what_is_left(self) -> None:
+        """The same before the game is forgotten, where there is something."""
+        if self._game is not None and self._game.has_unkept:
+            await asyncio.to_thread(self._game.keep, self._demonstrations)
+            await self._announce()
 
-    def _of_expert(self, stage: Stage) -> int:
-        spec: TaskSpec = stage.spec
-        if not has_expert(spec):
-            raise UserError(f"{spec.id} has no scripted expert; take the controls, or give an episode")
-        known, reason = references().get(spec.id), ""
-        played = sum(d["task"] == spec.id for d in self._demonstrations.described())
-        for seed in range(PROMPT_SEEDS + played, PROMPT_SEEDS + played + TRIES):
-            answer = self._simulators.exchange({PANES: DemonstrateTask(spec=spec, seed=seed)})[PANES]
-            if isinstance(answer, Failed):
-                reason, self._game = answer.reason, None  # its process may have been replaced, with all simulators
-                continue
-            assert isinstance(answer, Demonstrated)
-            total = float(np.sum(answer.buffer.rewards))
-            if known is not None and known.score(total) < DEMONSTRATION_SCORE:
-                reason = f"its return is {total:.4g}"
-                continue
-            by = f"the expert, seed {seed - PROMPT_SEEDS}"
-            return self._demonstrations.add(spec, stage.env, stage.layout, by, answer.buffer, "expert")
-        raise UserError(f"the expert of {spec.id} gave up {TRIES} times, last: {reason}")
+    async def _kept(self, number: int) -> None:
+        await self._tell({"say": "kept", "number": number})
+        await self._announce()
 
     async def _upload(self, request: requests.Upload) -> None:
         stage = await asyncio.to_thread(self._stages, request.task)
-        kept = (stage.spec, stage.env, stage.layout, request.name, request.content)
-        number = await asyncio.to_thread(self._demonstrations.upload, *kept)
-        await self._tell({"say": "kept", "number": number})
-        await self.tell_demonstrations()
+        given = (stage.spec, stage.env, stage.layout, request.name, request.content)
+        await self._kept(await asyncio.to_thread(self._demonstrations.upload, *given))
+
+    async def _demonstrate(self, task: str) -> None:
+        stage = await asyncio.to_thread(self._stages, task)
+        how = (self._demonstrations, self._limit_s, lambda: not self._is_gone)
+        await self._kept(await asyncio.to_thread(demonstrate, stage, *how))
 
     async def _ask(self, request: requests.Ask) -> None:
-        """Answer a question, word by word."""
-        try:
-            await self._answer(request)
-        except Exception as error:
-            await self.tell_error("ask", error)
+        image = self._playing().image() if isinstance(request.image, str) else request.image
+        await self._questions.answer(request.text, image, self._tell)
 
-    async def _answer(self, request: requests.Ask) -> None:
-        if not request.text and request.image is None:
-            raise UserError("nothing is asked: write a question, choose an image, or both")
-        images, config = [], ImageConfig()
-        if request.image == requests.FRAME:
-            images = [checked_image(self._playing().image(), config, "the image on the page")]
-        elif isinstance(request.image, bytes):
-            images = [await asyncio.to_thread(read_image, request.image, config, "the image")]
-        parts = prompt_parts(images, request.text or None, ask=bool(request.text))
-        loop, words = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+    def _go_about(self, what: str, doing: Coroutine[Any, Any, None]) -> None:
+        """Do something beside all else, one of a kind at a time; what goes wrong is told."""
+        before = self._tasks.get(what)
+        if before is not None and not before.done():
+            doing.close()
+            raise UserError(f"the last {what} is still going on; wait for it")
 
-        def answer() -> None:
+        async def told() -> None:
             try:
-                inputs = self._processor.prompts([parts])
-                say = lambda text: loop.call_soon_threadsafe(words.put_nowait, text)  # noqa: E731
-                write(self._model, self._processor, inputs, on_text=say)
-            finally:
-                loop.call_soon_threadsafe(words.put_nowait, None)
+                await doing
+            except Exception as error:
+                await self.tell_error(what, error)
 
-        shown = png_uri(images[0]) if images else None
-        await self._tell({"say": "answer", "text": "", "image": shown, "over": False})
-        async with self._answering:
-            writing = asyncio.create_task(asyncio.to_thread(answer))
-            while (text := await words.get()) is not None:
-                await self._tell({"say": "answer", "text": text, "over": False})
-            await writing
-        await self._tell({"say": "answer", "text": "", "over": True})
+        self._tasks[what] = asyncio.create_task(told())

@@ -19,6 +19,9 @@ from gatito.serve.messages import ACTIONS, DEMONSTRATION, OBSERVATION, PROMPT, R
 from gatito.serve.wire import pack, unpack
 from gatito.tokenizers.fields import Field
 
+CLOSE_S = 1.0
+"""Seconds that a server may take to say goodbye."""
+
 
 class Client:
     """One session of a server."""
@@ -30,7 +33,12 @@ class Client:
         self._opened = ExitStack()
         try:
             opening = connect(
-                uri, compression=None, max_size=None, additional_headers=headers, open_timeout=timeout_s
+                uri,
+                compression=None,
+                max_size=None,
+                additional_headers=headers,
+                open_timeout=timeout_s,
+                close_timeout=CLOSE_S,
             )
             self._socket = self._opened.enter_context(opening)
         except (OSError, InvalidHandshake, InvalidURI) as error:
@@ -105,7 +113,8 @@ class Client:
         except ConnectionClosed as error:
             raise UserError(f"the server has ended the session ({error}); connect anew") from None
         except TimeoutError:
-            raise UserError(f"the server has not answered for {self._timeout_s:g} s") from None
+            self.close()  # what comes later would be taken for the next answer
+            raise UserError(f"the server has not answered for {self._timeout_s:g} s; connect anew") from None
         if isinstance(answer, str):
             raise UserError(f"the server says: {answer}")
         return unpack(answer)

@@ -14,6 +14,7 @@ from typing import Any
 from gatito.errors import UserError
 from gatito.eval.actor import Actor
 from gatito.tokenizers import Layout, TokenSequence
+from gatito.tokenizers.trunk import Trunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,11 @@ class Sessions:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="gatito-sessions", daemon=True)
         self._thread.start()
+
+    @property
+    def window(self) -> tuple[Trunk, int]:
+        """What prompts have to fit: the trunk, and the positions of the context."""
+        return self._actor.trunk, self._actor.context
 
     @property
     def num_free(self) -> int:
