@@ -227,11 +227,14 @@ def test_bytes_that_are_no_websocket_are_refused(vectors: Checkpoint) -> None:
             assert client.infer({"observation": np.zeros(4)})["actions"].shape == (1, 2)
 
 
-def test_some_hundred_fuzzed_frames_leave_the_server_alive(vectors: Checkpoint) -> None:
+@pytest.mark.parametrize("count", [300, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_fuzzed_frames_leave_the_server_alive_and_the_others_served(vectors: Checkpoint, count: int) -> None:
     rng = np.random.default_rng(0)
     whole = packed({"observation": np.zeros(4, np.float32), "gatito/reset": {"seed": 3}})
-    with serving(*vectors) as (_, uri), OpenPi(uri) as client:
-        for _ in range(300):
+    with serving(*vectors) as (_, uri), OpenPi(uri) as client, OpenPi(uri) as other:
+        for i in range(count):
+            if i % 1000 == 0:
+                assert other.infer({"observation": np.zeros(4)})["actions"].shape == (1, 2)
             content = bytearray(whole)
             for place in rng.integers(len(content), size=3):
                 content[place] = rng.integers(256)
@@ -480,3 +483,17 @@ def test_an_answer_that_comes_too_late_is_never_taken_for_the_next() -> None:
             client.act(np.int64(0))
         server.shutdown()
         thread.join()
+
+
+@pytest.mark.slow
+def test_the_probe_names_the_largest_recipe_that_holds_a_rate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gatito.serve.probe.recipe_names", lambda: ["ladder-1m", "ladder-0.3m"])
+    monkeypatch.setattr("gatito.serve.probe.STEPS", 5)
+    cli.run(["serve", "--probe", "--hz", "0.5"])
+    said = capsys.readouterr().out
+    assert said.index("| ladder-0.3m |") < said.index("| ladder-1m |")
+    assert "the largest that holds 0.5 Hz here: ladder-1m" in said
+    cli.run(["serve", "--probe", "--hz", "1000"])
+    assert "the largest that holds 1000 Hz here: none" in capsys.readouterr().out
