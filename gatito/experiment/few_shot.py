@@ -75,8 +75,9 @@ class FewShot(OnLessons):
             super().prepare(out)
         else:
             check_held_out(self.settings.held_out, self.settings.init)
-        for task in self.settings.held_out:
-            for count in self.settings.demonstrations:
+        for count in self.settings.demonstrations:
+            self.collect(dict.fromkeys(self.settings.held_out, count))
+            for task in self.settings.held_out:
                 self.build({task: count}, self.demonstrated(out, task, count))
 
     def demonstrated(self, out: Path, task: str, count: int) -> Path:

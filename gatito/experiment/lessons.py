@@ -1,6 +1,7 @@
 """What experiments on one mixture share: its tasks and demonstrations, the recipe, and the store."""
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,17 +85,25 @@ class OnLessons(Experiment):
         return out / "held-out"
 
     def build(self, tasks: Mapping[str, int], store: Path, *, first_seed: int = 0, agent: str = "noisy") -> None:
-        """Build a store of tasks with numbers of demonstrations, mixed alike and not filtered.
-
-        Each number is collected into a folder of its own; the first demonstrations are the same in all of them.
-        """
-        entries = []
-        for task, count in tasks.items():
-            folder = Path(self.settings.datasets) / f"{count}-from-{first_seed}"
-            how = CollectConfig(episodes=count, agents={agent: 1.0}, first_seed=first_seed)
-            (dataset,) = collect([task], folder, how)
-            entries.append(DatasetConfig(source=f"minari:{dataset}", expert_filter=None))
+        """Build a store of tasks with numbers of demonstrations, mixed alike and not filtered."""
+        found = self.collect(tasks, first_seed=first_seed, agent=agent)
+        entries = [DatasetConfig(source=f"minari:{found[task]}", expert_filter=None) for task in tasks]
         build(MixtureConfig(datasets=entries), store)
+
+    def collect(self, tasks: Mapping[str, int], *, first_seed: int = 0, agent: str = "noisy") -> dict[str, Path]:
+        """The datasets of tasks with so many demonstrations each, collected where they are missing.
+
+        Each number has a folder of its own; the first demonstrations are the same in all of them.
+        """
+        found: dict[str, Path] = {}
+        for count in sorted(set(tasks.values())):
+            own = [task for task in tasks if tasks[task] == count]
+            folder = Path(self.settings.datasets) / f"{count}-from-{first_seed}"
+            how = CollectConfig(
+                episodes=count, agents={agent: 1.0}, first_seed=first_seed, processes=os.cpu_count() or 1
+            )
+            found |= zip(own, collect(own, folder, how), strict=True)
+        return found
 
     def recipe(
         self,
