@@ -9,7 +9,6 @@ import numpy as np
 from gatito.data.recording import finite_reward
 from gatito.data.tasks import TaskSpec
 from gatito.errors import UserError
-from gatito.eval.actor import Actor
 from gatito.eval.scores import EpisodeRecord, Prompt, succeeded
 from gatito.eval.simulators import Act, Answer, Begin, Demonstrated, Failed, Lost, Moment, Request, Simulators
 from gatito.tokenizers import Layout, TokenSequence
@@ -49,6 +48,31 @@ class Played:
     """T."""
     terminated: bool
     """Whether it ended by itself, else it was cut."""
+
+
+class Acts(Protocol):
+    """What acts in sessions, see `Actor`."""
+
+    @property
+    def num_sessions(self) -> int:
+        """How many there are."""
+        ...
+
+    def reset(self, session: int, layout: Layout, prompt: TokenSequence | None = None, seed: int = 0) -> None:
+        """Begin an episode of the task of `layout`."""
+        ...
+
+    def go_on(self, session: int, seed: int) -> None:
+        """Begin another episode of the same task within the same context."""
+        ...
+
+    def observe(self, session: int, observation: Any, where: str = "observation") -> None:
+        """Take in what a session sees next."""
+        ...
+
+    def decide(self) -> dict[int, Any]:
+        """Act in every session that has observed: session to action."""
+        ...
 
 
 class Recorder(Protocol):
@@ -121,7 +145,7 @@ class _Context:
 
 
 def rollouts(
-    actor: Actor, simulators: Simulators, jobs: Iterable[Job], *, recorder: Recorder | None = None
+    actor: Acts, simulators: Simulators, jobs: Iterable[Job], *, recorder: Recorder | None = None
 ) -> Iterator[list[EpisodeRecord]]:
     """Play all jobs, as many at a time as the actor has sessions, and yield the records of each as it is finished.
 
@@ -137,7 +161,7 @@ def rollouts(
 class _Rollouts:
     """Sessions of an actor and the slots of simulators of the same numbers."""
 
-    def __init__(self, actor: Actor, simulators: Simulators, jobs: Iterable[Job], recorder: Recorder | None) -> None:
+    def __init__(self, actor: Acts, simulators: Simulators, jobs: Iterable[Job], recorder: Recorder | None) -> None:
         self.actor, self.simulators, self.recorder = actor, simulators, recorder
         self.waiting = iter(jobs)
         self.playing: dict[int, _Context] = {}

@@ -38,7 +38,8 @@ class Estimate:
         return Estimate(
             mean=self.mean - other.mean,
             by_seed=[a - b for a, b in zip(self.by_seed, other.by_seed, strict=False)],
-            samples=self.samples - other.samples,
+            # Both were resampled in the same order: together they would seem to go up and down as one.
+            samples=self.samples - _shuffled(other.samples, "less"),
         )
 
     def words(self, digits: int = 2) -> str:

@@ -56,3 +56,13 @@ def bars(axes: Axes, values: Mapping[str, Estimate], **labels: Any) -> None:
     axes.set(yticks=range(len(values)), yticklabels=list(values), **labels)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.25)
+
+
+def heat(axes: Axes, grid: Sequence[Sequence[float]], columns: Sequence[str]) -> None:
+    """Scores by row and column, as shades with their numbers; rows are those of the panel beside it."""
+    axes.imshow(np.clip(grid, 0, 1), cmap="Blues", vmin=0, vmax=1.4, aspect="auto")
+    for y, row in enumerate(grid):
+        for x, score in enumerate(row):
+            axes.text(x, y, f"{score:.2f}", ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
+    axes.set_yticks([])

@@ -1,0 +1,200 @@
+"""The generalist against specialists of one task and of one domain from the same recipe, against a plain network
+cloned from the same demonstrations, and against retrieve-and-play: the honest floors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gatito.data.minari_episodes import open_minari
+from gatito.data.store import open_store
+from gatito.data.tasks import domain_of
+from gatito.eval.config import EvaluationConfig
+from gatito.eval.evaluate import baselines_of, check_tasks
+from gatito.eval.results import Results, write_results
+from gatito.eval.rollout import Job, rollouts
+from gatito.eval.scores import EpisodeRecord
+from gatito.eval.simulators import LocalSimulators, closing
+from gatito.experiment.estimates import Estimate, mean_score
+from gatito.experiment.floors import Cloned, Floor, RetrieveAndPlay
+from gatito.experiment.lessons import Lessons, OnLessons
+from gatito.experiment.measuring import trained
+from gatito.experiment.plan import Measured, Part, Summary, Table
+from gatito.tokenizers.trunk import Trunk
+from gatito.train.card import processor_of
+
+GENERALIST, DOMAIN, SPECIALIST = "generalist", "domain specialists", "task specialists"
+CLONED, RETRIEVED = "cloned network", "retrieve-and-play"
+METHODS = (GENERALIST, DOMAIN, SPECIALIST, CLONED, RETRIEVED)
+WITHIN = 0.1
+"""Of the expert's score, within which the generalist is to be of its specialists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselinesSettings(Lessons):
+    """What all methods learn from; every task costs each of them as many training rows."""
+
+    tasks: dict[str, int] = field(
+        default_factory=lambda: {
+            "classic/cartpole": 60,
+            "classic/acrobot": 150,
+            "box2d/lunar-lander": 200,
+            "metaworld/door-unlock": 150,
+            "metaworld/plate-slide": 150,
+            "babyai/go-to-obj": 1500,
+        }
+    )
+    """Task ids, each with the number of its demonstrations; all are trained on alike."""
+    steps: int = 1800
+    """Optimizer steps of the generalist; a specialist has its share of them."""
+
+
+FULL: Mapping[str, Any] = {"seeds": [0, 1, 2, 3], "steps": 20_000}
+"""What the full protocol changes."""
+
+
+@dataclass(frozen=True)
+class Baselines(OnLessons):
+    """One network for all against one for each."""
+
+    settings: BaselinesSettings
+    name = "baselines"
+    question = "Is one network for all as good as one for each, and than simpler methods?"
+
+    def prepare(self, out: Path) -> None:
+        """Collect and build the mixture, and a store of each domain and task."""
+        super().prepare(out)
+        for name, tasks in {**self._domains(), **{task: [task] for task in self.tasks}}.items():
+            self.build({task: self.settings.tasks[task] for task in tasks}, self._store_of(name, out))
+
+    def _domains(self) -> dict[str, list[str]]:
+        """Tasks by domain."""
+        found: dict[str, list[str]] = {}
+        for task in self.tasks:
+            found.setdefault(domain_of(task), []).append(task)
+        return found
+
+    def _store_of(self, name: str, out: Path) -> Path:
+        return out / "stores" / name.replace("/", "--")
+
+    def parts(self, out: Path) -> list[Part]:
+        """A run for all, for each domain and for each task; then what is no transformer."""
+        parts = []
+        for seed in self.settings.seeds:
+            groups = [(GENERALIST, "all", self.tasks)]
+            groups += [(DOMAIN, domain, tasks) for domain, tasks in self._domains().items()]
+            groups += [(SPECIALIST, task, [task]) for task in self.tasks]
+            for method, name, tasks in groups:
+                measure = partial(self._train, out, name, tasks, seed)
+                parts.append(self._part(method, name, tasks, seed, measure))
+            for task in self.tasks:
+                parts.append(self._part(CLONED, task, [task], seed, partial(self._clone, out, task, seed)))
+        for task in self.tasks:  # it draws nothing
+            parts.append(self._part(RETRIEVED, task, [task], 0, partial(self._retrieve, out, task)))
+        return parts
+
+    def _part(self, method: str, name: str, tasks: Sequence[str], seed: int, measure: Any) -> Part:
+        folder = f"{method}-{name}-{seed}".replace("/", "--").replace(" ", "-")
+        return Part(name=folder, facts={"method": method, "tasks": list(tasks), "seed": seed}, measure=measure)
+
+    def _share(self, tasks: Sequence[str]) -> int:
+        """Optimizer steps that so many tasks cost the generalist."""
+        return max(1, self.settings.steps * len(tasks) // len(self.tasks))
+
+    def _train(self, out: Path, name: str, tasks: Sequence[str], seed: int, folder: Path) -> dict[str, Any]:
+        store = self.store(out) if name == "all" else self._store_of(name, out)
+        return trained(folder, self.recipe(seed, self._share(tasks)), store, [self.evaluation(tasks)])
+
+    def _clone(self, out: Path, task: str, seed: int, folder: Path) -> dict[str, Any]:
+        train, steps = self.recipe(seed).train, self._share([task])
+        batch = train.batch * train.context  # a position of the recipe's trunk is a timestep
+
+        def make(layout: Any, episodes: Any, sessions: int) -> Floor:
+            return Cloned(layout, episodes, sessions, steps=steps, batch=batch, seed=seed)
+
+        return self._play(out, task, make, folder) | {"steps": steps, "timesteps": steps * batch}
+
+    def _retrieve(self, out: Path, task: str, folder: Path) -> dict[str, Any]:
+        return self._play(out, task, RetrieveAndPlay, folder)
+
+    def _play(self, out: Path, task: str, make: Any, folder: Path) -> dict[str, Any]:
+        """Make a floor of the demonstrations of a task and play its episodes."""
+        store = open_store(self._store_of(task, out))
+        processor = processor_of(store, Trunk(vocabulary=store.vocabulary))
+        how = EvaluationConfig(episodes=self.settings.episodes)
+        (checked,) = check_tasks(processor, [task], how)
+        (dataset,) = self.collect({task: self.settings.tasks[task]}).values()
+        floor = make(checked.layout, list(open_minari(dataset).episodes()), how.sessions)
+        jobs = [
+            Job(spec=checked.spec, layout=checked.layout, part="none", prompt=lambda: None, seeds=seeds)
+            for seeds in how.contexts("none")
+        ]
+        records: list[EpisodeRecord] = []
+        with closing(LocalSimulators()) as simulators:
+            for finished in rollouts(floor, simulators, jobs):
+                records.extend(finished)
+        results = Results(
+            records=sorted(records, key=lambda record: record.seed),
+            baselines=baselines_of([checked]),
+            checkpoint=str(folder),
+            settings=how.to_json(),
+        )
+        write_results(results, folder / "eval.json")
+        return {"demonstrations": len(open_minari(dataset))}
+
+    def _scores(self, measured: Sequence[Measured]) -> dict[tuple[str, str], Estimate]:
+        """By method and task."""
+        return {
+            (method, task): mean_score(
+                [m.results() for m in measured if m.facts["method"] == method and task in m.facts["tasks"]],
+                [task],
+            )
+            for method in METHODS
+            for task in self.tasks
+        }
+
+    def summary(self, measured: Sequence[Measured]) -> Summary:
+        """Scores by task and method, and what the generalist loses or gains."""
+        scores = self._scores(measured)
+        rows = [[task, *(scores[method, task].words() for method in METHODS)] for task in self.tasks]
+        means = {method: _mean([scores[method, task] for task in self.tasks]) for method in METHODS}
+        rows.append(["mean", *(means[method].words() for method in METHODS)])
+        findings = []
+        for method in METHODS[1:]:
+            less = means[GENERALIST].minus(means[method])
+            findings.append(f"{GENERALIST} less {method}, mean over {len(self.tasks)} tasks: {less.words()}")
+        less = means[GENERALIST].minus(means[SPECIALIST])
+        reached = "is" if less.mean >= -WITHIN else "is not"
+        findings.append(f"the generalist {reached} within {WITHIN:g} of its specialists at equal compute per task")
+        title = f"score; {self.settings.steps} steps for all tasks together, {self._share(self.tasks[:1])} for each"
+        values = {
+            method: {task: scores[method, task].to_json() for task in self.tasks} | {"mean": means[method].to_json()}
+            for method in METHODS
+        }
+        table = Table(title=title, head=["task", *METHODS], rows=rows)
+        return Summary(tables=[table], findings=findings, values=values)
+
+    def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
+        """Means over tasks, and every task."""
+        from gatito.experiment.pictures import bars, heat, panels, save
+
+        scores = self._scores(measured)
+        figure, (left, right) = panels(2)
+        means = {method: _mean([scores[method, task] for task in self.tasks]) for method in METHODS}
+        bars(left, means, xlabel="mean score")
+        grid = [[scores[method, task].mean for task in self.tasks] for method in METHODS]
+        heat(right, grid, [task.partition("/")[2] for task in self.tasks])
+        save(figure, f"{self.question} {len(self.settings.seeds)} seeds", path)
+
+
+def _mean(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean over tasks of estimates that are independent of each other."""
+    seeds = min(len(estimate.by_seed) for estimate in estimates)
+    return Estimate(
+        mean=sum(e.mean for e in estimates) / len(estimates),
+        by_seed=[sum(e.by_seed[i] for e in estimates) / len(estimates) for i in range(seeds)],
+        samples=np.mean([e.samples for e in estimates], axis=0),
+    )

@@ -1,0 +1,264 @@
+"""Experiments: what their estimates are, how they are carried out, and what they refuse."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toy import tiny_recipe, write_task_store
+
+from gatito import cli
+from gatito.data.tasks import get_task
+from gatito.errors import UserError
+from gatito.eval.results import Results
+from gatito.eval.scores import Baseline, EpisodeRecord
+from gatito.experiment.catalogue import EXPERIMENTS
+from gatito.experiment.engine import measure_part, run_experiment
+from gatito.experiment.estimates import mean_of, mean_score
+from gatito.experiment.few_shot import FewShot, FewShotSettings
+from gatito.experiment.hidden_goal import HiddenGoalSettings, families
+from gatito.experiment.measuring import check_held_out
+from gatito.experiment.plan import Experiment, Measured, Part, Settings, Summary, Table
+from gatito.experiment.scaling import ScalingSettings, _slope, _smooth
+from gatito.tokenizers import TextTokenizer, Vocabulary
+from gatito.train.trainer import train
+
+UNIT = {"a/b": Baseline(random=0.0, expert=1.0), "a/c": Baseline(random=0.0, expert=2.0)}
+
+
+def results_of(returns: dict[str, list[float]], first_seed: int = 0) -> Results:
+    records = [
+        EpisodeRecord(task=task, prompt="none", seed=first_seed + i, total_return=total, length=1)
+        for task, totals in returns.items()
+        for i, total in enumerate(totals)
+    ]
+    return Results(records=records, baselines=UNIT, checkpoint=f"run-{first_seed}")
+
+
+# --- estimates
+
+
+def test_a_mean_score_is_over_tasks_and_seeds_alike() -> None:
+    trained = [results_of({"a/b": [0.0, 1.0], "a/c": [2.0, 2.0]}), results_of({"a/b": [1.0, 1.0], "a/c": [0.0, 0.0]})]
+    estimate = mean_score(trained)
+    assert estimate.by_seed == [0.75, 0.5]
+    assert estimate.mean == 0.625
+    low, high = estimate.interval
+    assert 0.5 <= low < 0.625 < high <= 1.0
+    assert mean_score(trained, ["a/b"]).mean == 0.75
+
+
+def test_an_interval_knows_of_episodes_and_of_seeds() -> None:
+    rng = np.random.default_rng(0)
+    wide = mean_score([results_of({"a/b": rng.random(50).tolist()})]).interval
+    narrow = mean_score([results_of({"a/b": rng.random(500).tolist()})]).interval
+    assert narrow[1] - narrow[0] < (wide[1] - wide[0]) / 2
+    assert mean_of([1.0, 1.0]).interval == (1.0, 1.0)
+    assert mean_of([0.0, 2.0]).interval == (0.0, 2.0)
+
+
+def test_a_difference_of_equals_is_undecided_and_one_of_others_is_not() -> None:
+    rng = np.random.default_rng(1)
+    first, second = (mean_score([results_of({"a/b": rng.random(200).tolist()})]) for _ in range(2))
+    low, high = first.minus(second).interval
+    assert low < 0 < high
+    better = mean_score([results_of({"a/b": (1 + rng.random(200)).tolist()})])
+    assert better.minus(first).interval[0] > 0.8
+
+
+def test_runs_of_other_episodes_are_not_compared() -> None:
+    with pytest.raises(UserError, match=r"not played on the same episodes \(2 of one alone\)"):
+        mean_score([results_of({"a/b": [0.0, 1.0]}), results_of({"a/b": [0.0, 1.0]}, first_seed=1)])
+    with pytest.raises(UserError, match="not played on the same episodes"):
+        mean_score([results_of({"a/b": [0.0, 1.0]}), results_of({"a/b": [0.0]})])
+    with pytest.raises(UserError, match=r"only \['a/b'\] were played"):
+        mean_score([results_of({"a/b": [0.0, 1.0]})], ["a/b", "a/c"])
+
+
+def test_a_power_law_is_found_again() -> None:
+    x = np.log([1e5, 1e6, 1e7])
+    np.testing.assert_allclose(_slope(x, np.log(3.0) - 0.076 * x[None]), -0.076)
+    np.testing.assert_allclose(_smooth([1.0, 2.0, 3.0, 4.0], width=2), [1.0, 1.5, 2.5, 3.5])
+
+
+# --- carrying out
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToySettings(Settings):
+    values: list[int] = field(default_factory=lambda: [1, 2, 3])
+
+
+@dataclass(frozen=True)
+class Toy(Experiment):
+    settings: ToySettings
+    broken: tuple[int, ...] = ()
+    calls: list[int] = field(default_factory=list)
+    name = "toy"
+    question = "Do toys add up?"
+
+    def prepare(self, out: Path) -> None:
+        (out / "prepared").touch()
+
+    def parts(self, out: Path) -> list[Part]:
+        first = [Part(name="last", facts={"value": 0}, measure=self._sum, needs=("part-1", "part-2", "part-3"))]
+        return first + [
+            Part(name=f"part-{v}", facts={"value": v}, measure=partial(self._one, v)) for v in self.settings.values
+        ]
+
+    def _one(self, value: int, folder: Path) -> dict[str, Any]:
+        if value in self.broken:
+            raise UserError(f"value {value} is broken")
+        self.calls.append(value)
+        return {"measured": 10 * value}
+
+    def _sum(self, folder: Path) -> dict[str, Any]:
+        files = folder.parent.glob("part-*/result.json")
+        return {"measured": sum(json.loads(file.read_text())["measured"] for file in files)}
+
+    def summary(self, measured: Sequence[Measured]) -> Summary:
+        total = measured[0].values["measured"]
+        table = Table(title="sums", head=["value", "measured"], rows=[["all", str(total)]])
+        return Summary(tables=[table], findings=[f"together {total}"], values={"total": total})
+
+    def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
+        path.write_bytes(b"picture")
+
+
+def test_parts_are_measured_after_what_they_need_and_written_up(tmp_path: Path) -> None:
+    out = tmp_path / "toy"
+    target = run_experiment(Toy(ToySettings()), out, [], parallel=0)
+    values = json.loads(target.read_text())
+    assert values["summary"] == {"total": 60}
+    assert values["findings"] == ["together 60"]
+    assert [part["name"] for part in values["parts"]] == ["last", "part-1", "part-2", "part-3"]
+    assert (out / "table.md").read_text().startswith("# Do toys add up?\n\n**sums**\n\n| value | measured |")
+    assert (out / "toy.png").read_bytes() == b"picture"
+
+
+def test_what_is_finished_is_not_measured_again(tmp_path: Path) -> None:
+    out, broken = tmp_path / "toy", Toy(ToySettings(), broken=(3,))
+    with pytest.raises(UserError, match="value 3 is broken"):
+        run_experiment(broken, out, [], parallel=0)
+    mended = Toy(ToySettings())
+    run_experiment(mended, out, [], parallel=0)
+    assert broken.calls == [1, 2]
+    assert mended.calls == [3]
+
+
+def test_an_experiment_of_other_settings_is_not_continued(tmp_path: Path) -> None:
+    run_experiment(Toy(ToySettings()), tmp_path / "toy", [], parallel=0)
+    with pytest.raises(UserError, match=r"episodes was 50, now 10"):
+        run_experiment(Toy(ToySettings(episodes=10)), tmp_path / "toy", [], parallel=0)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").touch()
+    with pytest.raises(UserError, match="is not empty and holds no experiment"):
+        run_experiment(Toy(ToySettings()), tmp_path / "other", [], parallel=0)
+
+
+def test_a_part_that_there_is_not_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--part part-9: the experiment has last, part-1"):
+        measure_part(Toy(ToySettings()), tmp_path, "part-9")
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    out = tmp_path / "toy"
+    run_experiment(Toy(ToySettings()), out, [], parallel=0)
+    (out / "parts/part-1/result.json").write_text("{")
+    with pytest.raises(UserError, match=r"part-1/result.json: .* the part is measured again"):
+        run_experiment(Toy(ToySettings()), out, [], parallel=0)
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Settings(seeds=[]), "--seeds is"),
+        (lambda: Settings(seeds=[1, 1]), "--seeds is"),
+        (lambda: Settings(episodes=0), "--episodes is 0"),
+        (lambda: ScalingSettings(sizes=["ladder-1m"]), "two different recipes"),
+        (lambda: ScalingSettings(sizes=["ladder-1m", "79m"]), "tokens must be equal"),
+        (lambda: ScalingSettings(tasks={}), "--tasks names none"),
+        (lambda: ScalingSettings(tasks={"classic/cartpole": 0}), "0 demonstrations of classic/cartpole"),
+        (lambda: FewShotSettings(demonstrations=[10, 1]), "the smallest first"),
+        (lambda: FewShotSettings(held_out=["classic/cartpole"]), "'classic/cartpole' is in --tasks"),
+        (lambda: FewShotSettings(held_out=[]), "names no task"),
+        (lambda: HiddenGoalSettings(tasks={"classic/cartpole": 3}), "hides nothing"),
+        (lambda: HiddenGoalSettings(tasks={"metaworld/reach-hidden-0": 3}), "a wrong prompt needs another one"),
+    ],
+)
+def test_settings_that_make_no_experiment_are_refused(make: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make()
+
+
+def test_a_held_out_task_that_was_pretrained_on_is_refused(
+    tmp_path: Path, vocabulary: Vocabulary, text: TextTokenizer
+) -> None:
+    store = write_task_store(tmp_path / "store", ["classic/cartpole"], vocabulary, text)
+    train(tiny_recipe(steps=1), store, tmp_path / "run")
+    with pytest.raises(UserError, match="held-out task 'classic/cartpole' is in the mixture"):
+        check_held_out(["classic/acrobot", "classic/cartpole"], tmp_path / "run")
+    settings = FewShotSettings(
+        held_out=["classic/cartpole"], init=str(tmp_path / "run"), tasks={"classic/acrobot": 1}
+    )
+    with pytest.raises(UserError, match="pretrain without it"):
+        FewShot(settings).prepare(tmp_path / "out")
+
+
+def test_the_command_line_knows_the_experiments(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="scaling"):
+        cli.run(["experiment", "scalign", "--out", str(tmp_path / "x")])
+    with pytest.raises(UserError, match="--episodes is 0"):
+        cli.run(["experiment", "scaling", "--episodes", "0", "--out", str(tmp_path / "x")])
+    for entry in EXPERIMENTS.values():
+        assert entry.experiment(entry.settings(**entry.full)).question.endswith("?")
+
+
+# --- tasks that hide something
+
+
+@pytest.mark.parametrize("task", ["babyai/go-to-hidden-red-ball", "metaworld/reach-hidden-3"])
+def test_tasks_of_a_family_observe_alike_and_follow_from_their_seed(task: str) -> None:
+    env = get_task(task).make()
+    first, again, other = (env.reset(seed=seed)[0] for seed in (5, 5, 6))
+    same = [np.array_equal(first, x) if isinstance(x, np.ndarray) else str(first) == str(x) for x in (again, other)]
+    assert same[0]
+    if isinstance(first, dict):
+        assert first["mission"] == "find out"
+        assert env.unwrapped.mission.endswith("red ball")
+    else:
+        assert not same[1]
+        np.testing.assert_array_equal(first[36:39], 0.0)
+        np.testing.assert_array_equal(env.unwrapped.state[36:39], [0.09, 0.89, 0.28])
+    env.close()
+
+
+def test_families_are_told_apart_by_what_they_share() -> None:
+    own = families(["babyai/go-to-hidden-red-ball", "metaworld/reach-hidden-0", "metaworld/reach-hidden-1"])
+    assert own["metaworld/reach"] == ["metaworld/reach-hidden-0", "metaworld/reach-hidden-1"]
+    assert list(own) == ["babyai/go-to", "metaworld/reach"]
+
+
+@pytest.mark.slow
+def test_a_small_experiment_from_the_command_line_to_its_picture(tmp_path: Path) -> None:
+    config = tmp_path / "few.yaml"
+    config.write_text(
+        "tasks: {classic/cartpole: 6}\nheld_out: [classic/mountain-car-continuous]\ndemonstrations: [1, 4]\n"
+        f"steps: 6\ntuning_steps: 3\nepisodes: 2\nseeds: [0]\ndatasets: {tmp_path / 'datasets'}\n"
+    )
+    command = ["experiment", "few-shot", "--config", str(config), "--out", str(tmp_path / "out"), "--parallel", "2"]
+    cli.run(command)
+    values = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(values["parts"]) == 5
+    assert any("fine-tuned with 1 less from scratch with 4" in finding for finding in values["findings"])
+    assert (tmp_path / "out" / "few-shot.png").read_bytes()[:4] == b"\x89PNG"
+    times = {path: path.stat().st_mtime for path in (tmp_path / "out" / "parts").rglob("result.json")}
+    cli.run(command)
+    assert times == {path: path.stat().st_mtime for path in (tmp_path / "out" / "parts").rglob("result.json")}
