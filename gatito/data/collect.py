@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gatito.data.chunk import Chunk
-from gatito.data.collection import CollectConfig, Collection, collect_chunk, played_seeds
+from gatito.data.collection import CHUNK, CollectConfig, Collection, collect_chunk, played_seeds
 from gatito.data.engine import Outcome, ray_engine
 from gatito.data.minari_arrow import EncodedEpisode
 from gatito.data.publish import check_writable
@@ -68,7 +68,8 @@ def _in_processes(
 ) -> None:
     context = multiprocessing.get_context("spawn")
     ticks = context.Queue()
-    with ProcessPoolExecutor(processes, context, _begin_worker, (ticks,)) as pool:
+    chunks = sum(-(-collection.config.episodes // CHUNK) for collection in collections)
+    with ProcessPoolExecutor(min(processes, chunks), context, _begin_worker, (ticks,)) as pool:
         running: dict[Future[None], Collection] = {}
 
         def submit(collection: Collection) -> None:

@@ -41,11 +41,8 @@ def run_experiment(experiment: Experiment, out: Path, command: Sequence[str], pa
     _begin(experiment, out)
     experiment.prepare(out)
     parts = experiment.parts(out)
-    began = time.monotonic()
     _measure_all(parts, out, command, parallel)
-    measured = [measured_of(part, out) for part in parts]
-    seconds = time.monotonic() - began
-    return _write(experiment, measured, out, seconds)
+    return _write(experiment, [measured_of(part, out) for part in parts], out)
 
 
 def measure_part(experiment: Experiment, out: Path, name: str) -> None:
@@ -142,7 +139,7 @@ def _start(name: str, out: Path, command: Sequence[str]) -> subprocess.Popen[byt
         return subprocess.Popen([*command, "--part", name], stdout=log, stderr=log, env=environment)
 
 
-def _write(experiment: Experiment, measured: Sequence[Measured], out: Path, seconds: float) -> Path:
+def _write(experiment: Experiment, measured: Sequence[Measured], out: Path) -> Path:
     """Write table, picture and results, and print the table."""
     summary = experiment.summary(measured)
     tables = "\n\n".join(table.markdown() for table in summary.tables)
@@ -154,7 +151,7 @@ def _write(experiment: Experiment, measured: Sequence[Measured], out: Path, seco
         "gatito": __version__,
         "machine": machine(),
         "settings": settings_json(experiment),
-        "seconds": seconds,
+        "part_seconds": sum(m.values["seconds"] for m in measured),
         "findings": list(summary.findings),
         "summary": dict(summary.values),
         "parts": [{"name": m.folder.name, "facts": dict(m.facts), **m.values} for m in measured],

@@ -139,10 +139,12 @@ class Scaling(OnLessons):
             points["score"].append((x, mean_score([m.results() for m in own])))
         law = summary.values["power_law"]
         label = f"held-out loss ~ N^{-law['exponent']:.3f}"
-        lines(
-            middle, {label: points["held-out loss"]}, xscale="log", yscale="log", xlabel="non-embedding parameters N"
-        )
+        lines(middle, {label: points["held-out loss"]}, xscale="log", xlabel="non-embedding parameters N")
         lines(right, {"mean score": points["score"]}, xscale="log", xlabel="non-embedding parameters N")
+        for axes in (middle, right):
+            sizes = [x for x, _ in points["score"]]
+            axes.minorticks_off()
+            axes.set_xticks(sizes, [f"{x / 1e6:.2g} M" for x in sizes])
         seeds = len(self.settings.seeds)
         save(figure, f"{self.question} {len(self.tasks)} tasks, {self.settings.steps} steps, {seeds} seeds", path)
 
