@@ -1,16 +1,21 @@
 """Runs that begin with the weights of a checkpoint."""
 
+import dataclasses
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import sentencepiece
 import torch
 from gymnasium import spaces
+from peft import PeftModel
 from runs import assert_same_run, weights_of
+from safetensors.torch import load_file
 from toy import ToyEnv, layout_of, tiny_recipe, toy_sequence, write_store
 
 from gatito import cli
@@ -18,6 +23,7 @@ from gatito.errors import UserError
 from gatito.eval.agent import Agent, load_checkpoint
 from gatito.tokenizers import TextTokenizer, Vocabulary
 from gatito.train.checkpoint import list_checkpoints
+from gatito.train.configs import LoraConfig, Recipe
 from gatito.train.trainer import train
 
 STRANGE = (
@@ -139,3 +145,87 @@ def test_a_shape_typed_beside_init_is_refused(pretrained: Path, strange: Path, t
         cli.run([*command, "--model.width", "64"])
     cli.run([*command, "--train.steps", "1", "--train.context", "64", "--model.drop_path", "0.1"])
     assert list_checkpoints(tmp_path / "run")
+
+
+# --- adapters
+
+
+def lora(steps: int = 6, modules: list[str] | None = None, **train: Any) -> Recipe:
+    adapters = LoraConfig(rank=2, **({} if modules is None else {"modules": modules}))
+    return dataclasses.replace(tiny_recipe(steps=steps, **train), lora=adapters)
+
+
+def test_adapters_of_low_rank_are_all_that_is_trained(pretrained: Path, strange: Path, tmp_path: Path) -> None:
+    train(lora(modules=["qkv", "gate"]), strange, tmp_path / "run", init=pretrained)
+    before, after = (weights_of(list_checkpoints(run)[-1]) for run in (pretrained, tmp_path / "run"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[-2] for name in changed} == {"qkv", "gate"}
+    for name in changed:
+        assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 2
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks by the old name
+def test_peft_reads_the_adapters_and_computes_what_the_merged_model_does(
+    pretrained: Path, strange: Path, tmp_path: Path
+) -> None:
+    checkpoint = train(lora(), strange, tmp_path / "run", init=pretrained)
+    whole, base = (load_checkpoint(source)[0] for source in (checkpoint, pretrained))
+    before = base.state_dict()["model.blocks.0.attention.qkv.weight"].clone()
+    adapted = PeftModel.from_pretrained(base, checkpoint / "adapter").merge_and_unload()
+    assert not torch.equal(adapted.state_dict()["model.blocks.0.attention.qkv.weight"], before)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(adapted.state_dict()[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_adapters_that_were_interrupted_continue_to_the_bit(pretrained: Path, strange: Path, tmp_path: Path) -> None:
+    train(lora(save_every=3), strange, tmp_path / "whole", init=pretrained)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(list_checkpoints(tmp_path / "cut")[-1])
+    train(lora(save_every=3, resume="auto"), strange, tmp_path / "cut", init=pretrained)
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    adapters = [
+        load_file(list_checkpoints(tmp_path / run)[-1] / "adapter/adapter_model.safetensors")
+        for run in ("cut", "whole")
+    ]
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[1])
+
+
+def test_adapters_are_not_continued_beside_other_weights(
+    pretrained: Path, store: Path, strange: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(pretrained, base)
+    train(lora(steps=2), strange, tmp_path / "run", init=base)
+    shutil.rmtree(base)
+    train(tiny_recipe(steps=10, seed=1), store, base)
+    with pytest.raises(UserError, match=r"lora.base was"):
+        train(lora(steps=4, resume="auto"), strange, tmp_path / "run", init=base)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--lora.rank", "-1"], "--lora.rank is -1"),
+        (["--lora.rank", "2", "--lora.modules", "[qvk]"], "did you mean 'qkv'"),
+        (["--lora.rank", "2", "--lora.alpha", "0"], "--lora.alpha is 0"),
+        (["--lora.rank", "2", "--train.sharding", "fsdp"], "adapters are not sharded"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(
+    pretrained: Path, strange: Path, tmp_path: Path, options: list[str], said: str
+) -> None:
+    command = ["train", "--data", str(strange), "--out", str(tmp_path / "run"), "--init", str(pretrained)]
+    with pytest.raises(UserError, match=said):
+        cli.run([*command, *options])
+    assert not list_checkpoints(tmp_path / "run")
+
+
+def test_adapters_need_weights_and_peft(
+    strange: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="without --init"):
+        train(lora(), strange, tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match="gatito\\[lora\\]"):
+        train(lora(), strange, tmp_path / "run", init=pretrained)

@@ -13,6 +13,7 @@ from gatito.experiment.estimates import Estimate, mean_score
 from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import check_held_out, check_tasks_are_known, trained
 from gatito.experiment.plan import Measured, Part, Summary, Table
+from gatito.train.configs import LoraConfig
 
 PRETRAINED, SCRATCH = "fine-tuned", "from scratch"
 PRETRAINING = "pretraining"
@@ -36,6 +37,8 @@ class FewShotSettings(Lessons):
     """Optimizer steps on the demonstrations, with and without pretraining."""
     tuning_lr: float | None = None
     """Peak learning rate of fine-tuning; by default a third of the recipe's, which training from scratch has."""
+    lora_rank: int = 0
+    """Rank of adapters that are fine-tuned instead of all weights; 0 for none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,7 +111,8 @@ class FewShot(OnLessons):
         if way == PRETRAINED:
             init = Path(self.settings.init) if self.settings.init else out / "parts" / PRETRAINING / "run"
             lr = self.settings.tuning_lr or recipe.train.lr / 3
-            recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, lr=lr))
+            tuned = dataclasses.replace(recipe.train, lr=lr)
+            recipe = dataclasses.replace(recipe, train=tuned, lora=LoraConfig(rank=self.settings.lora_rank))
         store = self.demonstrated(out, task, count)
         return trained(folder, recipe, store, [self.evaluation([task])], init=init)
 

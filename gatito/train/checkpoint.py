@@ -50,9 +50,10 @@ def save_checkpoint(
     *,
     keep: int,
     keep_every: int = 0,
+    also: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
     """Write `out/checkpoints/step-N` atomically, then remove all but the newest `keep` and the multiples of
-    `keep_every` steps."""
+    `keep_every` steps; `also` writes what else belongs into the folder."""
     target = out / FOLDER / f"step-{state.step:08d}"
     try:
         # It exists where it is damaged and the run went back behind it.
@@ -60,6 +61,7 @@ def save_checkpoint(
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
             (folder / "README.md").write_text(card)
+            also(folder)
             (folder / "training").mkdir()
             save_file(state.optimizer, folder / "training/optimizer.safetensors")
             values = {"schema": SCHEMA, "step": state.step, "settings": state.settings, "elapsed_s": state.elapsed_s}

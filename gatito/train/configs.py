@@ -214,6 +214,26 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Adapters of low rank beside frozen weights (Hu et al. 2021), for runs with --init."""
+
+    rank: int = 0
+    """Of the adapters; 0 trains all weights."""
+    alpha: int = 16
+    """The adapters count alpha / rank."""
+    modules: list[str] = field(default_factory=lambda: ["qkv", "out", "gate", "value"])
+    """Names of the linear layers that are adapted."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise UserError(f"--lora.rank is {self.rank}, allowed 0 (none) and more")
+        if not self.alpha > 0:
+            raise UserError(f"--lora.alpha is {self.alpha}, allowed > 0")
+        if not self.modules:
+            raise UserError("--lora.modules names none; give names of linear layers, such as qkv")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A named run."""
 
@@ -221,8 +241,12 @@ class Recipe:
     """Shape of the network."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The optimisation."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters."""
 
     def __post_init__(self) -> None:
+        if self.lora.rank and self.train.sharding != "none":
+            raise UserError("--lora.rank beside --train.sharding: adapters are not sharded; leave one out")
         for name in ("latents", "action_layers"):
             if self.train.predict_observations and getattr(self.model, name):
                 raise UserError(

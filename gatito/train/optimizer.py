@@ -23,7 +23,7 @@ def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.
     decay: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
     tables = {module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-    for parameter in model.parameters():
+    for parameter in (p for p in model.parameters() if p.requires_grad):
         (decay if parameter.ndim >= 2 and parameter not in tables else rest).append(parameter)
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=1e-8, fused=True)

@@ -17,6 +17,7 @@ FREE = (
 """Settings of `TrainConfig` that may change: none of them decides what is learned."""
 BEFORE = {
     "init": None,
+    "lora.rank": 0,
     "model.latents": 0,
     "model.resampler_depth": 0,
     "model.resample_images": False,
@@ -31,6 +32,8 @@ def run_settings(recipe: Recipe, store: Store, init: str | Path | None = None) -
     """The settings of a run as a checkpoint keeps them, with the hash of its data, and what it began with."""
     train = {f"train.{name}": value for name, value in asdict(recipe.train).items() if name not in FREE}
     began = {"data": store.sha256, "init": None if init is None else str(init)}
+    if recipe.lora.rank:
+        train |= {f"lora.{name}": value for name, value in asdict(recipe.lora).items()}
     return began | train | {f"model.{k}": v for k, v in asdict(recipe.model).items()}
 
 

@@ -21,6 +21,7 @@ from gatito.data.publish import check_writable
 from gatito.data.sampler import Sampler, smallest_observation
 from gatito.data.store import Store, open_store
 from gatito.errors import UserError
+from gatito.eval.agent import weights_sha256
 from gatito.model import GatitoConfig, GatitoForCausalLM, GatitoProcessor
 from gatito.train.card import model_card, processor_of
 from gatito.train.checkpoint import (
@@ -36,7 +37,8 @@ from gatito.train.configs import Recipe, TrainConfig
 from gatito.train.evaluation import evaluate_while_training, tasks_to_evaluate
 from gatito.train.flops import batch_counts, batch_flops
 from gatito.train.info import expected_epochs
-from gatito.train.init import begin_with
+from gatito.train.init import Beginning, begin_with
+from gatito.train.lora import add_adapters, merged, read_adapter, write_adapter
 from gatito.train.memory import available_bytes, check_fits, rows_per_gpu, training_memory
 from gatito.train.optimizer import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
 from gatito.train.parameters import count_parameters
@@ -67,13 +69,15 @@ def train(recipe: Recipe, data: Path, out: Path, *, init: str | Path | None = No
     check_store(store)
     accelerator = begin_accelerator(config, out)
     found = _checkpoint(config, out, accelerator)
-    beginning = None if init is None else begin_with(found[0] if found else init, store)
+    beginning = _beginning(recipe, init, found[0] if found else None, store)
     if beginning is None:
         shape = recipe.model.build(store.vocabulary, config.context, store.text.end)
     else:
         shape, recipe = beginning.shape(recipe), beginning.recipe(recipe)
     sampler = stream_of(store, shape.trunk, config)
     settings = run_settings(recipe, store, init)
+    if recipe.lora.rank and beginning is not None:
+        settings["lora.base"] = weights_sha256(beginning.model)
     if found:
         accepted = check_same_settings(found[1].settings, settings, found[0], accept_changes=config.accept_changes)
         for change in accepted:
@@ -81,12 +85,16 @@ def train(recipe: Recipe, data: Path, out: Path, *, init: str | Path | None = No
     _check_memory(shape, config, sampler, accelerator)
     set_seed(config.seed)
     plain = GatitoForCausalLM(shape)
-    if found:
+    if found and not recipe.lora.rank:
         # Copied: weights mapped from a file lie 8 bytes off the alignment of torch's own, and CPU matrix products
         # of them differ in the last bit.
         plain.load_state_dict(GatitoForCausalLM.from_pretrained(found[0]).state_dict())
     elif beginning is not None:
         plain.load_state_dict(beginning.model.state_dict())
+    if recipe.lora.rank:
+        add_adapters(plain, recipe.lora)
+        if found:
+            read_adapter(plain, found[0])
     configure(plain, config, accelerator.device)
     model, optimizer = accelerator.prepare(plain, build_optimizer(plain, config))
     plain = accelerator.unwrap_model(model)
@@ -280,7 +288,10 @@ class _Loop:
         return f"the loss is not finite at step {step} (stream rows {', '.join(rows)}); lower --train.lr"
 
     def _whole_model(self, *, kept: bool = True) -> GatitoForCausalLM | None:
-        """The model, or a copy where each process holds a shard of it; None where that is not `kept`."""
+        """The model, or a copy where it has adapters or each process holds a shard of it; None where that is not
+        `kept`."""
+        if self.recipe.lora.rank:
+            return merged(self.plain) if kept else None
         sharded = is_sharded(self.accelerator)
         return whole_model(self.plain, self.plain.config, kept=kept) if sharded else self.plain
 
@@ -311,10 +322,23 @@ class _Loop:
             state = TrainingState(step=step, settings=self.settings, optimizer=tensors, elapsed_s=elapsed)
             card = model_card(self.recipe, self.store, step, self.settings["init"])
             keep = {"keep": self.config.keep, "keep_every": self.config.keep_every}
-            path = save_checkpoint(self.out, model, self.processor, state, card, **keep)
+            path = save_checkpoint(self.out, model, self.processor, state, card, **keep, also=self._write_adapter)
         self.accelerator.wait_for_everyone()
         self.saved = path
         return path
+
+    def _write_adapter(self, folder: Path) -> None:
+        if self.recipe.lora.rank:
+            write_adapter(self.plain, self.recipe.lora, folder)
+
+
+def _beginning(recipe: Recipe, init: str | Path | None, found: Path | None, store: Store) -> Beginning | None:
+    """What a run begins with, or goes on with: adapters always with the weights that they are beside."""
+    if init is None:
+        if recipe.lora.rank:
+            raise UserError("--lora.rank without --init: adapters need weights to adapt; name a checkpoint")
+        return None
+    return begin_with(init if found is None or recipe.lora.rank else found, store)
 
 
 def _step_seed(seed: int, step: int, process: int) -> int:
