@@ -89,8 +89,8 @@ def test_the_readme_mixture_and_commands_parse(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "mixture.yaml").write_text("\n".join(line[4:] for line in lines[first:end]))
     commands = [line.split("#")[0].split()[1:] for line in lines if line.startswith("    gatito ")]
     assert len(commands) >= 6
-    parser = cli.build_parser()
     for command in commands:
+        parser = cli.build_parser(command)
         parser.parse_args(normalised(command, switches(parser)))
     for task in re.findall(r"\b(?:classic|box2d|babyai|metaworld)/[a-z0-9-]+", text):
         if not task.endswith("noisy-v0"):
