@@ -1,6 +1,6 @@
 """Plays episodes: what simulators show becomes tokens, and what the model chooses is done in them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -9,7 +9,6 @@ import numpy as np
 from gatito.data.recording import finite_reward
 from gatito.data.tasks import TaskSpec
 from gatito.errors import UserError
-from gatito.eval.actor import Actor
 from gatito.eval.scores import EpisodeRecord, Prompt, succeeded
 from gatito.eval.simulators import Act, Answer, Begin, Demonstrated, Failed, Lost, Moment, Request, Simulators
 from gatito.tokenizers import Layout, TokenSequence
@@ -49,6 +48,31 @@ class Played:
     """T."""
     terminated: bool
     """Whether it ended by itself, else it was cut."""
+
+
+class Acts(Protocol):
+    """What plays: sessions that observe, and then decide together. A model does, and so do baselines."""
+
+    num_sessions: int
+    """Sessions, numbered from 0."""
+    num_clipped: int
+    """Observed values that were clipped so far, over all sessions."""
+
+    def reset(self, session: int, layout: Layout, prompt: TokenSequence | None = None, seed: int = 0) -> None:
+        """Begin an episode in an empty context, but for a prompt; raises `UserError` where it cannot."""
+        ...
+
+    def go_on(self, session: int, seed: int) -> None:
+        """Begin another episode of the same task in the same context."""
+        ...
+
+    def observe(self, session: int, observation: Any, where: str = "observation") -> None:
+        """Take in what a session sees; raises `UserError`, which `where` begins, where it is not of the space."""
+        ...
+
+    def decide(self) -> Mapping[int, Any]:
+        """The action of each session that has observed since it decided last."""
+        ...
 
 
 class Recorder(Protocol):
@@ -121,7 +145,7 @@ class _Context:
 
 
 def rollouts(
-    actor: Actor, simulators: Simulators, jobs: Iterable[Job], *, recorder: Recorder | None = None
+    actor: Acts, simulators: Simulators, jobs: Iterable[Job], *, recorder: Recorder | None = None
 ) -> Iterator[list[EpisodeRecord]]:
     """Play all jobs, as many at a time as the actor has sessions, and yield the records of each as it is finished.
 
@@ -137,7 +161,7 @@ def rollouts(
 class _Rollouts:
     """Sessions of an actor and the slots of simulators of the same numbers."""
 
-    def __init__(self, actor: Actor, simulators: Simulators, jobs: Iterable[Job], recorder: Recorder | None) -> None:
+    def __init__(self, actor: Acts, simulators: Simulators, jobs: Iterable[Job], recorder: Recorder | None) -> None:
         self.actor, self.simulators, self.recorder = actor, simulators, recorder
         self.waiting = iter(jobs)
         self.playing: dict[int, _Context] = {}
