@@ -12,8 +12,10 @@ from gatito.tokenizers import Layout, TokenSequence
 class Memoryless(Protocol):
     """Acts by the present observation alone, on one task."""
 
-    layout: Layout
-    """Of the task."""
+    @property
+    def layout(self) -> Layout:
+        """Of the task."""
+        ...
 
     def act(self, observations: Sequence[Any], rngs: Sequence[np.random.Generator]) -> list[Any]:
         """The action for each observation, which has a time axis of one; what is drawn, by its generator."""

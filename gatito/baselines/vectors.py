@@ -49,11 +49,11 @@ class Numbers:
     @classmethod
     def measured(cls, fields: tuple[Field, ...], observations: Any) -> "Numbers":
         """Measure observations with a leading T axis."""
-        x = _flat(fields, observations, "continuous").astype(np.float64)  # (T, C)
+        x = flat(fields, observations, "continuous").astype(np.float64)  # (T, C)
         deviation = x.std(axis=0)
         varies = deviation > CONSTANT * np.abs(x).max(axis=0, initial=0.0)
         scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=varies)
-        elements = _elements(fields, observations)  # (T, E)
+        elements = elements_of(fields, observations)  # (T, E)
         columns = np.zeros((elements.shape[1], NUM_DISCRETE), np.int64)
         first = 0
         for j, shown in enumerate(np.unique(column) for column in elements.T):
@@ -64,9 +64,9 @@ class Numbers:
 
     def __call__(self, observations: Any) -> NDArray[np.float32]:
         """(T, D) of observations with a leading T axis."""
-        x = _flat(self.fields, observations, "continuous").astype(np.float64)
+        x = flat(self.fields, observations, "continuous").astype(np.float64)
         standard = np.clip((x - self.mean) * self.scale, -FARTHEST, FARTHEST)  # (T, C)
-        elements = _elements(self.fields, observations)  # (T, E)
+        elements = elements_of(self.fields, observations)  # (T, E)
         found = np.zeros((len(elements), self.size), np.float32)
         found[:, : len(self.mean)] = standard
         of = self.columns[np.arange(elements.shape[1]), elements] + len(self.mean)  # (T, E)
@@ -104,19 +104,19 @@ def pieces_of(fields: Sequence[Field], observations: Any, text: TextTokenizer) -
     return [frozenset((i, piece) for i, column in enumerate(texts) for piece in known[column[t]]) for t in range(T)]
 
 
-def num_timesteps(fields: Sequence[Field], observations: Any) -> int:
-    """T of observations with a leading T axis."""
-    return len(value_at(observations, fields[0].path))
+def num_timesteps(fields: Sequence[Field], values: Any) -> int:
+    """T of nested values with a leading T axis."""
+    return len(value_at(values, fields[0].path))
 
 
-def _flat(fields: Sequence[Field], observations: Any, kind: str) -> NDArray[Any]:
-    """The values (T, N) of all fields of a kind."""
-    T = num_timesteps(fields, observations)
-    parts = [np.asarray(value_at(observations, f.path)).reshape(T, f.size) for f in fields if f.kind == kind]
+def flat(fields: Sequence[Field], values: Any, kind: str) -> NDArray[Any]:
+    """The numbers (T, N) of all fields of a kind, of nested values with a leading T axis."""
+    T = num_timesteps(fields, values)
+    parts = [np.asarray(value_at(values, f.path)).reshape(T, f.size) for f in fields if f.kind == kind]
     return np.concatenate(parts, axis=1) if parts else np.zeros((T, 0))
 
 
-def _elements(fields: Sequence[Field], observations: Any) -> NDArray[np.int64]:
-    """The discrete elements (T, E), each counted from 0."""
+def elements_of(fields: Sequence[Field], values: Any) -> NDArray[np.int64]:
+    """The discrete elements (T, E) of nested values with a leading T axis, each counted from 0."""
     start = [s for f in fields if f.kind == "discrete" for s in f.start]
-    return _flat(fields, observations, "discrete").astype(np.int64) - np.array(start, np.int64)
+    return flat(fields, values, "discrete").astype(np.int64) - np.array(start, np.int64)
