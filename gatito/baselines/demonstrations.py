@@ -16,6 +16,7 @@ from gatito.data.minari_episodes import MinariSource
 from gatito.data.tasks import EVALUATION_SEEDS, TaskSpec
 from gatito.errors import UserError
 from gatito.eval.prompts import check_datasets
+from gatito.eval.wording import counted
 from gatito.tokenizers import Layout
 from gatito.tokenizers.fields import Field, build_tree, value_at
 
@@ -68,11 +69,13 @@ class Demonstrations:
             size_bytes += sum(_size_bytes(value_at(episode.observations, f.path)) for f in layout.observations)
             if size_bytes > MAX_BYTES:
                 raise UserError(
-                    f"task {task!r}: {len(kept)} demonstrations have {size_bytes / 1e9:.2f} GB of observations, "
-                    f"allowed {MAX_BYTES / 1e9:.2f} GB; ask for fewer with --demonstrations"
+                    f"task {task!r}: {counted(len(kept), 'demonstration')} have {size_bytes / 1e9:.2f} GB "
+                    f"of observations, allowed {MAX_BYTES / 1e9:.2f} GB; ask for fewer with --demonstrations"
                 )
         if not any(episode.targets.any() for episode in kept):
-            raise UserError(f"task {task!r}: {len(kept)} demonstrations without an action to imitate; collect some")
+            raise UserError(
+                f"task {task!r}: {counted(len(kept), 'demonstration')} without an action to imitate; collect some"
+            )
         targets = np.concatenate([episode.targets for episode in kept])
         return cls(
             task=task,

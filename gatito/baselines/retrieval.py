@@ -34,10 +34,7 @@ class Retrieval:
                 f"task {demonstrations.task!r}: {len(demonstrations)} timesteps are vectors of "
                 f"{size_bytes / 1e9:.2f} GB, allowed {MAX_BYTES / 1e9:.2f} GB; ask for fewer with --demonstrations"
             )
-        raw = self._raw(demonstrations.observations)
-        self.centre = raw.mean(axis=0, dtype=np.float64).astype(np.float32)
-        """(D,) taken off all vectors: it changes no distance, and small vectors lose less to rounding."""
-        self.vectors = raw - self.centre
+        self.vectors = self._vectors(demonstrations.observations)
         self.lengths = np.einsum("td,td->t", self.vectors, self.vectors)
         self.texts: dict[Pieces, int] = {}
         """Texts that were demonstrated, each with its number."""
@@ -50,7 +47,7 @@ class Retrieval:
 
     def nearest(self, observations: Sequence[Any]) -> NDArray[np.int64]:
         """The timestep (R,) that each of R observations is nearest to."""
-        queries = np.concatenate([self._raw(observation) for observation in observations]) - self.centre  # (R, D)
+        queries = np.concatenate([self._vectors(observation) for observation in observations])  # (R, D)
         distances = self.lengths - 2 * queries @ self.vectors.T  # (R, T), less the squared length of the query
         return np.array(
             [
@@ -59,7 +56,7 @@ class Retrieval:
             ]
         )
 
-    def _raw(self, observations: Any) -> NDArray[np.float32]:
+    def _vectors(self, observations: Any) -> NDArray[np.float32]:
         """Vectors (T, D) of observations with a leading T axis."""
         images = images_of(self.layout.observations, observations)
         return np.concatenate([self.numbers(observations), *map(cells, images)], axis=1)

@@ -68,7 +68,8 @@ def load_clone(folder: str | Path) -> Clone:
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"no cloned policy at {folder}: {reason_of(error)}; clone it again") from None
+        reason = " ".join(reason_of(error).split())
+        raise UserError(f"no cloned policy at {folder}: {reason}; clone it again") from None
 
 
 def _tensors(policy: Clone) -> dict[str, Tensor]:
