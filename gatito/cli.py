@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from gatito.errors import UserError
-from gatito.live_verbs import chat, generate, play, serve
+from gatito.live_verbs import chat, clone, generate, play, retrieve, serve
 from gatito.parsing import Parser, normalised, switches
 from gatito.verbs import (
     card,
@@ -32,10 +32,14 @@ from gatito.verbs import (
 
 EXPERIMENT = "Trains, evaluates, and writes a table, a picture and results.json; called again, it continues."
 
+PLAYED = ("episodes", "expert_return", "sessions", "processes", "limit_s")
+"""Settings of an evaluation that concern a baseline too."""
+
 
 def build_parser(arguments: Sequence[str] = ()) -> Parser:
     """The parser of `gatito` with all its verbs; the defaults of some follow from the arguments."""
     from gatito import __version__
+    from gatito.baselines.config import CloneConfig
     from gatito.data.engine import EngineName
     from gatito.data.mixture import MixtureConfig
     from gatito.eval.config import EvaluationConfig
@@ -110,6 +114,18 @@ def build_parser(arguments: Sequence[str] = ()) -> Parser:
     evaluation.add_class_arguments(EvaluationConfig, None)
     evaluation.set_defaults({"processes": 2})  # a crash there does not end the evaluation
     verbs.add_subcommand("eval", evaluation)
+    baseline = Parser(description="Play a baseline on the episodes that gatito eval plays.")
+    verbs.add_subcommand("baseline", baseline)
+    baselines = baseline.add_subcommands(dest="baseline_verb")
+    unused = {f.name for f in fields(EvaluationConfig)} - {*PLAYED}
+    for function in (retrieve, clone):
+        own = Parser(description=(function.__doc__ or "").split("\n")[0])
+        own.add_function_arguments(function, as_positional=False, skip={"config", "cloning"})
+        if function is clone:
+            own.add_class_arguments(CloneConfig, None)
+        own.add_class_arguments(EvaluationConfig, None, skip=unused)
+        own.set_defaults({"processes": 2})
+        baselines.add_subcommand(function.__name__, own)
     experiment = Parser(description=EXPERIMENT)
     verbs.add_subcommand("experiment", experiment)
     experiments = experiment.add_subcommands(dest="name")
@@ -183,6 +199,8 @@ def run(arguments: Sequence[str]) -> None:
         typed = chosen.as_dict()
         config = EvaluationConfig(**{name: typed.pop(name) for name in names})
         evaluate(config=config, **typed)
+    elif values.verb == "baseline":
+        _run_baseline(chosen)
     elif values.verb == "serve":
         from gatito.serve.config import ServeConfig
 
@@ -246,6 +264,19 @@ def _help_of(function: Any, parameter: str) -> str:
     """The line of a parameter in the docstring of a verb."""
     lines = (line.strip() for line in (function.__doc__ or "").splitlines())
     return next(line.removeprefix(f"{parameter}: ") for line in lines if line.startswith(f"{parameter}: "))
+
+
+def _run_baseline(chosen: Namespace) -> None:
+    from gatito.baselines.config import CloneConfig
+    from gatito.eval.config import EvaluationConfig
+
+    typed = chosen[chosen.baseline_verb].as_dict()
+    config = EvaluationConfig(**{name: typed.pop(name) for name in PLAYED})
+    if chosen.baseline_verb == "retrieve":
+        retrieve(config=config, **typed)
+        return
+    cloning = CloneConfig(**{f.name: typed.pop(f.name) for f in fields(CloneConfig)})
+    clone(config=config, cloning=cloning, **typed)
 
 
 def _run_data(parser: ArgumentParser, chosen: Namespace) -> None:

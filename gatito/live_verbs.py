@@ -1,10 +1,14 @@
 """The verbs of the command line that generate, serve and play; what does it is imported when it is called."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gatito.errors import UserError
+from gatito.verbs import names_of
 
 if TYPE_CHECKING:
+    from gatito.baselines.config import CloneConfig
+    from gatito.eval.config import EvaluationConfig
     from gatito.play.config import PlayConfig
     from gatito.serve.config import ServeConfig
 
@@ -41,6 +45,56 @@ def play(checkpoint: str, config: "PlayConfig") -> None:
     except ImportError as error:
         raise UserError(f"gatito play needs {error.name}: pip install 'gatito[serve]'") from None
     play_checkpoint(checkpoint, config)
+
+
+def retrieve(
+    demonstrations_from: str, tasks: str, out: str, config: "EvaluationConfig", demonstrations: int | None = None
+) -> None:
+    """Play the action of the nearest observation of the demonstrations; write results.json and report.html.
+
+    Args:
+        demonstrations_from: Minari dataset, or folder of datasets by task.
+        tasks: Task ids, groups and patterns, separated by commas.
+        out: Folder for the results; the same command continues what was killed.
+        config: How episodes are played.
+        demonstrations: Demonstrations of each task, the first ones; all by default.
+    """
+    _baseline(demonstrations_from, tasks, out, config, demonstrations, None)
+
+
+def clone(
+    demonstrations_from: str,
+    tasks: str,
+    out: str,
+    config: "EvaluationConfig",
+    cloning: "CloneConfig",
+    demonstrations: int | None = None,
+) -> None:
+    """Train a plain network for each task on its demonstrations alone, and play it; write results.json, report.html.
+
+    Args:
+        demonstrations_from: Minari dataset, or folder of datasets by task.
+        tasks: Task ids, groups and patterns, separated by commas.
+        out: Folder for the results and the policies; the same command continues what was killed.
+        config: How episodes are played.
+        cloning: How the networks are trained.
+        demonstrations: Demonstrations of each task, the first ones; all by default.
+    """
+    _baseline(demonstrations_from, tasks, out, config, demonstrations, cloning)
+
+
+def _baseline(
+    source: str,
+    tasks: str,
+    out: str,
+    config: "EvaluationConfig",
+    count: int | None,
+    cloning: "CloneConfig | None",
+) -> None:
+    from gatito.baselines.command import run_baseline
+    from gatito.data.tasks import matching
+
+    run_baseline(matching(names_of(tasks, "tasks")), source, Path(out), config, count=count, cloning=cloning)
 
 
 def generate(

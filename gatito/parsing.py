@@ -128,8 +128,8 @@ def _one_line(message: str, valid: list[str]) -> str:
         return f"{match.group(1)} is {match.group(3)}, expected {kind}"
     match = re.search(r"arguments are required: (.*)", text)
     if match:
-        missing = [name.strip().removeprefix("data.").partition(".")[2] for name in match.group(1).split(",")]
-        named = [f"--{name}" if f"--{name}" in valid else name.upper() for name in missing]
+        missing = [name.strip().rpartition(".")[2] for name in match.group(1).split(",")]
+        named = [f"--{name.replace('_', '-')}" if f"--{name}" in valid else name.upper() for name in missing]
         return f"missing: {', '.join(named)}"
     if re.search(r'expected "[a-z_.]*verb" to be one of', text):
         return "a verb is missing; --help lists them"

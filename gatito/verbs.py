@@ -30,9 +30,9 @@ def tasks(
     from gatito.commands import list_tasks, measure_tasks
 
     if measure:
-        measure_tasks(_names(measure, "measure"), episodes, processes, out)
+        measure_tasks(names_of(measure, "measure"), episodes, processes, out)
     else:
-        list_tasks(_names(names, "names"), json)
+        list_tasks(names_of(names, "names"), json)
 
 
 def tokens(source: str, episode: int = 0, timesteps: int = 2, json: bool = False) -> None:
@@ -86,7 +86,7 @@ def collect(
         processes=processes,
         engine=engine,
     )
-    chosen = _names(tasks, "tasks") if tasks is not None else []
+    chosen = names_of(tasks, "tasks") if tasks is not None else []
     collect_datasets(chosen, env, policy, Path(out), config)
 
 
@@ -257,7 +257,7 @@ def evaluate(
 
     if tasks == "none" and language is None:
         raise UserError("--tasks none leaves nothing to evaluate; give --language SOURCES")
-    chosen = [] if tasks == "none" else matching(_names(tasks, "tasks")) if tasks is not None else None
+    chosen = [] if tasks == "none" else matching(names_of(tasks, "tasks")) if tasks is not None else None
     evaluate_checkpoint(
         checkpoint,
         Path(out),
@@ -267,7 +267,7 @@ def evaluate(
         record=record,
         videos=videos,
         attention_step=attention_step,
-        language=_names(language, "language") if language is not None else [],
+        language=names_of(language, "language") if language is not None else [],
         language_documents=language_documents,
     )
 
@@ -311,7 +311,7 @@ def demo(out: str = "demo", small: bool = False) -> None:
     run_demo(Path(out), small=small)
 
 
-def _names(listed: str, option: str) -> list[str]:
+def names_of(listed: str, option: str) -> list[str]:
     """The names of an option that takes several, separated by commas."""
     names = [name.strip() for name in listed.split(",")]
     if not all(names):

@@ -123,6 +123,9 @@ BAD = {
     "data collect --env CartPole-v1 --out d": "--env CartPole-v1 has no scripted expert; name who acts: --policy",
     "data check": "missing: SOURCES",
     "data report d": "missing: --out",
+    "baseline": "a verb is missing; --help lists them",
+    "baseline clone --out b": "missing: --demonstrations-from, --tasks",
+    "baseline retreive --out b": "unknown verb or choice 'retreive'; did you mean 'retrieve'?",
     # what is no configuration, or one of another verb
     "data build --config empty.yaml --out b": "empty.yaml: holds nothing, expected keys and values",
     "train --config list.yaml --data s --out o": "list.yaml: holds list, expected keys and values",

@@ -17,8 +17,7 @@ from toy import tiny_recipe
 from gatito import cli, eval_commands
 from gatito.data.minari_episodes import open_minari
 from gatito.errors import UserError
-from gatito.eval import film
-from gatito.eval.actor import Actor
+from gatito.eval import actor, film
 from gatito.eval.results import read_results
 from gatito.train.trainer import train
 
@@ -126,7 +125,7 @@ def test_scores_outlive_a_report_that_fails_and_the_same_command_goes_on(
             evaluate(line)
     first = read_results(inside / "unlucky")
     assert open_minari(inside / "kept/classic/cartpole/rollouts-none-v0").dataset.total_episodes == 2
-    monkeypatch.setattr(Actor, "decide", fail)  # nothing is played again
+    monkeypatch.setattr(actor.Actor, "decide", fail)  # nothing is played again
     assert read_results(inside / "unlucky").records == first.records
     evaluate(line)
     assert (inside / "unlucky" / "report.html").is_file()

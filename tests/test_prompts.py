@@ -173,17 +173,21 @@ def test_demonstrations_of_a_dataset_prompt_its_task(datasets: Path, layout: Lay
 
 
 def test_a_dataset_of_another_task_cannot_prompt(datasets: Path, layout: Layout, trunk: Trunk) -> None:
-    with pytest.raises(UserError, match="holds demonstrations of 'toy/grid', which cannot prompt 'toy/points'"):
+    with pytest.raises(UserError, match="holds demonstrations of 'toy/grid', expected those of 'toy/points'"):
         prompts(points(), layout, trunk, source=str(datasets / "toy/grid/expert-v0"))
-    with pytest.raises(UserError, match="no Minari dataset at"):
+    with pytest.raises(
+        UserError, match="has no demonstrations of 'toy/other'; gatito data collect --tasks toy/other"
+    ):
         datasets_of("toy/other", str(datasets))
+    with pytest.raises(UserError, match="no Minari dataset at"):
+        datasets_of("toy/other", str(datasets / "nothing"))
 
 
 def test_a_dataset_of_another_layout_cannot_prompt(
     datasets: Path, vocabulary: Vocabulary, text: TextTokenizer, trunk: Trunk
 ) -> None:
     wider = ToyEnv(spaces.Box(-9.0, 9.0, (4,), np.float32), spaces.Discrete(4))
-    with pytest.raises(UserError, match=r"its layout .* is not the checkpoint's .* of 'toy/points'"):
+    with pytest.raises(UserError, match=r"its layout .* is not .*, that of 'toy/points'"):
         prompts(points(), layout_of(wider, vocabulary, text), trunk, source=str(datasets))
 
 

@@ -18,7 +18,7 @@ from gatito.eval.config import EvaluationConfig
 from gatito.eval.journal import Journal
 from gatito.eval.prompts import Prompts, check_datasets
 from gatito.eval.references import baseline_of
-from gatito.eval.rollout import Job, Recorder, rollouts
+from gatito.eval.rollout import Acts, Job, Recorder, rollouts
 from gatito.eval.scores import Baseline, EpisodeRecord, Prompt, TaskResult, task_results
 from gatito.eval.simulator_pool import simulators
 from gatito.eval.simulators import Simulators, closing
@@ -124,15 +124,45 @@ def evaluate(
     checked = check_tasks(processor, tasks, config)
     records = [] if journal is None else list(journal.records)
     rank, world = share
-    own = _jobs(model, checked, config)[rank::world]
-    done = {(r.task, r.prompt, r.seed) for r in records}
-    left = [job for job in own if not all((job.spec.id, job.part, seed) in done for seed in job.seeds)]
-    total = sum(len(job.seeds) for job in own)
+    records += play(
+        partial(make_actor, model, config),
+        _jobs(model, checked, config)[rank::world],
+        config,
+        journal=journal,
+        recorder=recorder,
+        simulated_by=simulated_by,
+        on_episode=on_episode,
+        is_silent=rank > 0,
+    )
+    order = {key: i for i, key in enumerate(episodes_of(checked, config))}
+    return sorted(records, key=lambda record: order[record.task, record.prompt, record.seed])
+
+
+def play(
+    make: Callable[[int], Acts],
+    jobs: Sequence[Job],
+    config: EvaluationConfig,
+    *,
+    journal: Journal | None = None,
+    recorder: Recorder | None = None,
+    simulated_by: Simulators | None = None,
+    on_episode: Callable[[], object] = lambda: None,
+    is_silent: bool = False,
+) -> list[EpisodeRecord]:
+    """Play the jobs that the journal does not have yet, write them down there, and return their records.
+
+    `make` gives who plays, with so many sessions; it is not called where nothing is left to be played. Raises what
+    it and `rollouts` raise.
+    """
+    done = set() if journal is None else {(r.task, r.prompt, r.seed) for r in journal.records}
+    left = [job for job in jobs if not all((job.spec.id, job.part, seed) in done for seed in job.seeds)]
+    total = sum(len(job.seeds) for job in jobs)
+    records: list[EpisodeRecord] = []
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=total, desc="evaluate", unit="episode", disable=rank > 0))
+        bar = stack.enter_context(tqdm(total=total, desc="evaluate", unit="episode", disable=is_silent))
         bar.update(total - sum(len(job.seeds) for job in left))
         if left:
-            actor = make_actor(model, config, min(config.sessions, len(left)))
+            actor = make(min(config.sessions, len(left)))
             these = simulated_by or stack.enter_context(closing(simulators(config.processes, limit_s=config.limit_s)))
             for finished in rollouts(actor, these, left, recorder=recorder):
                 records.extend(finished)
@@ -146,8 +176,7 @@ def evaluate(
                         tqdm.write(f"failed: {record.task}, seed {record.seed}, {record.failure}")
             if actor.num_clipped:
                 tqdm.write(f"{actor.num_clipped} observed values outside their bounds, clipped by the bins")
-    order = {key: i for i, key in enumerate(episodes_of(checked, config))}
-    return sorted(records, key=lambda record: order[record.task, record.prompt, record.seed])
+    return records
 
 
 def evaluate_task(

@@ -150,11 +150,16 @@ def datasets_of(task: str, source: str) -> list[MinariSource]:
     """
     location = source.removeprefix("minari:")
     below = sorted(path for path in (Path(location) / task).glob("*") if is_dataset(path))
+    if not below and Path(location).is_dir() and not is_dataset(location):
+        raise UserError(
+            f"{location} has no demonstrations of {task!r}; gatito data collect --tasks {task} --out {location} "
+            "collects some"
+        )
     found = [open_minari(path) for path in below] or [open_minari(location)]
     for dataset in found:
         if dataset.task != task:
             raise UserError(
-                f"{dataset.path} holds demonstrations of {dataset.task!r}, which cannot prompt {task!r}; give a "
+                f"{dataset.path} holds demonstrations of {dataset.task!r}, expected those of {task!r}; give a "
                 "dataset of that task, or a folder with one for each task"
             )
     return found
@@ -178,6 +183,6 @@ def _check_layout(dataset: MinariSource, spec: TaskSpec, layout: Layout) -> None
     )
     if own.sha256 != layout.sha256:
         raise UserError(
-            f"{dataset.path}: its layout {own.sha256[:12]} is not the checkpoint's {layout.sha256[:12]} of "
-            f"{spec.id!r}; demonstrations must have the spaces that were trained on"
+            f"{dataset.path}: its layout {own.sha256[:12]} is not {layout.sha256[:12]}, that of {spec.id!r}; "
+            "demonstrations must have the spaces of the task that is played"
         )

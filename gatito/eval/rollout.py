@@ -1,6 +1,6 @@
 """Plays episodes: what simulators show becomes tokens, and what the model chooses is done in them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -51,27 +51,27 @@ class Played:
 
 
 class Acts(Protocol):
-    """What acts in sessions, see `Actor`."""
+    """What plays: sessions that observe, and then decide together. A model does, and so do baselines."""
 
-    @property
-    def num_sessions(self) -> int:
-        """How many there are."""
-        ...
+    num_sessions: int
+    """Sessions, numbered from 0."""
+    num_clipped: int
+    """Observed values that were clipped so far, over all sessions."""
 
     def reset(self, session: int, layout: Layout, prompt: TokenSequence | None = None, seed: int = 0) -> None:
-        """Begin an episode of the task of `layout`."""
+        """Begin an episode in an empty context, but for a prompt; raises `UserError` where it cannot."""
         ...
 
     def go_on(self, session: int, seed: int) -> None:
-        """Begin another episode of the same task within the same context."""
+        """Begin another episode of the same task in the same context."""
         ...
 
     def observe(self, session: int, observation: Any, where: str = "observation") -> None:
-        """Take in what a session sees next."""
+        """Take in what a session sees; raises `UserError`, which `where` begins, where it is not of the space."""
         ...
 
-    def decide(self) -> dict[int, Any]:
-        """Act in every session that has observed: session to action."""
+    def decide(self) -> Mapping[int, Any]:
+        """The action of each session that has observed since it decided last."""
         ...
 
 

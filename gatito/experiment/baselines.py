@@ -1,7 +1,7 @@
 """The generalist against specialists of one task and of one domain from the same recipe, against a plain network
 cloned from the same demonstrations, and against retrieve-and-play: the honest floors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,22 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from gatito.data.minari_episodes import open_minari
+from gatito.baselines.acting import Memoryless
+from gatito.baselines.budget import training_flops
+from gatito.baselines.cloning import clone
+from gatito.baselines.config import CloneConfig
+from gatito.baselines.demonstrations import Demonstrations, load_demonstrations
+from gatito.baselines.evaluate import check_tasks, evaluate_baseline
+from gatito.baselines.retrieval import Retrieval
 from gatito.data.store import open_store
 from gatito.data.tasks import domain_of
 from gatito.eval.config import EvaluationConfig
-from gatito.eval.evaluate import baselines_of, check_tasks
+from gatito.eval.evaluate import baselines_of
 from gatito.eval.results import Results, write_results
-from gatito.eval.rollout import Job, rollouts
-from gatito.eval.scores import EpisodeRecord
-from gatito.eval.simulators import LocalSimulators, closing
 from gatito.experiment.estimates import Estimate, mean_score
-from gatito.experiment.floors import Cloned, Floor, RetrieveAndPlay
 from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import trained
 from gatito.experiment.plan import Measured, Part, Summary, Table
-from gatito.tokenizers.trunk import Trunk
-from gatito.train.card import processor_of
 
 GENERALIST, DOMAIN, SPECIALIST = "generalist", "domain specialists", "task specialists"
 CLONED, RETRIEVED = "cloned network", "retrieve-and-play"
@@ -109,41 +109,30 @@ class Baselines(OnLessons):
         return trained(folder, self.recipe(seed, self._share(tasks)), store, [self.evaluation(tasks)])
 
     def _clone(self, out: Path, task: str, seed: int, folder: Path) -> dict[str, Any]:
-        train, steps = self.recipe(seed).train, self._share([task])
-        batch = train.batch * train.context  # a position of the recipe's trunk is a timestep
-
-        def make(layout: Any, episodes: Any, sessions: int) -> Floor:
-            return Cloned(layout, episodes, sessions, steps=steps, batch=batch, seed=seed)
-
-        return self._play(out, task, make, folder) | {"steps": steps, "timesteps": steps * batch}
+        """A plain network with the compute of the task's specialist, or, of the smallest, a step."""
+        store, recipe = open_store(self._store_of(task, out)), self.recipe(seed, self._share([task]))
+        shape = recipe.model.build(store.vocabulary, recipe.train.context, store.text.end)
+        budget = CloneConfig(flops=training_flops(store, shape, recipe.train), seed=seed)
+        self._play(out, task, lambda shown: clone(shown, budget), folder)
+        return {"flops": budget.flops}
 
     def _retrieve(self, out: Path, task: str, folder: Path) -> dict[str, Any]:
-        return self._play(out, task, RetrieveAndPlay, folder)
+        self._play(out, task, Retrieval, folder)
+        return {}
 
-    def _play(self, out: Path, task: str, make: Any, folder: Path) -> dict[str, Any]:
-        """Make a floor of the demonstrations of a task and play its episodes."""
-        store = open_store(self._store_of(task, out))
-        processor = processor_of(store, Trunk(vocabulary=store.vocabulary))
+    def _play(self, out: Path, task: str, make: Callable[[Demonstrations], Memoryless], folder: Path) -> None:
+        """Make a policy of the demonstrations of a task and play its episodes."""
         how = EvaluationConfig(episodes=self.settings.episodes)
-        (checked,) = check_tasks(processor, [task], how)
         (dataset,) = self.collect({task: self.settings.tasks[task]}).values()
-        floor = make(checked.layout, list(open_minari(dataset).episodes()), how.sessions)
-        jobs = [
-            Job(spec=checked.spec, layout=checked.layout, part="none", prompt=lambda: None, seeds=seeds)
-            for seeds in how.contexts("none")
-        ]
-        records: list[EpisodeRecord] = []
-        with closing(LocalSimulators()) as simulators:
-            for finished in rollouts(floor, simulators, jobs):
-                records.extend(finished)
+        (checked,) = check_tasks([task], str(dataset), how)
+        shown = load_demonstrations(checked.spec, checked.layout, str(dataset), self.settings.tasks[task])
         results = Results(
-            records=sorted(records, key=lambda record: record.seed),
+            records=evaluate_baseline([checked], lambda _: make(shown), how),
             baselines=baselines_of([checked]),
             checkpoint=str(folder),
             settings=how.to_json(),
         )
         write_results(results, folder / "eval.json")
-        return {"demonstrations": len(open_minari(dataset))}
 
     def _scores(self, measured: Sequence[Measured]) -> dict[tuple[str, str], Estimate]:
         """By method and task."""
