@@ -207,9 +207,12 @@ def test_demonstrations_that_cannot_be_are_refused(
 def test_vectors_that_exceed_the_memory_are_refused(
     vocabulary: Vocabulary, text: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = of_numbers(vocabulary, text, [[0.0], [1.0]], [0, 1])
-    monkeypatch.setattr(retrieval, "MAX_BYTES", 7)
-    with pytest.raises(UserError, match=r"2 timesteps are vectors of .*; ask for fewer with --demonstrations"):
+    env = make("images")
+    shown = random_demonstrations(env, layout_of(env, vocabulary, text), count=1)
+    size_bytes = Retrieval(shown).vectors.nbytes
+    assert size_bytes >= 4 * len(shown) * 8 * 16 * 3  # the cells of images are counted
+    monkeypatch.setattr(retrieval, "MAX_BYTES", size_bytes - 1)
+    with pytest.raises(UserError, match=r"20 timesteps are vectors of .*; ask for fewer with --demonstrations"):
         Retrieval(shown)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gatito.baselines.demonstrations import MAX_BYTES, Demonstrations
 from gatito.baselines.vectors import Numbers, Pieces, cells, images_of, pieces_of
+from gatito.data.episode import rows
 from gatito.errors import UserError
 
 ROUNDING = 1e-4
@@ -28,7 +29,7 @@ class Retrieval:
         """Measure the observations and turn them into vectors; raises `UserError` where these exceed `MAX_BYTES`."""
         self.demonstrations, self.layout = demonstrations, demonstrations.layout
         self.numbers = Numbers.measured(self.layout.observations, demonstrations.observations)
-        size_bytes = 4 * self.numbers.size * len(demonstrations)
+        size_bytes = self._vectors(rows(demonstrations.observations, 1)).nbytes * len(demonstrations)
         if size_bytes > MAX_BYTES:
             raise UserError(
                 f"task {demonstrations.task!r}: {len(demonstrations)} timesteps are vectors of "
