@@ -17,6 +17,7 @@ from gatito.errors import UserError
 from gatito.eval.results import Results
 from gatito.eval.scores import Baseline, EpisodeRecord
 from gatito.experiment.catalogue import EXPERIMENTS
+from gatito.experiment.command import run_named
 from gatito.experiment.engine import measure_part, run_experiment
 from gatito.experiment.estimates import mean_of, mean_score
 from gatito.experiment.few_shot import FewShot, FewShotSettings
@@ -219,6 +220,14 @@ def test_the_command_line_knows_the_experiments(tmp_path: Path) -> None:
         cli.run(["experiment", "scaling", "--episodes", "0", "--out", str(tmp_path / "x")])
     for entry in EXPERIMENTS.values():
         assert entry.experiment(entry.settings(**entry.full)).question.endswith("?")
+
+
+def test_an_experiment_asks_for_what_draws_it_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    with pytest.raises(UserError, match=r"pip install 'gatito\[experiment\]'"):
+        run_named("scaling", {}, [])
 
 
 # --- tasks that hide something
