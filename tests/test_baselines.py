@@ -78,6 +78,7 @@ def test_retrieving_writes_results_and_a_report_like_an_evaluation(inside: Path)
     assert sum(counted) == sum(map(len, shown))
 
 
+@pytest.mark.slow
 def test_results_name_the_baseline_and_the_hash_of_its_data(inside: Path) -> None:
     few, same, more = (
         run("retrieve", f"{LINE} --demonstrations {n} --out {out}")["checkpoint"]
@@ -88,6 +89,7 @@ def test_results_name_the_baseline_and_the_hash_of_its_data(inside: Path) -> Non
     assert (kind, len(sha)) == ("retrieve", 16)
 
 
+@pytest.mark.slow
 def test_baselines_are_compared_with_each_other_by_seed(inside: Path) -> None:
     run("retrieve", f"{LINE} --out r")
     run("clone", f"{LINE} {QUICK} --out c")
@@ -107,6 +109,7 @@ def test_cloning_keeps_its_policies_and_says_how_they_were_trained(inside: Path)
         assert command.load_clone(inside / "cloned/policies" / task).steps == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["retrieve", "clone"])
 def test_a_baseline_that_was_killed_goes_on_and_comes_out_the_same(
     kind: str, inside: Path, monkeypatch: pytest.MonkeyPatch

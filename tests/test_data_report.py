@@ -238,6 +238,7 @@ def test_many_agents_give_six_players_and_share_a_histogram(surveyed: Surveyed, 
     assert page.count('class="multiple"') == MAX_AGENTS + 1
 
 
+@pytest.mark.slow
 def test_noise_in_large_images_leaves_a_page_below_five_megabytes(
     text: TextTokenizer, vocabulary: Vocabulary
 ) -> None:

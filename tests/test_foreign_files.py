@@ -112,6 +112,7 @@ def test_a_video_that_is_a_playlist_or_a_link_is_refused(write: Callable[..., Pa
 # More than they hold, or less
 
 
+@pytest.mark.slow
 def test_a_parquet_file_that_claims_more_than_it_stores_is_refused(tmp_path: Path) -> None:
     folder = jat(tmp_path / "bomb", *of_values())
     rows = pa.array(np.zeros(3 * 10_000_000, np.float32))

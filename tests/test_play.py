@@ -133,7 +133,10 @@ def test_another_site_or_who_lacks_the_token_opens_nothing(served: tuple[PlaySer
         pass
 
 
-def test_one_page_more_than_there_is_room_for_is_told_so(checkpoint: Checkpoint) -> None:
+def test_one_page_more_than_there_is_room_for_is_told_so(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gatito.play.server.SEAT_S", 0.1)
     with playing(*checkpoint, pages=1) as (_, address), page(address) as first:
         with pytest.raises(ConnectionClosed, match="1 pages are open already"), page(address):
             pass

@@ -126,10 +126,10 @@ def test_ray_builds_and_imports_the_same_bytes_as_the_local_engine(tmp_path: Pat
     assert hashes(tmp_path / "ray-dataset") == hashes(tmp_path / "local-dataset")
 
 
-def collecting(root: Path) -> subprocess.Popen[bytes]:
-    """A collection on Ray that takes some seconds."""
+def collecting(root: Path, episodes: int = 250) -> subprocess.Popen[bytes]:
+    """A collection on Ray that takes some seconds for 250 episodes."""
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    options = ["--tasks", "classic/acrobot", "--episodes", "250", "--engine", "ray", "--out", str(root)]
+    options = ["--tasks", "classic/acrobot", "--episodes", str(episodes), "--engine", "ray", "--out", str(root)]
     command = [sys.executable, "-m", "gatito", "data", "collect", *options]
     with root.with_suffix(".log").open("a") as log:
         return subprocess.Popen(command, stderr=log, env=environment)
@@ -156,14 +156,14 @@ def test_a_collection_of_which_a_worker_is_killed_is_the_same(tmp_path: Path) ->
 
 
 def test_an_interrupted_collection_leaves_no_process_and_continues(tmp_path: Path) -> None:
-    running = collecting(tmp_path / "ray")
+    running = collecting(tmp_path / "ray", episodes=600)  # it must not be over before it is interrupted
     players_of(running)
     children = psutil.Process(running.pid).children(recursive=True)
     running.send_signal(signal.SIGINT)
     assert running.wait(60) == 130
     assert "gatito: interrupted" in (tmp_path / "ray.log").read_text()
     assert psutil.wait_procs(children, timeout=30)[1] == []
-    again = collecting(tmp_path / "ray")
+    again = collecting(tmp_path / "ray", episodes=600)
     assert again.wait(120) == 0
     assert (tmp_path / "ray/classic/acrobot/noisy-v0").is_dir()
 
