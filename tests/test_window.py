@@ -86,7 +86,7 @@ def test_a_batch_of_different_tasks_equals_the_uncached_model_on_each_window(
     assert len({len(episodes) for episodes in acted}) > 2  # and sessions were reset at different times
 
 
-@pytest.mark.parametrize("memory", ["refill", "xl"])
+@pytest.mark.parametrize("memory", ["refill", pytest.param("xl", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("trunk", ["flat", "4 latents, decoded"])
 def test_different_tasks_in_one_batch_act_as_each_alone(
     trunk: str, memory: Memory, vocabulary: Vocabulary, text: TextTokenizer
