@@ -18,6 +18,7 @@ import gatito
 from gatito.data.packing import pack
 from gatito.errors import UserError
 from gatito.model import GatitoConfig, GatitoForCausalLM, GatitoProcessor
+from gatito.model.loss import spread_cross_entropy
 from gatito.tokenizers import TextTokenizer, TokenSequence, Vocabulary, pair_tokens, text_tokens
 from gatito.tokenizers.trunk import Trunk
 
@@ -185,6 +186,29 @@ def test_the_loss_over_the_group_differs_from_the_loss_over_everything(
     batch = pack([sequences], Trunk(vocabulary=vocabulary)).tensors()
     full, group = (tiny_model(vocabulary, loss_over=over)(**batch).loss for over in ("full", "group"))
     assert full.item() > group.item() + 0.1
+
+
+def test_a_spread_target_is_the_cross_entropy_against_a_gaussian_over_the_bins() -> None:
+    logits, wanted = torch.randn(3, 50, dtype=torch.float64), torch.tensor([0, 20, 49])
+    losses = spread_cross_entropy(logits, wanted, 2.0, (0, 50))
+    bins = torch.arange(50, dtype=torch.float64)
+    distance = bins[None] - wanted[:, None]
+    gaussian = torch.exp(-0.5 * (distance / 2.0) ** 2) * (distance.abs() <= 6)
+    gaussian /= gaussian.sum(1, keepdim=True)
+    torch.testing.assert_close(losses, F.cross_entropy(logits, gaussian, reduction="none"))
+
+
+def test_targets_are_spread_only_while_training_and_only_where_they_are_continuous(
+    vocabulary: Vocabulary, sequences: list[TokenSequence]
+) -> None:
+    batch = pack([sequences], Trunk(vocabulary=vocabulary)).tensors()
+    plain, spread = (tiny_model(vocabulary, target_spread=s) for s in (0.0, 3.0))
+    spread.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(spread.eval()(**batch).loss, plain.eval()(**batch).loss)
+    own, other = (model.train()(**batch).targets.loss_sum for model in (plain, spread))
+    assert own["continuous"] != other["continuous"]
+    assert own["text"] == other["text"]
+    assert own["discrete"] == other["discrete"]
 
 
 def test_a_batch_without_targets_has_loss_zero_and_finite_gradients(
@@ -492,6 +516,7 @@ def test_overlapping_discrete_ids_shrink_the_head_and_count_as_text(vocabulary: 
         ({"resampler_depth": 3}, "resampler_depth is 3, allowed 0 to 2"),
         ({"action_layers": -1}, "action_layers is -1, allowed 0"),
         ({"resample_images": True}, "resample_images needs latents"),
+        ({"target_spread": 101.0}, "target_spread is 101.0, allowed 0 to 100"),
         ({"loss_over": "groups"}, "loss_over is 'groups', allowed 'group' or 'full'"),
     ],
 )

@@ -11,6 +11,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,12 @@ from gatito.train.checkpoint import (
     find_problem,
     list_checkpoints,
     load_newest,
+    read_state,
     resolve_checkpoint,
     save_checkpoint,
 )
-from gatito.train.configs import Recipe, TrainConfig
-from gatito.train.optimizer import build_optimizer, learning_rate
+from gatito.train.configs import LoraConfig, ModelConfig, Recipe, TrainConfig
+from gatito.train.optimizer import Average, build_optimizer, learning_rate
 from gatito.train.settings import check_same_settings, run_settings
 from gatito.train.stream import MicroBatches
 from gatito.train.trainer import train
@@ -85,12 +87,12 @@ def damage(path: Path) -> None:
 # Resuming
 
 
-@pytest.mark.parametrize("trunk", ["flat", "4 latents, decoded"])
+@pytest.mark.parametrize("changes", [{}, {"trunk": "4 latents, decoded"}, {"optimizer": "muon", "average": 0.9}])
 def test_an_interrupted_and_resumed_run_is_bitwise_the_uninterrupted_one(
-    trunk: str, tmp_path: Path, store: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict, tmp_path: Path, store: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = tiny_recipe(save_every=10, drop_path=0.1, trunk=trunk)
-    if trunk != "flat":
+    recipe = tiny_recipe(save_every=10, drop_path=0.1, **changes)
+    if changes:
         finished = tmp_path / "finished"
         train(recipe, store, finished)
     step, calls = trainer._Loop._step, []
@@ -451,6 +453,65 @@ def test_matrices_decay_and_tables_norms_and_biases_do_not(store: Path) -> None:
     for name in ("resampler.latents", "resampler.sum.gates", "action_decoder.places", "action_decoder.taken.gates"):
         assert f"model.{name}.weight" in kept
     assert all(name in kept for name in names.values() if "norm" in name or name.endswith("bias"))
+
+
+def test_muon_steps_the_matrices_of_the_layers_and_adamw_all_else(store: Path) -> None:
+    model = GatitoForCausalLM(tiny_recipe().model.build(open_store(store).vocabulary, CONTEXT, 2))
+    optimizer = build_optimizer(model, TrainConfig(optimizer="muon", weight_decay=0.1, lr=0.01))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    by_kind = {"momentum_buffer": set(), "exp_avg": set()}
+    for parameter, state in optimizer.state.items():
+        by_kind[next(kind for kind in by_kind if kind in state)].add(names[parameter])
+    layers = {name for name, parameter in model.named_parameters() if "blocks" in name and parameter.ndim == 2}
+    assert by_kind["momentum_buffer"] == layers | {"model.embedding.patches.project.weight"}
+    assert by_kind["momentum_buffer"] | by_kind["exp_avg"] == set(before)
+    # Orthogonal steps whose root mean square is 0.2 of the learning rate, whatever the gradient's size.
+    name = "model.blocks.0.attention.qkv.weight"
+    turned = (dict(model.named_parameters())[name].detach() - before[name] * (1 - 0.01 * 0.1)) / 0.01
+    assert float(turned.square().mean().sqrt()) == pytest.approx(0.2, rel=0.2)
+
+
+def test_an_average_of_the_weights_is_saved_to_be_used_and_the_last_ones_to_go_on(
+    tmp_path: Path, store: Path
+) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Watched(Average):
+        def update(self) -> None:
+            super().update()
+            seen.append({name: value.detach().clone() for name, value in self.model.named_parameters()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "Average", Watched)
+        checkpoint = train(tiny_recipe(steps=5, average=0.25), store, tmp_path / "averaged")
+    name, expected = "model.norm.weight", torch.ones(())  # as it begins
+    for n, weights in enumerate(seen, start=1):
+        keeps = min(0.25, (1 + n) / (10 + n))
+        expected = keeps * expected + (1 - keeps) * weights[name]
+    torch.testing.assert_close(weights_of(checkpoint)[name], expected)
+    assert not torch.equal(weights_of(checkpoint)[name], seen[-1][name])
+    assert torch.equal(read_state(checkpoint).optimizer[f"parameter/{name}"], seen[-1][name])
+    plain = train(tiny_recipe(steps=5), store, tmp_path / "plain")
+    assert torch.equal(weights_of(plain)[name], seen[-1][name])  # averaging changes nothing of what is trained
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: TrainConfig(average=1.0), "--train.average is 1.0, allowed 0"),
+        (lambda: TrainConfig(optimizer="muon", sharding="fsdp"), "--train.optimizer muon needs whole weights"),
+        (lambda: TrainConfig(average=0.9, sharding="fsdp"), "--train.average 0.9 needs whole weights"),
+        (lambda: Recipe(train=TrainConfig(average=0.9), lora=LoraConfig(rank=2)), "adapters are not averaged"),
+        (lambda: ModelConfig(target_spread=-1.0), "--model.target_spread is -1.0, allowed 0 to 100 bins"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make()
 
 
 def test_three_steps_that_are_not_finite_abort_the_run(tmp_path: Path, store: Path) -> None:

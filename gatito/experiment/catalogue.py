@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gatito.experiment import ablation, baselines, few_shot, hidden_goal, scaling
+from gatito.experiment import ablation, baselines, beyond, few_shot, hidden_goal, scaling
 from gatito.experiment.plan import Experiment, Settings
 
 
@@ -29,6 +29,7 @@ EXPERIMENTS = {
     "few-shot": Entry(make=few_shot.FewShot, settings=few_shot.FewShotSettings, full=few_shot.FULL),
     "hidden-goal": Entry(make=hidden_goal.HiddenGoal, settings=hidden_goal.HiddenGoalSettings, full=hidden_goal.FULL),
     "ablation": Entry(make=ablation.Ablation, settings=ablation.AblationSettings, full=ablation.FULL),
+    "beyond": Entry(make=beyond.Beyond, settings=beyond.BeyondSettings, full=beyond.FULL),
     "baselines": Entry(make=baselines.Baselines, settings=baselines.BaselinesSettings, full=baselines.FULL),
     "scaling": Entry(make=scaling.Scaling, settings=scaling.ScalingSettings, full=scaling.FULL),
 }

@@ -84,10 +84,15 @@ class OnLessons(Experiment):
         """Of episodes that are not."""
         return out / "held-out"
 
-    def build(self, tasks: Mapping[str, int], store: Path, *, first_seed: int = 0, agent: str = "noisy") -> None:
-        """Build a store of tasks with numbers of demonstrations, mixed alike and not filtered."""
+    def build(
+        self, tasks: Mapping[str, int], store: Path, *, first_seed: int = 0, agent: str = "noisy", **how: Any
+    ) -> None:
+        """Build a store of tasks with numbers of demonstrations, mixed alike and not filtered.
+
+        `how` are further fields of each `DatasetConfig`.
+        """
         found = self.collect(tasks, first_seed=first_seed, agent=agent)
-        entries = [DatasetConfig(source=f"minari:{found[task]}", expert_filter=None) for task in tasks]
+        entries = [DatasetConfig(source=f"minari:{found[task]}", expert_filter=None, **how) for task in tasks]
         build(MixtureConfig(datasets=entries), store)
 
     def collect(self, tasks: Mapping[str, int], *, first_seed: int = 0, agent: str = "noisy") -> dict[str, Path]:

@@ -10,6 +10,7 @@ from gatito.tokenizers import Vocabulary
 from gatito.tokenizers.trunk import Trunk
 
 MAX_DEPTH = 2
+MAX_SPREAD = 100.0
 
 
 @strict
@@ -53,6 +54,8 @@ class GatitoConfig(PreTrainedConfig):
     """Standard deviation of the initial weights."""
     loss_over: str = "group"
     """`group`: cross-entropy over the ids of the target's own group; `full`: over the whole vocabulary."""
+    target_spread: float = 0.0
+    """Bins (standard deviation) over which a continuous target is spread while training; 0 for the one alone."""
     text_size: int = 32_000
     """Text pieces, see `Vocabulary`."""
     num_bins: int = 1024
@@ -78,6 +81,8 @@ class GatitoConfig(PreTrainedConfig):
             raise UserError(f"head_dim is {self.head_dim}; rotary positions need an even one")
         if self.loss_over not in ("group", "full"):
             raise UserError(f"loss_over is {self.loss_over!r}, allowed 'group' or 'full'")
+        if not 0 <= self.target_spread <= MAX_SPREAD:
+            raise UserError(f"target_spread is {self.target_spread}, allowed 0 to {MAX_SPREAD} bins")
         if not 0 <= self.resampler_depth <= MAX_DEPTH:
             raise UserError(f"resampler_depth is {self.resampler_depth}, allowed 0 to {MAX_DEPTH}")
         if self.action_layers < 0:

@@ -1,5 +1,6 @@
 """The loss: next-token cross-entropy at target positions, where alone logits are computed."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,11 +56,13 @@ def target_loss(
     over: str,
     rows: Tensor,
     num_rows: int,
+    spread: float = 0.0,
 ) -> TargetLoss:
     """Cross-entropy of states (N, D), of the rows (N,) of a batch, against the ids (N,) that they predict.
 
     A target's probability is taken over the ids of its own group (`over="group"`: 1024 bins instead of 34 112
-    ids) or over all of them (`over="full"`). `head` is (V, D).
+    ids) or over all of them (`over="full"`). `head` is (V, D). `spread` is that of continuous targets, see
+    `spread_cross_entropy`.
     """
     loss_sum, num_targets, num_correct = {}, {}, {}
     row_loss = torch.zeros(num_rows, device=states.device)
@@ -72,7 +75,10 @@ def target_loss(
         compared, first = (piece, start) if over == "group" else (head, 0)
         logits = states[inside] @ compared.T  # (n, ids compared)
         wanted = targets[inside] - first
-        losses = F.cross_entropy(logits.float(), wanted, reduction="none")  # (n,)
+        if spread and name == "continuous":
+            losses = spread_cross_entropy(logits.float(), wanted, spread, (start - first, stop - first))  # (n,)
+        else:
+            losses = F.cross_entropy(logits.float(), wanted, reduction="none")  # (n,)
         loss_sum[name] = losses.sum()
         row_loss = row_loss.index_add(0, rows[inside], losses.detach().float())
         num_targets[name] = inside.sum()
@@ -84,3 +90,18 @@ def target_loss(
         row_loss=row_loss,
         row_targets=torch.bincount(rows, minlength=num_rows),
     )
+
+
+def spread_cross_entropy(logits: Tensor, wanted: Tensor, spread: float, bins: tuple[int, int]) -> Tensor:
+    """Cross-entropy (n,) of logits (n, V) against bins (n,) whose probability is spread over those near them.
+
+    The weights are a Gaussian's of standard deviation `spread`, in bins, cut at three of them and at the ends of
+    `bins`, [start, stop) (Imani and White 2018, Farebrother et al. 2024): nearly right is not wrong.
+    """
+    reach = math.ceil(3 * spread)
+    offsets = torch.arange(-reach, reach + 1, device=wanted.device)
+    ids = wanted[:, None] + offsets  # (n, K)
+    inside = (ids >= bins[0]) & (ids < bins[1])
+    weights = torch.exp(-0.5 * (offsets / spread) ** 2) * inside
+    chosen = F.log_softmax(logits, dim=-1).gather(1, ids.clamp(bins[0], bins[1] - 1))
+    return -(weights * chosen).sum(1) / weights.sum(1)

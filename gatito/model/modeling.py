@@ -226,7 +226,8 @@ class GatitoForCausalLM(GatitoPreTrainedModel, GenerationMixin):
             states = torch.cat([states, of_actions[action_targets].to(states.dtype)])
             wanted = torch.cat([wanted, action_ids[action_targets]])
         vocabulary, over = self.config.vocabulary, self.config.loss_over
-        targets = self.lm_head(states, wanted, vocabulary=vocabulary, over=over, rows=rows, num_rows=B)
+        spread = self.config.target_spread if self.training else 0.0
+        targets = self.lm_head(states, wanted, vocabulary=vocabulary, over=over, rows=rows, num_rows=B, spread=spread)
         count = torch.stack(list(targets.num_targets.values())).sum().clamp(min=1)
         loss = torch.stack(list(targets.loss_sum.values())).sum() / count
         return GatitoOutput(loss=loss, targets=targets)

@@ -6,7 +6,7 @@ from typing import Literal
 from gatito.errors import UserError
 from gatito.eval.scores import Prompt
 from gatito.model import GatitoConfig
-from gatito.model.configuration import MAX_DEPTH
+from gatito.model.configuration import MAX_DEPTH, MAX_SPREAD
 from gatito.tokenizers import Vocabulary
 from gatito.tokenizers.trunk import MAX_LATENTS
 
@@ -44,6 +44,8 @@ class ModelConfig:
     """Stochastic depth per sub-layer (paper's pretraining: 0.1, as remembered)."""
     loss_over: Literal["group", "full"] = "group"
     """Ids that the cross-entropy compares a target with: those of its group, or the whole vocabulary."""
+    target_spread: float = 0.0
+    """Bins (standard deviation) over which a continuous target is spread while training; 0 for the one alone."""
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "head_dim", "feed_forward", "patch_channels"):
@@ -58,6 +60,8 @@ class ModelConfig:
         for name in ("resample_images", "resampler_depth"):
             if getattr(self, name) and not self.latents:
                 raise UserError(f"--model.{name} needs --model.latents of at least 1")
+        if not 0 <= self.target_spread <= MAX_SPREAD:
+            raise UserError(f"--model.target_spread is {self.target_spread}, allowed 0 to {MAX_SPREAD:g} bins")
         if not 0 <= self.drop_path < 1:
             raise UserError(f"--model.drop_path is {self.drop_path}, allowed 0 to below 1")
 
@@ -87,7 +91,7 @@ NAMES = {
         name: name
         for name in (
             "head_dim", "patch_channels", "rotary", "latents", "resampler_depth", "resample_images", "action_layers",
-            "drop_path", "loss_over",
+            "drop_path", "loss_over", "target_spread",
         )
     },
 }  # fmt: skip
@@ -118,6 +122,11 @@ class TrainConfig:
     """Learning rate at the end of the cosine, as a share of the peak."""
     weight_decay: float = 0.1
     """Of matrices; not of embeddings, norms and biases."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` turns the matrices of the layers by Muon (orthogonal steps), all else by AdamW; not under fsdp."""
+    average: float = 0.0
+    """Share of the running average of the weights that a step keeps, such as 0.99; the average is what is saved to be
+    used, and evaluated. 0 uses the last weights."""
     beta1: float = 0.9
     """AdamW."""
     beta2: float = 0.95
@@ -206,6 +215,13 @@ class TrainConfig:
         ):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--train.{name} is {getattr(self, name)}, allowed 0 and more")
+        if not 0 <= self.average < 1:
+            raise UserError(f"--train.average is {self.average}, allowed 0 (none) to below 1")
+        for name, wanted in (("optimizer", self.optimizer == "muon"), ("average", self.average > 0)):
+            if wanted and self.sharding != "none":
+                raise UserError(
+                    f"--train.{name} {getattr(self, name)} needs whole weights; use --train.sharding none"
+                )
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise UserError(f"--train.beta1 and beta2 are {self.beta1} and {self.beta2}, allowed 0 to below 1")
         for name in ("lr", "clip", "evaluate_limit_s"):
@@ -247,6 +263,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.lora.rank and self.train.sharding != "none":
             raise UserError("--lora.rank beside --train.sharding: adapters are not sharded; leave one out")
+        if self.lora.rank and self.train.average:
+            raise UserError("--lora.rank beside --train.average: adapters are not averaged; leave one out")
         for name in ("latents", "action_layers"):
             if self.train.predict_observations and getattr(self.model, name):
                 raise UserError(

@@ -14,6 +14,9 @@ from gatito.eval.agent import load_checkpoint
 from gatito.model import GatitoConfig, GatitoForCausalLM, GatitoProcessor
 from gatito.train.configs import ModelConfig, Recipe
 
+OF_TRAINING = ("drop_path", "target_spread")
+"""Settings of a recipe's model that change no weight."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Beginning:
@@ -25,15 +28,19 @@ class Beginning:
     """The tasks that it knows."""
 
     def shape(self, recipe: Recipe) -> GatitoConfig:
-        """The checkpoint's shape, in the window and with the stochastic depth of a recipe."""
+        """The checkpoint's shape, in the window of a recipe and with what a recipe says of training alone."""
         shape = copy.deepcopy(self.model.config)
-        shape.context, shape.drop_path = recipe.train.context, recipe.model.drop_path
+        shape.context = recipe.train.context
+        for name in OF_TRAINING:
+            setattr(shape, name, getattr(recipe.model, name))
         return shape
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """A recipe with the checkpoint's shape, which is what is trained."""
-        shape = ModelConfig.of(self.model.config)
-        return dataclasses.replace(recipe, model=dataclasses.replace(shape, drop_path=recipe.model.drop_path))
+        of_training = {name: getattr(recipe.model, name) for name in OF_TRAINING}
+        return dataclasses.replace(
+            recipe, model=dataclasses.replace(ModelConfig.of(self.model.config), **of_training)
+        )
 
 
 def begin_with(source: str | Path, store: Store) -> Beginning:

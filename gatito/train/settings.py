@@ -24,6 +24,9 @@ BEFORE = {
     "model.action_layers": 0,
     "train.predict_observations": False,
     "train.first_lr": 0.0,
+    "train.optimizer": "adamw",
+    "train.average": 0.0,
+    "model.target_spread": 0.0,
 }
 """What a run had that was begun before these settings were there."""
 

@@ -1,5 +1,6 @@
 """The training loop, on Accelerate."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import netrc
@@ -40,7 +41,7 @@ from gatito.train.info import expected_epochs
 from gatito.train.init import Beginning, begin_with
 from gatito.train.lora import add_adapters, merged, read_adapter, write_adapter
 from gatito.train.memory import available_bytes, check_fits, rows_per_gpu, training_memory
-from gatito.train.optimizer import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
+from gatito.train.optimizer import Average, build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
 from gatito.train.parameters import count_parameters
 from gatito.train.settings import check_same_settings, run_settings
 from gatito.train.sharding import begin_accelerator, is_sharded, whole_model
@@ -102,10 +103,15 @@ def train(recipe: Recipe, data: Path, out: Path, *, init: str | Path | None = No
     if found:
         restore_optimizer(plain, optimizer, found[1].optimizer)
         begins_at, step, elapsed = found[0], found[1].step, found[1].elapsed_s
+    average = Average(plain, config.average) if config.average else None
+    if found and average is not None:
+        average.restore(found[1].optimizer, step)
     del found  # the tensors of its files, which may be pruned
     processor = processor_of(store, sampler.trunk, None if beginning is None else beginning.processor)
     del beginning  # its weights were copied
-    loop = _Loop(recipe, store, sampler, accelerator, model, plain, optimizer, out, settings, begins_at, processor)
+    loop = _Loop(
+        recipe, store, sampler, accelerator, model, plain, optimizer, average, out, settings, begins_at, processor
+    )
     try:
         with lost_workers_named(), noticing_sigterm() as stop:
             return loop.run(step, elapsed, stop)
@@ -155,6 +161,7 @@ class _Loop:
         model: torch.nn.Module,
         plain: GatitoForCausalLM,
         optimizer: Any,
+        average: Average | None,
         out: Path,
         settings: dict[str, Any],
         begins_at: Path | None,
@@ -162,6 +169,7 @@ class _Loop:
     ) -> None:
         self.config, self.recipe, self.store, self.sampler = recipe.train, recipe, store, sampler
         self.accelerator, self.model, self.plain, self.optimizer = accelerator, model, plain, optimizer
+        self.average = average
         self.out, self.settings, self.saved = out, settings, begins_at
         self.processor = processor
         self.tasks = tasks_to_evaluate(self.config, processor, store.layouts())
@@ -221,6 +229,8 @@ class _Loop:
             torch.manual_seed(_step_seed(config.seed, step, accelerator.process_index))
             result = self._step(batches, rate, watch)
             step += 1
+            if self.average is not None:
+                self.average.update()
             watch.step(step, result, rate, elapsed)
             skipped = 0 if result.is_finite else skipped + 1
             if skipped == MAX_SKIPPED:
@@ -295,11 +305,15 @@ class _Loop:
         sharded = is_sharded(self.accelerator)
         return whole_model(self.plain, self.plain.config, kept=kept) if sharded else self.plain
 
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Within, the model is what is evaluated and saved to be used."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
+
     def _evaluate(self, step: int, watch: Watch, stop: Stop) -> None:
         """Play the tasks, where it is their time."""
         if not self.tasks or step % self.config.evaluate_every:
             return
-        with watch.aside():
+        with watch.aside(), self._averaged():
             model = self._whole_model()
             assert model is not None
             model.to(self.accelerator.device)
@@ -313,16 +327,19 @@ class _Loop:
         path = self.out / FOLDER / f"step-{step:08d}"
         if self.saved == path:
             return path
-        model = self._whole_model(kept=saves)
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         tensors: dict[str, torch.Tensor] = {}
         if saves or is_sharded(self.accelerator):  # then it takes all of them
             tensors = optimizer_tensors(self.plain, optimizer, kept=saves)
-        if saves and model is not None:
-            state = TrainingState(step=step, settings=self.settings, optimizer=tensors, elapsed_s=elapsed)
-            card = model_card(self.recipe, self.store, step, self.settings["init"])
-            keep = {"keep": self.config.keep, "keep_every": self.config.keep_every}
-            path = save_checkpoint(self.out, model, self.processor, state, card, **keep, also=self._write_adapter)
+        if self.average is not None:
+            tensors |= self.average.tensors()
+        with self._averaged():
+            model = self._whole_model(kept=saves)
+            if saves and model is not None:
+                state = TrainingState(step=step, settings=self.settings, optimizer=tensors, elapsed_s=elapsed)
+                card = model_card(self.recipe, self.store, step, self.settings["init"])
+                keep = {"keep": self.config.keep, "keep_every": self.config.keep_every}
+                path = save_checkpoint(self.out, model, self.processor, state, card, **keep, also=self._write_adapter)
         self.accelerator.wait_for_everyone()
         self.saved = path
         return path

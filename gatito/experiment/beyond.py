@@ -1,0 +1,59 @@
+"""Ideas beyond the paper, at equal minutes on one mixture; only those whose interval says so are kept."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gatito.errors import UserError
+from gatito.experiment.changes import DEFAULT, Change, Changed
+from gatito.experiment.lessons import Lessons
+from gatito.train.configs import Recipe
+
+ENDLESS = 1_000_000
+"""Steps that no run reaches: its minutes end it."""
+CHANGES = {
+    DEFAULT: Change(choice="as it is", words="the recipe"),
+    "muon": Change(choice="AdamW", words="Muon for the matrices", train={"optimizer": "muon"}),
+    "average": Change(choice="last weights", words="their running average", train={"average": 0.995}),
+    "spread": Change(choice="one bin as target", words="spread over those near it", model={"target_spread": 8.0}),
+    "to-zero": Change(choice="cosine to a tenth", words="to zero", train={"final_lr": 0.0}),
+}
+"""By name of the part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeyondSettings(Lessons):
+    """What is trained, and on what."""
+
+    minutes: float = 1.5
+    """Training minutes of each run, which take the place of steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.minutes > 0:
+            raise UserError(f"--minutes is {self.minutes}, allowed above 0")
+
+
+FULL: Mapping[str, Any] = {"seeds": [0, 1, 2, 3], "minutes": 30.0}
+"""What the full protocol changes."""
+
+
+@dataclass(frozen=True)
+class Beyond(Changed):
+    """One idea at a time, at equal minutes."""
+
+    settings: BeyondSettings
+    name = "beyond"
+    question = "Which ideas beyond the paper help?"
+    changes = CHANGES
+    prompts = ("none",)
+
+    @property
+    def budget(self) -> str:  # type: ignore[override]
+        """The minutes of each run."""
+        return f"{self.settings.minutes:g} minutes"
+
+    def changed_recipe(self, change: Change, seed: int) -> Recipe:
+        """The recipe of a change, which ends with its minutes."""
+        minutes = {"minutes": self.settings.minutes}
+        return self.recipe(seed, ENDLESS, model=change.model, train={**change.train, **minutes})

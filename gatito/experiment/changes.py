@@ -1,0 +1,143 @@
+"""A recipe against the same recipe with one thing changed: how choices and new ideas are measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gatito.experiment.estimates import Estimate, mean_of, mean_score
+from gatito.experiment.lessons import OnLessons
+from gatito.experiment.measuring import trained
+from gatito.experiment.plan import Measured, Part, Summary, Table
+from gatito.train.configs import Recipe
+
+DEFAULT = "default"
+"""Name of the recipe as it is, which each change is compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A recipe or data that differs in one thing."""
+
+    choice: str
+    """What is chosen."""
+    words: str
+    """How it differs from the default."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Changes of the recipe's model."""
+    train: Mapping[str, Any] = field(default_factory=dict)
+    """Changes of its training."""
+    agent: str = "noisy"
+    """Who demonstrates."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Changes of each dataset of the mixture."""
+
+    @property
+    def has_data_of_its_own(self) -> bool:
+        """Whether it is trained on another store than the default."""
+        return self.agent != "noisy" or bool(self.data)
+
+
+class Changed(OnLessons):
+    """One change at a time."""
+
+    changes: Mapping[str, Change]
+    """By name of their parts; the first is `DEFAULT`."""
+    prompts: Sequence[str]
+    """Which parts of a demonstration the episodes begin with; the first decides."""
+    budget: str
+    """What each run has, in words."""
+
+    def changed_recipe(self, change: Change, seed: int) -> Recipe:
+        """The recipe of a change and a training seed."""
+        return self.recipe(seed, model=change.model, train=change.train)
+
+    def prepare(self, out: Path) -> None:
+        """Collect and build what all share, and what a change has of its own."""
+        super().prepare(out)
+        for name, change in self.changes.items():
+            if change.has_data_of_its_own:
+                self.build(self.settings.tasks, self._store_of(name, out), agent=change.agent, **change.data)
+
+    def _store_of(self, name: str, out: Path) -> Path:
+        return out / "stores" / name if self.changes[name].has_data_of_its_own else self.store(out)
+
+    def parts(self, out: Path) -> list[Part]:
+        """One for each seed and change: all changes of a seed are measured close to each other in time."""
+        return [
+            Part(
+                name=f"{name}-{seed}",
+                facts={"change": name, "choice": change.choice, "words": change.words, "seed": seed},
+                measure=partial(self._measure, out, name, seed),
+            )
+            for seed in self.settings.seeds
+            for name, change in self.changes.items()
+        ]
+
+    def _measure(self, out: Path, name: str, seed: int, folder: Path) -> dict[str, Any]:
+        change = self.changes[name]
+        evaluation = self.evaluation(prompt=",".join(self.prompts))
+        # The ids of other bins are other targets: their losses say nothing beside the default's.
+        held_out = None if change.data else self.held_out(out)
+        recipe = self.changed_recipe(change, seed)
+        return trained(folder, recipe, self._store_of(name, out), [evaluation], held_out=held_out)
+
+    def summary(self, measured: Sequence[Measured]) -> Summary:
+        """Scores of each change, and how they differ from the default's."""
+        scores = self._scores(measured)
+        rows, findings, values = [], [], {}
+        for name, change in self.changes.items():
+            own = [m for m in measured if m.facts["change"] == name]
+            less = scores[name, self.prompts[0]].minus(scores[DEFAULT, self.prompts[0]])
+            steps = float(np.mean([m.values["steps"] for m in own]))
+            loss = None if change.data else mean_of([m.values["held_out_loss"]["all"] for m in own])
+            rows.append(
+                [
+                    change.choice,
+                    change.words,
+                    *(scores[name, prompt].words() for prompt in self.prompts),
+                    less.words() if name != DEFAULT else "",
+                    loss.words(3) if loss else "",
+                    f"{steps:.0f}",
+                ]
+            )
+            values[name] = {prompt: scores[name, prompt].to_json() for prompt in self.prompts}
+            values[name] |= {"loss": loss.to_json()} if loss else {}
+            if name != DEFAULT:
+                findings.append(f"{change.choice}, {change.words}: {_verdict(less)}")
+                values[name]["less"] = less.to_json()
+        said = [f"score, prompt {prompt}" for prompt in self.prompts]
+        head = ["choice", "instead", *said, f"difference, prompt {self.prompts[0]}", "held-out loss", "steps"]
+        table = Table(title=f"{self.budget}, {len(self.tasks)} tasks", head=head, rows=rows)
+        return Summary(tables=[table], findings=findings, values=values)
+
+    def _scores(self, measured: Sequence[Measured]) -> dict[tuple[str, str], Estimate]:
+        return {
+            (name, prompt): mean_score([m.results() for m in measured if m.facts["change"] == name], prompt=prompt)
+            for name in self.changes
+            for prompt in self.prompts
+        }
+
+    def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
+        """Scores of each prompt."""
+        from gatito.experiment.pictures import bars, panels, save
+
+        scores = self._scores(measured)
+        figure, axes = panels(len(self.prompts))
+        for i, (prompt, own) in enumerate(zip(self.prompts, axes, strict=True)):
+            named = {f"{c.choice}: {c.words}": scores[name, prompt] for name, c in self.changes.items()}
+            bars(own, named, xlabel="mean score", title=f"prompt: {prompt}")
+            if i:
+                own.set_yticklabels([])
+        save(figure, f"{self.question} {self.budget}, {len(self.settings.seeds)} seeds", path)
+
+
+def _verdict(less: Estimate) -> str:
+    """How sure a difference from the default is."""
+    low, high = less.interval
+    if low > 0:
+        return f"better, {less.words()}"
+    return f"worse, {less.words()}" if high < 0 else f"undecided, {less.words()}"
