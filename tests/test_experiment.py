@@ -16,6 +16,7 @@ from gatito.data.tasks import get_task
 from gatito.errors import UserError
 from gatito.eval.results import Results
 from gatito.eval.scores import Baseline, EpisodeRecord
+from gatito.experiment.beyond import BeyondSettings
 from gatito.experiment.catalogue import EXPERIMENTS
 from gatito.experiment.command import run_named
 from gatito.experiment.engine import measure_part, run_experiment
@@ -186,6 +187,8 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
         (lambda: ScalingSettings(sizes=["ladder-1m"]), "two different recipes"),
         (lambda: ScalingSettings(sizes=["ladder-1m", "79m"]), "tokens must be equal"),
         (lambda: ScalingSettings(tasks={}), "--tasks names none"),
+        (lambda: ScalingSettings(looks=0), "--looks is 0, allowed 1 to the 1500 steps"),
+        (lambda: BeyondSettings(minutes=0.0), "--minutes is 0.0, allowed above 0"),
         (lambda: ScalingSettings(tasks={"classic/cartpole": 0}), "0 demonstrations of classic/cartpole"),
         (lambda: FewShotSettings(demonstrations=[10, 1]), "the smallest first"),
         (lambda: FewShotSettings(held_out=["classic/cartpole"]), "'classic/cartpole' is in --tasks"),
@@ -253,6 +256,29 @@ def test_families_are_told_apart_by_what_they_share() -> None:
     own = families(["babyai/go-to-hidden-red-ball", "metaworld/reach-hidden-0", "metaworld/reach-hidden-1"])
     assert own["metaworld/reach"] == ["metaworld/reach-hidden-0", "metaworld/reach-hidden-1"]
     assert list(own) == ["babyai/go-to", "metaworld/reach"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        (
+            "scaling",
+            "sizes: [ladder-0.3m, ladder-1m]\nsteps: 4\nlooks: 2\nlook_episodes: 2",
+            "ladder-1m against ladder-0.3m, at equal tokens",
+        ),
+        ("beyond", "minutes: 0.02", "AdamW, Muon for the matrices"),
+    ],
+)
+def test_other_small_experiments_write_what_they_found(name: str, settings: str, said: str, tmp_path: Path) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(
+        f"{settings}\ntasks: {{classic/cartpole: 4}}\nepisodes: 2\nseeds: [0, 1]\ndatasets: {tmp_path / 'datasets'}\n"
+    )
+    cli.run(["experiment", name, "--config", str(config), "--out", str(tmp_path / "out"), "--parallel", "0"])
+    values = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert any(said in finding for finding in values["findings"])
+    assert (tmp_path / "out" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.slow

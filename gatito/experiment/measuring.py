@@ -20,7 +20,7 @@ from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.train.configs import Recipe
 from gatito.train.parameters import count_parameters
 from gatito.train.trainer import train
-from gatito.train.watch import METRICS, read_lines
+from gatito.train.watch import EVALUATIONS, METRICS, read_lines
 
 HELD_OUT_ROWS = 96
 """Rows that the held-out loss is measured on."""
@@ -58,19 +58,21 @@ def trained(
 ) -> dict[str, Any]:
     """Train in `folder/run`, continuing what was begun, and evaluate the last checkpoint.
 
-    Returns parameters outside of lookup tables, tokens, steps and the curve of the losses.
+    Returns parameters outside of lookup tables, positions, steps, and the curves of the losses and of the scores that
+    were played while training.
     """
     going_on = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, resume="auto"))
     checkpoint = train(going_on, store, folder / "run", init=init)
     model, processor = load_checkpoint(checkpoint)
     for evaluation in evaluations:
         played(model, processor, evaluation, folder)
-    lines = read_lines(folder / "run" / METRICS)
+    lines, played_lines = (read_lines(folder / "run" / name) for name in (METRICS, EVALUATIONS))
     values = {
         "non_embedding": count_parameters(model.config).non_embedding,
         "steps": int(lines[-1]["step"]),
         "positions": int(lines[-1]["step"]) * recipe.train.batch * recipe.train.context,
         "curve": [{key: line[key] for key in line if key == "step" or key.startswith("loss")} for line in lines],
+        "scores": [[line["step"], line["score"]] for line in played_lines if "score" in line],
     }
     if held_out is not None:
         values["held_out_loss"] = held_out_loss(model, open_store(held_out))

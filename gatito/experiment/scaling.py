@@ -30,9 +30,18 @@ class ScalingSettings(Lessons):
     """Recipes, from the smallest to the largest, of the same batch and context."""
     steps: int = 1500
     """Optimizer steps of a run, whatever minutes the recipe says."""
+    looks: int = 4
+    """Evaluations while training, evenly spaced, the last at the end."""
+    look_episodes: int = 10
+    """Episodes per task of each of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 1 <= self.looks <= self.steps or self.look_episodes < 1:
+            raise UserError(
+                f"--looks is {self.looks}, allowed 1 to the {self.steps} steps; --look-episodes is "
+                f"{self.look_episodes}, allowed 1 and more"
+            )
         if len(self.sizes) < 2 or len(set(self.sizes)) < len(self.sizes):
             raise UserError(f"--sizes is {self.sizes}, allowed two different recipes and more")
         rows = {(recipe.train.batch, recipe.train.context) for recipe in map(load_recipe, self.sizes)}
@@ -69,7 +78,11 @@ class Scaling(OnLessons):
         ]
 
     def _measure(self, out: Path, size: str, seed: int, folder: Path) -> dict[str, Any]:
-        recipe = self.recipe(seed, recipe=size)
+        looking = {
+            "evaluate_every": self.settings.steps // self.settings.looks,
+            "evaluate_episodes": self.settings.look_episodes,
+        }
+        recipe = self.recipe(seed, recipe=size, train=looking)
         return trained(folder, recipe, self.store(out), [self.evaluation()], held_out=self.held_out(out))
 
     def summary(self, measured: Sequence[Measured]) -> Summary:
@@ -103,8 +116,23 @@ class Scaling(OnLessons):
         ]
         head = ["size", "parameters", "held-out loss", "mean score (95 %)", "positions seen"]
         table = Table(title=f"{self.settings.steps} steps each", head=head, rows=rows)
+        curves = {size: self._score_curve(measured, size) for size in self.settings.sizes}
+        seen = [f"{x / 1e6:.2f} M" for x, _ in curves[first]]
+        against_tokens = Table(
+            title=f"mean score against positions seen, {self.settings.look_episodes} episodes a task",
+            head=["size", *seen],
+            rows=[[size, *(f"{e.mean:.2f}" for _, e in curve)] for size, curve in curves.items()],
+        )
         fit = {"exponent": exponent, "low": interval[0], "high": interval[1]}
-        return Summary(tables=[table], findings=findings, values={"sizes": values, "power_law": fit})
+        tables = [table, against_tokens]
+        return Summary(tables=tables, findings=findings, values={"sizes": values, "power_law": fit})
+
+    def _score_curve(self, measured: Sequence[Measured], size: str) -> list[tuple[float, Estimate]]:
+        """Mean scores of a size over positions seen; their intervals know of training seeds alone."""
+        own = [m for m in measured if m.facts["size"] == size]
+        per_step = own[0].values["positions"] / own[0].values["steps"]
+        steps = [step for step, _ in own[0].values["scores"]]
+        return [(step * per_step, mean_of([m.values["scores"][i][1] for m in own])) for i, step in enumerate(steps)]
 
     def _power_law(self, by_size: dict[str, list[Measured]]) -> tuple[float, tuple[float, float]]:
         """The exponent b of loss = a x parameters^-b, by least squares of the logarithms, and its 95 % interval over
@@ -116,10 +144,10 @@ class Scaling(OnLessons):
         return -_slope(x, y.mean(axis=1)[None])[0], percentile_interval(-_slope(x, drawn))
 
     def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
-        """Training loss against tokens, and held-out loss and score against size."""
+        """Training loss and score against tokens, and held-out loss and score against size."""
         from gatito.experiment.pictures import COLOURS, lines, panels, save
 
-        figure, (left, middle, right) = panels(3)
+        figure, (left, scored, middle, right) = panels(4)
         for size, colour in zip(self.settings.sizes, COLOURS, strict=False):
             own = [m for m in measured if m.facts["size"] == size]
             per_step = own[0].values["positions"] / own[0].values["steps"]
@@ -131,6 +159,10 @@ class Scaling(OnLessons):
         left.set(xscale="log", yscale="log", xlabel="positions seen", ylabel="training loss, nats a target")
         left.legend(fontsize=8)
         left.grid(alpha=0.25)
+        lines(
+            scored, {size: self._score_curve(measured, size) for size in self.settings.sizes}, xlabel="positions seen"
+        )
+        scored.set(title=f"mean score, {self.settings.look_episodes} episodes a task")
         points: dict[str, list[tuple[float, Estimate]]] = {"held-out loss": [], "score": []}
         for size in self.settings.sizes:
             own = [m for m in measured if m.facts["size"] == size]

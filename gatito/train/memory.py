@@ -38,7 +38,7 @@ class Memory:
     gradients: int
     """Gradients; with several GPUs and no sharding twice, for the buckets in which DDP sends them."""
     moments: int
-    """Both moments of AdamW."""
+    """Both moments of AdamW, of which Muon has one; and the running average of the weights, where there is one."""
     weight_copies: int
     """Weights as they are used: bf16 copies of them, under fsdp what is gathered of the other GPUs' shares."""
     activations: int
@@ -75,7 +75,7 @@ def training_memory(
     return Memory(
         weights=share,
         gradients=share * (2 if buckets else 1),
-        moments=2 * share,
+        moments=(3 if train.average else 2) * share,
         weight_copies=_copies(config, parameters, size, shares > 1),
         activations=round(saved + max(0.0, working - logits)),
         logits=round(logits) + (0 if shares > 1 else FLOAT * parameters.token_table),
