@@ -194,7 +194,8 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
         (lambda: FewShotSettings(held_out=["classic/cartpole"]), "'classic/cartpole' is in --tasks"),
         (lambda: FewShotSettings(held_out=[]), "names no task"),
         (lambda: HiddenGoalSettings(tasks={"classic/cartpole": 3}), "hides nothing"),
-        (lambda: HiddenGoalSettings(tasks={"metaworld/reach-hidden-0": 3}), "a wrong prompt needs another one"),
+        (lambda: HiddenGoalSettings(tasks={"metaworld/reach-hidden-0": 3}, held_out=[]), "needs two and more"),
+        (lambda: HiddenGoalSettings(held_out=["classic/cartpole"]), "'classic/cartpole' is neither in --tasks"),
     ],
 )
 def test_settings_that_make_no_experiment_are_refused(make: Any, said: str) -> None:
@@ -292,7 +293,7 @@ def test_a_small_experiment_from_the_command_line_to_its_picture(tmp_path: Path)
     cli.run(command)
     values = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(values["parts"]) == 5
-    assert any("fine-tuned with 1 less from scratch with 4" in finding for finding in values["findings"])
+    assert any("fine-tuned with a quarter of the demonstrations" in finding for finding in values["findings"])
     assert (tmp_path / "out" / "few-shot.png").read_bytes()[:4] == b"\x89PNG"
     times = {path: path.stat().st_mtime for path in (tmp_path / "out" / "parts").rglob("result.json")}
     cli.run(command)

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gatito.baselines.acting import Memoryless
 from gatito.baselines.budget import training_flops
 from gatito.baselines.cloning import clone
@@ -21,7 +19,7 @@ from gatito.data.tasks import domain_of
 from gatito.eval.config import EvaluationConfig
 from gatito.eval.evaluate import baselines_of
 from gatito.eval.results import Results, write_results
-from gatito.experiment.estimates import Estimate, mean_score
+from gatito.experiment.estimates import Estimate, mean_over, mean_score
 from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import trained
 from gatito.experiment.plan import Measured, Part, Summary, Table
@@ -149,7 +147,7 @@ class Baselines(OnLessons):
         """Scores by task and method, and what the generalist loses or gains."""
         scores = self._scores(measured)
         rows = [[task, *(scores[method, task].words() for method in METHODS)] for task in self.tasks]
-        means = {method: _mean([scores[method, task] for task in self.tasks]) for method in METHODS}
+        means = {method: mean_over([scores[method, task] for task in self.tasks]) for method in METHODS}
         rows.append(["mean", *(means[method].words() for method in METHODS)])
         findings = []
         for method in METHODS[1:]:
@@ -172,18 +170,8 @@ class Baselines(OnLessons):
 
         scores = self._scores(measured)
         figure, (left, right) = panels(2)
-        means = {method: _mean([scores[method, task] for task in self.tasks]) for method in METHODS}
+        means = {method: mean_over([scores[method, task] for task in self.tasks]) for method in METHODS}
         bars(left, means, xlabel="mean score")
         grid = [[scores[method, task].mean for task in self.tasks] for method in METHODS]
         heat(right, grid, [task.partition("/")[2] for task in self.tasks])
         save(figure, f"{self.question} {len(self.settings.seeds)} seeds", path)
-
-
-def _mean(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean over tasks of estimates that are independent of each other."""
-    seeds = min(len(estimate.by_seed) for estimate in estimates)
-    return Estimate(
-        mean=sum(e.mean for e in estimates) / len(estimates),
-        by_seed=[sum(e.by_seed[i] for e in estimates) / len(estimates) for i in range(seeds)],
-        samples=np.mean([e.samples for e in estimates], axis=0),
-    )

@@ -98,6 +98,16 @@ def mean_of(values: Sequence[float]) -> Estimate:
     return _over_seeds(list(values), np.repeat(array[:, None], RESAMPLES, axis=1))
 
 
+def mean_over(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of estimates that are independent of each other, such as those of several tasks."""
+    seeds = min(len(estimate.by_seed) for estimate in estimates)
+    return Estimate(
+        mean=sum(e.mean for e in estimates) / len(estimates),
+        by_seed=[sum(e.by_seed[i] for e in estimates) / len(estimates) for i in range(seeds)],
+        samples=np.mean([_shuffled(e.samples, str(i)) for i, e in enumerate(estimates)], axis=0),
+    )
+
+
 def _over_seeds(means: Sequence[float], samples: NDArray[np.float64]) -> Estimate:
     """Means and samples (seeds, RESAMPLES), with the seeds drawn with replacement."""
     seeds = len(means)

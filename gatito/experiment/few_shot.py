@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gatito.errors import UserError
-from gatito.experiment.estimates import Estimate, mean_score
+from gatito.experiment.estimates import Estimate, mean_over, mean_score
 from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import check_held_out, check_tasks_are_known, trained
 from gatito.experiment.plan import Measured, Part, Summary, Table
@@ -25,9 +25,15 @@ QUARTER = 4
 class FewShotSettings(Lessons):
     """What is pretrained on, what is held out, and how many demonstrations there are."""
 
-    held_out: list[str] = field(default_factory=lambda: ["metaworld/handle-press", "babyai/go-to-red-ball-grey"])
+    held_out: list[str] = field(
+        default_factory=lambda: [
+            "metaworld/handle-press",
+            "metaworld/button-press-topdown",
+            "babyai/go-to-red-ball-grey",
+        ]
+    )
     """Task ids, none of them pretrained on."""
-    demonstrations: list[int] = field(default_factory=lambda: [1, 10, 25, 100])
+    demonstrations: list[int] = field(default_factory=lambda: [1, 4, 16, 64])
     """Numbers of demonstrations, the fewest first; the first ones are the same in all of them."""
     init: str | None = None
     """Pretrained checkpoint or run; by default one is pretrained on `tasks`."""
@@ -36,7 +42,7 @@ class FewShotSettings(Lessons):
     tuning_steps: int = 300
     """Optimizer steps on the demonstrations, with and without pretraining."""
     tuning_lr: float | None = None
-    """Peak learning rate of fine-tuning; by default a third of the recipe's, which training from scratch has."""
+    """Peak learning rate of fine-tuning; by default the recipe's, which training from scratch has."""
     lora_rank: int = 0
     """Rank of adapters that are fine-tuned instead of all weights; 0 for none."""
 
@@ -55,7 +61,7 @@ class FewShotSettings(Lessons):
 
 
 FULL: Mapping[str, Any] = {
-    "demonstrations": [1, 10, 25, 100, 1000],
+    "demonstrations": [1, 4, 16, 64, 256, 1000],
     "seeds": [0, 1, 2, 3],
     "steps": 20_000,
     "tuning_steps": 2000,
@@ -110,7 +116,7 @@ class FewShot(OnLessons):
         recipe, init = self.recipe(seed, self.settings.tuning_steps), None
         if way == PRETRAINED:
             init = Path(self.settings.init) if self.settings.init else out / "parts" / PRETRAINING / "run"
-            lr = self.settings.tuning_lr or recipe.train.lr / 3
+            lr = self.settings.tuning_lr or recipe.train.lr
             tuned = dataclasses.replace(recipe.train, lr=lr)
             recipe = dataclasses.replace(recipe, train=tuned, lora=LoraConfig(rank=self.settings.lora_rank))
         store = self.demonstrated(out, task, count)
@@ -148,14 +154,18 @@ class FewShot(OnLessons):
         gains = [scores[task, PRETRAINED, count].minus(scores[task, SCRATCH, count]).words() for count in counts]
         listed = ", ".join(f"{gain} with {count}" for gain, count in zip(gains, counts, strict=True))
         found.append(f"{task}: fine-tuned less from scratch {listed}")
-        for few in counts:
-            many = next((count for count in counts if count >= QUARTER * few), None)
-            if many is not None:
-                less = scores[task, PRETRAINED, few].minus(scores[task, SCRATCH, many])
-                verdict = "reached" if less.mean >= 0 else "not reached"
-                found.append(
-                    f"{task}: fine-tuned with {few} less from scratch with {many}: {less.words()}, {verdict}"
-                )
+        pairs = [(few, many) for few in counts if (many := QUARTER * few) in counts]
+        if pairs:
+            less = [scores[task, PRETRAINED, few].minus(scores[task, SCRATCH, many]) for few, many in pairs]
+            listed = ", ".join(
+                f"{d.mean:.2f} with {few} less {many}" for d, (few, many) in zip(less, pairs, strict=True)
+            )
+            mean = mean_over(less)
+            verdict = "reached" if mean.mean >= 0 else "not reached"
+            found.append(
+                f"{task}: fine-tuned with a quarter of the demonstrations of training from scratch: {mean.words()} "
+                f"({listed}), {verdict}"
+            )
         return found
 
     def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:

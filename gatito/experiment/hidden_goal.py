@@ -1,23 +1,25 @@
-"""Tasks that differ in a goal or mission that is not observed: only a demonstration tells it. The test that prompts
-work at all (Reed et al. 2022, section 2.4), and whether the agent finds out by itself over episodes of a context."""
+"""Tasks that differ in a goal or mission that is not observed. Does a demonstration tell it (Reed et al. 2022,
+section 2.4): the test that prompts work at all. And does the agent find out by itself, over episodes of one context,
+where it observes its rewards (in-context reinforcement learning)?"""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gatito.data.tasks import groups
 from gatito.errors import UserError
-from gatito.eval.groups import order_results
-from gatito.experiment.estimates import Estimate, mean_of, mean_score
+from gatito.experiment.estimates import Estimate, mean_over, mean_score
 from gatito.experiment.lessons import Lessons, OnLessons
-from gatito.experiment.measuring import Evaluation, trained
+from gatito.experiment.measuring import Evaluation, check_tasks_are_known, trained
 from gatito.experiment.plan import Measured, Part, Summary, Table
 
-RIGHT, WRONG, NONE, ADAPTING = "right prompt", "wrong prompt", "no prompt", "adapting"
+RIGHT, WRONG, NONE = "right prompt", "wrong prompt", "no prompt"
+PROMPTED, BLIND, REWARDED = "prompted", "rewards unseen", "rewards seen"
+ADAPTING = "adapting"
+TRAINED, HELD_OUT = "trained on", "held out"
 PROMPT = "end"
 """Part of the demonstration that is shown: it has the goal."""
 
@@ -33,25 +35,44 @@ class HiddenGoalSettings(Lessons):
         }
     )
     """Task ids, each with the number of its demonstrations; those of a family differ in what is hidden alone."""
+    adapting: dict[str, int] = field(default_factory=lambda: dict.fromkeys(groups()["hidden-goals-dense"], 60))
+    """Tasks, of the same kind, on which it is measured whether the agent finds out by itself."""
+    held_out: list[str] = field(
+        default_factory=lambda: [
+            groups()[name][-1] for name in ("hidden-goals", "hidden-missions", "hidden-goals-dense")
+        ]
+    )
+    """Tasks of both that are not trained on."""
     prompt_share: float = 0.8
     """Share of the training sequences that begin with a demonstration."""
     steps: int = 2000
-    """Optimizer steps of a run."""
+    """Optimizer steps of a run with prompts."""
+    adapting_steps: int = 1000
+    """Optimizer steps of a run that is to adapt."""
     episodes: int = 25
     """Seeded episodes per task of every evaluation."""
-    episodes_in_context: int = 5
+    episodes_in_context: int = 3
     """Episodes that are played one after the other in one context, to see whether it adapts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for family, tasks in families(self.tasks).items():
-            if len(tasks) < 2:
-                raise UserError(f"--tasks: of {family!r} there is only {tasks[0]}; a wrong prompt needs another one")
+        for name, tasks in (("tasks", self.tasks), ("adapting", self.adapting)):
+            for family, own in families(tasks).items():
+                left = [task for task in own if task not in self.held_out]
+                if len(left) < 2:
+                    raise UserError(
+                        f"--{name}: of {family!r} only {left} are trained on; what is hidden needs two and more"
+                    )
+        for task in self.held_out:
+            if task not in {**self.tasks, **self.adapting}:
+                raise UserError(f"--held-out: {task!r} is neither in --tasks nor in --adapting")
         if self.episodes_in_context < 2:
             raise UserError(f"--episodes-in-context is {self.episodes_in_context}, allowed 2 and more")
+        if self.adapting_steps < 1:
+            raise UserError(f"--adapting-steps is {self.adapting_steps}, allowed 1 and more")
 
 
-FULL: Mapping[str, Any] = {"seeds": [0, 1, 2, 3], "steps": 20_000, "episodes": 50}
+FULL: Mapping[str, Any] = {"seeds": [0, 1, 2, 3], "steps": 20_000, "adapting_steps": 10_000, "episodes": 50}
 """What the full protocol changes."""
 
 
@@ -70,92 +91,157 @@ def families(tasks: Sequence[str] | Mapping[str, int]) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class HiddenGoal(OnLessons):
-    """The right prompt against a wrong one and none."""
+    """The right prompt against a wrong one and none; rewards seen against unseen."""
 
     settings: HiddenGoalSettings
     name = "hidden-goal"
-    question = "Does a demonstration tell the agent what is hidden?"
+    question = "Does a demonstration, or a reward, tell the agent what is hidden?"
+
+    def prepare(self, out: Path) -> None:
+        """Collect and build: what is prompted, and what adapts with its rewards unseen and seen."""
+        check_tasks_are_known([*self.settings.tasks, *self.settings.adapting])
+        held_out = self.settings.held_out
+        self.build(self.settings.tasks, self._store_of(PROMPTED, out), held_out=held_out)
+        for way in (BLIND, REWARDED):
+            rewarded = way == REWARDED
+            self.build(self.settings.adapting, self._store_of(way, out), held_out=held_out, previous_reward=rewarded)
+
+    def _store_of(self, way: str, out: Path) -> Path:
+        return out / "stores" / way.replace(" ", "-")
 
     def parts(self, out: Path) -> list[Part]:
-        """One for each seed."""
+        """For each seed a run with prompts, and two that are to adapt."""
         return [
-            Part(name=f"seed-{seed}", facts={"seed": seed}, measure=partial(self._measure, out, seed))
+            Part(
+                name=f"{way.replace(' ', '-')}-{seed}",
+                facts={"way": way, "seed": seed},
+                measure=partial(
+                    self._prompted if way == PROMPTED else self._adapting, self._store_of(way, out), seed
+                ),
+            )
             for seed in self.settings.seeds
+            for way in (PROMPTED, BLIND, REWARDED)
         ]
 
-    def _measure(self, out: Path, seed: int, folder: Path) -> dict[str, Any]:
+    def _prompted(self, store: Path, seed: int, folder: Path) -> dict[str, Any]:
         recipe = self.recipe(seed, train={"prompt_share": self.settings.prompt_share})
-        return trained(folder, recipe, self.store(out), self._evaluations(), held_out=self.held_out(out))
+        return trained(folder, recipe, store, self._evaluations())
 
     def _evaluations(self) -> list[Evaluation]:
-        """With the right prompt, with that of the next task of the family, without, and several episodes long."""
+        """With the right prompt, with that of the next task of the family, and without."""
         wrong = {
             task: tasks[(i + 1) % len(tasks)]
             for tasks in families(self.settings.tasks).values()
             for i, task in enumerate(tasks)
         }
-        several = self.settings.episodes_in_context
         return [
             self.evaluation(name=_file(RIGHT), prompt=PROMPT),
             self.evaluation(name=_file(WRONG), prompt=PROMPT, shown=wrong),
             self.evaluation(name=_file(NONE)),
-            self.evaluation(name=_file(ADAPTING), episodes_in_context=several),
         ]
 
-    def summary(self, measured: Sequence[Measured]) -> Summary:
-        """Scores by family and prompt, and by the number of the episode in its context."""
-        scores = self._scores(measured)
-        rows, findings, values = [], [], {}
-        for family in families(self.settings.tasks):
-            own = {prompt: scores[family, prompt] for prompt in (RIGHT, WRONG, NONE)}
-            rows.append([f"{family}-hidden", *(own[prompt].words() for prompt in (RIGHT, WRONG, NONE))])
-            for prompt in (NONE, WRONG):
-                gain = own[RIGHT].minus(own[prompt])
-                findings.append(f"{family}: right prompt less {prompt}: {gain.words()}")
-            values[family] = {prompt: estimate.to_json() for prompt, estimate in own.items()}
-        orders = self._orders(measured)
-        gain = orders[-1].minus(orders[0])
-        findings.append(f"episode {len(orders)} of a context less the first, without a prompt: {gain.words()}")
-        head = ["tasks", "right prompt", "wrong prompt", "no prompt"]
-        adapting = Table(
-            title="score by the episode of its context, without a prompt",
-            head=[f"episode {i + 1}" for i in range(len(orders))],
-            rows=[[estimate.words() for estimate in orders]],
-        )
-        tables = [Table(title=f"score after {self.settings.steps} steps", head=head, rows=rows), adapting]
-        adapted = {"adapting": [estimate.to_json() for estimate in orders]}
-        return Summary(tables=tables, findings=findings, values=values | adapted)
+    def _adapting(self, store: Path, seed: int, folder: Path) -> dict[str, Any]:
+        """Several episodes in one context, which nothing else precedes."""
+        recipe = self.recipe(seed, self.settings.adapting_steps, train={"prompt_share": self.settings.prompt_share})
+        several = {"episodes_in_context": self.settings.episodes_in_context}
+        episodes = self.settings.episodes - self.settings.episodes % self.settings.episodes_in_context
+        played = self.evaluation(self.settings.adapting, name=ADAPTING, **several)
+        how = dataclasses.replace(played.how, episodes=max(episodes, self.settings.episodes_in_context))
+        return trained(folder, recipe, store, [dataclasses.replace(played, how=how)])
 
-    def _scores(self, measured: Sequence[Measured]) -> dict[tuple[str, str], Estimate]:
+    def summary(self, measured: Sequence[Measured]) -> Summary:
+        """Scores by family and prompt, and by the number of the episode in its context; trained on and held out."""
+        scores, orders = self._scores(measured), self._orders(measured)
+        rows, findings = [], []
+        values: dict[str, Any] = {}
+        for (family, kind), own in scores.items():
+            rows.append([f"{family}-hidden", kind, *(own[prompt].words() for prompt in (RIGHT, WRONG, NONE))])
+            gains = [f"{own[RIGHT].minus(own[prompt]).words()} over {prompt}" for prompt in (NONE, WRONG)]
+            findings.append(f"{family}, {kind}: the right prompt brings {', '.join(gains)}")
+            values[f"{family}, {kind}"] = {prompt: estimate.to_json() for prompt, estimate in own.items()}
+        adapting = []
+        for (way, kind), row in orders.items():
+            adapting.append([way, kind, *(estimate.words() for estimate in row)])
+            gain = row[-1].minus(row[0])
+            findings.append(f"{way}, {kind}: episode {len(row)} of a context less the first: {gain.words()}")
+            values[f"{way}, {kind}"] = {"by_order": [estimate.to_json() for estimate in row]}
+        for kind in dict.fromkeys(kind for _, kind in orders):
+            gain = mean_over(orders[REWARDED, kind]).minus(mean_over(orders[BLIND, kind]))
+            findings.append(f"{REWARDED} less {BLIND}, {kind}, over all episodes of a context: {gain.words()}")
+        several = range(self.settings.episodes_in_context)
+        steps = self.settings.adapting_steps
+        tables = [
+            Table(
+                title=f"score after {self.settings.steps} steps",
+                head=["tasks", "", RIGHT, WRONG, NONE],
+                rows=rows,
+            ),
+            Table(
+                title=f"score by the episode of its context, without a prompt, after {steps} steps",
+                head=["", "tasks", *(f"episode {i + 1}" for i in several)],
+                rows=adapting,
+            ),
+        ]
+        return Summary(tables=tables, findings=findings, values=values)
+
+    def _kinds(self, tasks: Sequence[str]) -> dict[str, list[str]]:
+        """Those that are trained on, and those that are not."""
+        kinds = {
+            TRAINED: [task for task in tasks if task not in self.settings.held_out],
+            HELD_OUT: [task for task in tasks if task in self.settings.held_out],
+        }
+        return {kind: own for kind, own in kinds.items() if own}
+
+    def _scores(self, measured: Sequence[Measured]) -> dict[tuple[str, str], dict[str, Estimate]]:
+        """By family, kind of task and prompt."""
+        prompted = [m for m in measured if m.facts["way"] == PROMPTED]
         return {
-            (family, prompt): mean_score(
-                [m.results(_file(prompt)) for m in measured], tasks, "none" if prompt == NONE else PROMPT
-            )
+            (family, kind): {
+                prompt: mean_score(
+                    [m.results(_file(prompt)) for m in prompted], own, "none" if prompt == NONE else PROMPT
+                )
+                for prompt in (RIGHT, WRONG, NONE)
+            }
             for family, tasks in families(self.settings.tasks).items()
-            for prompt in (RIGHT, WRONG, NONE)
+            for kind, own in self._kinds(tasks).items()
         }
 
-    def _orders(self, measured: Sequence[Measured]) -> list[Estimate]:
-        """Mean scores by the number of the episode in its context."""
-        by_seed = []
-        for m in measured:
-            results = m.results(_file(ADAPTING))
-            groups = order_results(results.records, results.baselines)
-            by_seed.append([group.mean for _, group in groups])
-        return [mean_of(list(column)) for column in np.array(by_seed, np.float64).T]
+    def _orders(self, measured: Sequence[Measured]) -> dict[tuple[str, str], list[Estimate]]:
+        """By way and kind of task, the score of each episode of a context."""
+        found = {}
+        for way in (BLIND, REWARDED):
+            results = [m.results(ADAPTING) for m in measured if m.facts["way"] == way]
+            for kind, tasks in self._kinds(list(self.settings.adapting)).items():
+                found[way, kind] = [
+                    mean_score(
+                        [dataclasses.replace(r, records=[e for e in r.records if e.order == order]) for r in results],
+                        tasks,
+                    )
+                    for order in range(self.settings.episodes_in_context)
+                ]
+        return found
 
     def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
         """A panel for each family, and one for adaptation."""
         from gatito.experiment.pictures import bars, lines, panels, save
 
-        scores, names = self._scores(measured), list(families(self.settings.tasks))
+        scores = self._scores(measured)
+        names = list(families(self.settings.tasks))
         figure, axes = panels(len(names) + 1)
         for family, own in zip(names, axes, strict=False):
-            bars(
-                own, {p: scores[family, p] for p in (RIGHT, WRONG, NONE)}, xlabel="score", title=f"{family}-hidden-…"
-            )
-        points = [(float(i + 1), estimate) for i, estimate in enumerate(self._orders(measured))]
-        lines(axes[-1], {"no prompt": points}, xlabel="episode of the context", ylabel="score", title="adaptation")
+            bars_of = {
+                f"{prompt}, {kind}": estimate
+                for (name, kind), prompts in scores.items()
+                if name == family
+                for prompt, estimate in prompts.items()
+            }
+            bars(own, bars_of, xlabel="score", title=f"{family}-hidden-…")
+        series = {
+            f"{way}, {kind}": [(float(i + 1), estimate) for i, estimate in enumerate(row)]
+            for (way, kind), row in self._orders(measured).items()
+        }
+        lines(axes[-1], series, xlabel="episode of the context", ylabel="score", title="no prompt")
+        axes[-1].set_xticks(range(1, self.settings.episodes_in_context + 1))
         save(figure, f"{self.question} {self.settings.steps} steps, {len(self.settings.seeds)} seeds", path)
 
 

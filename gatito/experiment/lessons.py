@@ -10,7 +10,7 @@ from typing import Any
 from gatito.data.build import build
 from gatito.data.collect import collect
 from gatito.data.collection import CollectConfig
-from gatito.data.mixture import DatasetConfig, MixtureConfig
+from gatito.data.mixture import DatasetConfig, HeldOutConfig, MixtureConfig
 from gatito.errors import UserError
 from gatito.eval.config import EvaluationConfig
 from gatito.experiment.measuring import Evaluation, check_tasks_are_known
@@ -85,15 +85,24 @@ class OnLessons(Experiment):
         return out / "held-out"
 
     def build(
-        self, tasks: Mapping[str, int], store: Path, *, first_seed: int = 0, agent: str = "noisy", **how: Any
+        self,
+        tasks: Mapping[str, int],
+        store: Path,
+        *,
+        first_seed: int = 0,
+        agent: str = "noisy",
+        held_out: Sequence[str] = (),
+        **how: Any,
     ) -> None:
         """Build a store of tasks with numbers of demonstrations, mixed alike and not filtered.
 
-        `how` are further fields of each `DatasetConfig`.
+        Tasks that are `held_out` are known to what is trained on it, but not trained on; `how` are further fields of
+        each `DatasetConfig`.
         """
         found = self.collect(tasks, first_seed=first_seed, agent=agent)
         entries = [DatasetConfig(source=f"minari:{found[task]}", expert_filter=None, **how) for task in tasks]
-        build(MixtureConfig(datasets=entries), store)
+        rule = HeldOutConfig(tasks=[task for task in held_out if task in tasks])
+        build(MixtureConfig(datasets=entries, held_out=rule), store)
 
     def collect(self, tasks: Mapping[str, int], *, first_seed: int = 0, agent: str = "noisy") -> dict[str, Path]:
         """The datasets of tasks with so many demonstrations each, collected where they are missing.

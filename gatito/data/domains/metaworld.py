@@ -83,6 +83,9 @@ REACH_GOALS = (
 )  # fmt: skip
 """Places (x, y, z), metres, within those that Meta-World draws for `reach`; success is within 5 cm."""
 
+DENSE_HORIZON = 60
+"""Timesteps of an episode of `reach` that is paid for how near it is; the expert is there after 20 to 40."""
+
 _PIXELS_PER_METRE = 120
 
 
@@ -92,17 +95,25 @@ class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
     The observation (39,) is hand position, gripper opening, object positions and rotations, the same of the
     timestep before, and the goal position; metres. Where the goal is hidden its position is zero, as in
     Meta-World's own meta-learning benchmarks: only a demonstration of the same goal tells it. The reward is 1 at
-    the first success, which ends the episode, and 0 before; Meta-World's own is `info["dense_reward"]`.
+    the first success, which ends the episode, and 0 before; Meta-World's own is `info["dense_reward"]`, or the reward
+    where there is a horizon.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012
 
     def __init__(
-        self, task: str, hide_goal: bool = False, render_mode: str | None = None, goal: int | None = None
+        self,
+        task: str,
+        hide_goal: bool = False,
+        render_mode: str | None = None,
+        goal: int | None = None,
+        horizon: int | None = None,
     ) -> None:
         """Build the task, such as `reach`. Frames are drawings of the state where OpenGL does not work.
 
-        With `goal`, an index of `REACH_GOALS`, the goal of `reach` is this one in every episode.
+        With `goal`, an index of `REACH_GOALS`, the goal of `reach` is this one in every episode. With a `horizon` the
+        reward is Meta-World's own, from 0 to 10 for how near the goal is, and an episode ends after so many timesteps
+        and not before.
         """
         backend = None
         if render_mode or "MUJOCO_GL" in os.environ:  # with a backend that is not there, import mujoco fails
@@ -113,8 +124,11 @@ class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
         self.spec = EnvSpec(
             id=f"gatito/metaworld-{task}{'-goal-hidden' if hide_goal else ''}-v3",
             entry_point="gatito.data.domains.metaworld:MetaWorld",
-            kwargs={"task": task, "hide_goal": hide_goal} | ({} if goal is None else {"goal": goal}),
+            kwargs={"task": task, "hide_goal": hide_goal}
+            | ({} if goal is None else {"goal": goal})
+            | ({} if horizon is None else {"horizon": horizon}),
         )
+        self.horizon, self._timesteps = horizon, 0
         self.hide_goal, self.render_mode, self.goal = hide_goal, render_mode, goal
         self.renders_state = render_mode is not None and backend is None
         """Whether frames are drawings of the state."""
@@ -144,6 +158,7 @@ class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
         if self.goal is not None:
             self._fix_goal(np.array(REACH_GOALS[self.goal]))
         observation, info = self._simulator.reset()
+        self._timesteps = 0
         return self._observe(observation), info
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
@@ -151,6 +166,9 @@ class MetaWorld(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
         observation, dense_reward, _, truncated, info = self._simulator.step(action)
         success = bool(info["success"] > 0)
         info["dense_reward"] = float(dense_reward)
+        self._timesteps += 1
+        if self.horizon is not None:
+            return self._observe(observation), float(dense_reward), False, self._timesteps >= self.horizon, info
         return self._observe(observation), float(success), success, truncated and not success, info
 
     def _fix_goal(self, goal: NDArray[np.float64]) -> None:
@@ -222,20 +240,24 @@ def expert(task: str, env: gym.Env[Any, Any]) -> Policy:
 
 def tasks() -> list[TaskSpec]:
     """Return two tasks of each of the 50, with the goal in the observation and with it hidden, and those of
-    `reach` that differ in their hidden goal alone."""
+    `reach` that differ in their hidden goal alone, by success and by Meta-World's own reward."""
     plain = [_task(name, hide_goal) for name in NAMES for hide_goal in (False, True)]
-    return plain + [_with_hidden_goal(goal) for goal in range(len(REACH_GOALS))]
+    return plain + [_with_hidden_goal(goal, dense) for dense in (False, True) for goal in range(len(REACH_GOALS))]
 
 
-def _with_hidden_goal(goal: int) -> TaskSpec:
+def _with_hidden_goal(goal: int, dense: bool) -> TaskSpec:
     return TaskSpec(
-        id=f"metaworld/reach-hidden-{goal}",
-        make=partial(MetaWorld, "reach", True, goal=goal),
+        id=_hidden_id(goal, dense),
+        make=partial(MetaWorld, "reach", True, goal=goal, horizon=DENSE_HORIZON if dense else None),
         expert=partial(expert, "reach"),
         noise=0.1,
         modules={"metaworld": "metaworld"},
-        success=True,
+        success=not dense,
     )
+
+
+def _hidden_id(goal: int, dense: bool) -> str:
+    return f"metaworld/reach{'-dense' if dense else ''}-hidden-{goal}"
 
 
 def _task(name: str, hide_goal: bool) -> TaskSpec:
@@ -256,4 +278,8 @@ def groups() -> dict[str, list[str]]:
     test = [f"metaworld/{name}" for name in ML45_TEST]
     shown = {"ml45-train": train, "ml45-test": test}
     hidden = {f"{group}-goal-hidden": [f"{task}-goal-hidden" for task in ids] for group, ids in shown.items()}
-    return shown | hidden | {"hidden-goals": [f"metaworld/reach-hidden-{i}" for i in range(len(REACH_GOALS))]}
+    goals = {
+        name: [_hidden_id(goal, dense) for goal in range(len(REACH_GOALS))]
+        for name, dense in (("hidden-goals", False), ("hidden-goals-dense", True))
+    }
+    return shown | hidden | goals
