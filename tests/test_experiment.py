@@ -287,7 +287,7 @@ def test_a_small_experiment_from_the_command_line_to_its_picture(tmp_path: Path)
     config = tmp_path / "few.yaml"
     config.write_text(
         "tasks: {classic/cartpole: 6}\nheld_out: [classic/mountain-car-continuous]\ndemonstrations: [1, 4]\n"
-        f"steps: 6\ntuning_steps: 3\nepisodes: 2\nseeds: [0]\ndatasets: {tmp_path / 'datasets'}\n"
+        f"steps: 6\ntuning_steps: 3\nscratch_steps: 3\nepisodes: 2\nseeds: [0]\ndatasets: {tmp_path / 'datasets'}\n"
     )
     command = ["experiment", "few-shot", "--config", str(config), "--out", str(tmp_path / "out"), "--parallel", "2"]
     cli.run(command)
