@@ -12,10 +12,14 @@ import pytest
 from toy import tiny_recipe, write_task_store
 
 from gatito import cli
+from gatito.data.collect import collect
+from gatito.data.collection import CollectConfig
+from gatito.data.store import open_store
 from gatito.data.tasks import get_task
 from gatito.errors import UserError
 from gatito.eval.results import Results
 from gatito.eval.scores import Baseline, EpisodeRecord
+from gatito.experiment.ablation import Ablation, AblationSettings
 from gatito.experiment.beyond import BeyondSettings
 from gatito.experiment.catalogue import EXPERIMENTS
 from gatito.experiment.command import run_named
@@ -23,6 +27,7 @@ from gatito.experiment.engine import measure_part, run_experiment
 from gatito.experiment.estimates import mean_of, mean_score
 from gatito.experiment.few_shot import FewShot, FewShotSettings
 from gatito.experiment.hidden_goal import HiddenGoalSettings, families
+from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import check_held_out
 from gatito.experiment.plan import Experiment, Measured, Part, Settings, Summary, Table
 from gatito.experiment.scaling import ScalingSettings, _slope, _smooth
@@ -257,6 +262,64 @@ def test_families_are_told_apart_by_what_they_share() -> None:
     own = families(["babyai/go-to-hidden-red-ball", "metaworld/reach-hidden-0", "metaworld/reach-hidden-1"])
     assert own["metaworld/reach"] == ["metaworld/reach-hidden-0", "metaworld/reach-hidden-1"]
     assert list(own) == ["babyai/go-to", "metaworld/reach"]
+
+
+class Own(OnLessons):
+    """An experiment as far as its data go."""
+
+    def __init__(self, settings: Lessons) -> None:
+        self.settings = settings
+
+    def parts(self, out: Path) -> list[Part]:
+        raise NotImplementedError
+
+    def summary(self, measured: Sequence[Measured]) -> Summary:
+        raise NotImplementedError
+
+    def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
+        raise NotImplementedError
+
+
+@pytest.fixture(scope="module")
+def own_datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """33 demonstrations of a user's own."""
+    folder = tmp_path_factory.mktemp("own")
+    collect(["classic/cartpole"], folder, CollectConfig(episodes=33, agents={"noisy": 1.0}))
+    return folder
+
+
+def test_an_experiment_learns_from_datasets_of_the_user_and_collects_nothing(
+    tmp_path: Path, own_datasets: Path
+) -> None:
+    settings = Lessons(
+        tasks={"classic/cartpole": 3}, demonstrations_from=str(own_datasets), datasets=str(tmp_path / "none")
+    )
+    Own(settings).prepare(tmp_path / "out")
+    (trained_on,) = open_store(tmp_path / "out/store").datasets
+    (held_out,) = open_store(tmp_path / "out/held-out").datasets
+    assert trained_on.episode_seeds.tolist() == [0, 1, 2]
+    assert held_out.episode_seeds.tolist() == list(range(3, 33))
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        ({"classic/cartpole": 34}, r"noisy-v0: 33 demonstrations of 'classic/cartpole', asked for 34"),
+        ({"classic/cartpole": 4}, r"33 demonstrations of 'classic/cartpole', asked for 30, after the 4 that are"),
+        ({"classic/acrobot": 1}, "no demonstrations of 'classic/acrobot'"),
+    ],
+)
+def test_more_demonstrations_than_the_user_has_are_refused(
+    tasks: dict[str, int], said: str, tmp_path: Path, own_datasets: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        Own(Lessons(tasks=tasks, demonstrations_from=str(own_datasets))).prepare(tmp_path / "out")
+
+
+def test_an_ablation_of_who_demonstrates_needs_demonstrations_of_the_experts() -> None:
+    assert "clean" in Ablation(AblationSettings()).changes
+    assert "clean" not in Ablation(AblationSettings(demonstrations_from="mine")).changes
 
 
 @pytest.mark.slow

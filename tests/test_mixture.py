@@ -309,6 +309,27 @@ def test_a_dataset_without_seeds_is_split_by_the_index_of_its_episodes(tmp_path:
     assert store.held_out[0].num_episodes == expected > 10
 
 
+def test_an_entry_takes_the_episodes_that_it_asks_for(tmp_path: Path, text_model: str) -> None:
+    path = dataset(tmp_path, "a/one", range(20))
+    some = dataclasses.replace(entry(path), first_episode=3, episodes=5)
+    store = build(MixtureConfig(datasets=[some], text_model=text_model), tmp_path / "store")
+    assert store.datasets[0].episode_seeds.tolist() == [3, 4, 5, 6, 7]
+    assert store.datasets[0].metadata["filtered_episodes"] == 0
+    later = dataclasses.replace(some, first_episode=4)  # the same store, built anew
+    store = build(MixtureConfig(datasets=[later], text_model=text_model), tmp_path / "store")
+    assert store.datasets[0].episode_seeds.tolist() == [4, 5, 6, 7, 8]
+
+
+def test_episodes_that_there_are_not_are_refused(tmp_path: Path, text_model: str) -> None:
+    path = dataset(tmp_path, "a/one", range(20))
+    for first, count, said in ((16, 5, "episodes 16 to 20 are asked for, it has 20"), (20, None, "it has 20")):
+        wanted = dataclasses.replace(entry(path), first_episode=first, episodes=count)
+        with pytest.raises(UserError, match=said):
+            build(MixtureConfig(datasets=[wanted], text_model=text_model), tmp_path / "store")
+    with pytest.raises(UserError, match="first_episode of 'text:x' is 2; allowed 0 and more, of minari: sources"):
+        DatasetConfig(source="text:x", first_episode=2)
+
+
 # The mixtures of the package
 
 

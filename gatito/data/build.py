@@ -251,7 +251,7 @@ class _Builder:
                 "kind": "control",
                 "layout": layout.to_json(),
                 "license": source.license,
-                "filtered_episodes": len(source) - len(kept),
+                "filtered_episodes": len(_taken_episodes(source, entry)) - len(kept),
                 "clipped_observations": clipped.observations,
                 "clipped_actions": clipped.actions,
             }
@@ -280,6 +280,8 @@ class _Builder:
                 "held_out": [part.held_out, self.config.held_out.episodes, self.config.held_out.seeds],
                 "clip": self.config.clip_actions,
             }
+            if entry.scheme == "minari" and (entry.episodes, entry.first_episode) != (None, 0):
+                how["taken"] = [entry.first_episode, entry.episodes]
         else:
             files, how = documents_key(part.source, documents_of(entry, self.config))
         parts = {
@@ -323,13 +325,28 @@ def _fingerprint(location: str) -> str:
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
+def _taken_episodes(source: MinariSource, config: DatasetConfig) -> range:
+    """Those that are asked for; raises `UserError` where there are fewer."""
+    if config.scheme != "minari":  # what a task: source has collected, which may be more than is asked for now
+        return range(len(source))
+    stop = len(source) if config.episodes is None else config.first_episode + config.episodes
+    if stop > len(source) or config.first_episode >= stop:
+        raise UserError(
+            f"{source.path}: episodes {config.first_episode} to {stop - 1} are asked for, it has {len(source)}; "
+            "lower episodes or first_episode, or collect more"
+        )
+    return range(config.first_episode, stop)
+
+
 def _kept_episodes(source: MinariSource, config: DatasetConfig) -> list[int]:
+    taken = _taken_episodes(source, config)
     if config.expert_filter is None:
-        return list(range(len(source)))
+        return list(taken)
     random_return = _random_return_of(source)
-    found = [(episode.total_return, episode.agent) for episode in source.episodes()]
+    found = [(episode.total_return, episode.agent) for episode in map(source.episode, taken)]
     returns, agents = np.array([r for r, _ in found]), np.array([agent for _, agent in found])
     try:
-        return [int(i) for i in np.flatnonzero(is_expert(returns, agents, random_return, config.expert_filter))]
+        kept = np.flatnonzero(is_expert(returns, agents, random_return, config.expert_filter))
+        return [taken[i] for i in kept.tolist()]
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from None

@@ -32,7 +32,10 @@ class DatasetConfig:
     expert_filter: float | None = 0.8
     """Smallest normalised return of an episode that is kept; null keeps all."""
     episodes: int | None = None
-    """Of `task:` sources, episodes to collect of each task; null is the mixture's `collect.episodes`."""
+    """Of `task:` sources, episodes to collect of each task; null is the mixture's `collect.episodes`. Of `minari:`
+    sources, how many are taken; null takes all."""
+    first_episode: int = 0
+    """Of `minari:` sources, the first episode that is taken."""
     documents: int | None = None
     """Of documents, how many to take at most; null takes all."""
     tokens: int | None = None
@@ -43,8 +46,14 @@ class DatasetConfig:
             raise UserError(f"weight of {self.source!r} is {self.weight}, allowed > 0; leave the dataset out instead")
         if self.scheme not in SOURCES:
             raise UserError(f"source {self.source!r}: {nearest(self.scheme, SOURCES, 'kind of source')}")
-        if self.episodes is not None and (self.scheme != "task" or self.episodes < 1):
-            raise UserError(f"episodes of {self.source!r} is {self.episodes}; allowed 1 and more, of task: sources")
+        if self.episodes is not None and (self.scheme not in ("task", "minari") or self.episodes < 1):
+            raise UserError(
+                f"episodes of {self.source!r} is {self.episodes}; allowed 1 and more, of task: and minari: sources"
+            )
+        if self.first_episode < 0 or (self.first_episode and self.scheme != "minari"):
+            raise UserError(
+                f"first_episode of {self.source!r} is {self.first_episode}; allowed 0 and more, of minari: sources"
+            )
         for name, value in (("documents", self.documents), ("tokens", self.tokens)):
             if value is not None and (self.scheme not in DOCUMENT_SCHEMES or value < 1):
                 raise UserError(f"{name} of {self.source!r} is {value}; allowed 1 and more, of sources of documents")

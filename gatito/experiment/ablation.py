@@ -34,7 +34,7 @@ class Ablation(Changed):
     settings: AblationSettings
     name = "ablation"
     question = "Which choices of the recipes matter?"
-    changes = CHANGES
+    all_changes = CHANGES
     prompts = ("none", "beginning")
 
     @property

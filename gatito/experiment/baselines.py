@@ -121,7 +121,7 @@ class Baselines(OnLessons):
     def _play(self, out: Path, task: str, make: Callable[[Demonstrations], Memoryless], folder: Path) -> None:
         """Make a policy of the demonstrations of a task and play its episodes."""
         how = EvaluationConfig(episodes=self.settings.episodes)
-        (dataset,) = self.collect({task: self.settings.tasks[task]}).values()
+        ((dataset, _),) = self.demonstrations({task: self.settings.tasks[task]}).values()
         (checked,) = check_tasks([task], str(dataset), how)
         shown = load_demonstrations(checked.spec, checked.layout, str(dataset), self.settings.tasks[task])
         results = Results(

@@ -45,7 +45,7 @@ class Beyond(Changed):
     settings: BeyondSettings
     name = "beyond"
     question = "Which ideas beyond the paper help?"
-    changes = CHANGES
+    all_changes = CHANGES
     prompts = ("none",)
 
     @property

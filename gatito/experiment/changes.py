@@ -44,12 +44,18 @@ class Change:
 class Changed(OnLessons):
     """One change at a time."""
 
-    changes: Mapping[str, Change]
+    all_changes: Mapping[str, Change]
     """By name of their parts; the first is `DEFAULT`."""
     prompts: Sequence[str]
     """Which parts of a demonstration the episodes begin with; the first decides."""
     budget: str
     """What each run has, in words."""
+
+    @property
+    def changes(self) -> Mapping[str, Change]:
+        """Those that can be measured: another agent does not demonstrate in datasets of the user's."""
+        own = self.settings.demonstrations_from is not None
+        return {name: change for name, change in self.all_changes.items() if change.agent == "noisy" or not own}
 
     def changed_recipe(self, change: Change, seed: int) -> Recipe:
         """The recipe of a change and a training seed."""

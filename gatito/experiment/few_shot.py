@@ -89,7 +89,7 @@ class FewShot(OnLessons):
         else:
             check_held_out(self.settings.held_out, self.settings.init)
         for count in self.settings.demonstrations:
-            self.collect(dict.fromkeys(self.settings.held_out, count))
+            self.demonstrations(dict.fromkeys(self.settings.held_out, count))  # all tasks at the same time
             for task in self.settings.held_out:
                 self.build({task: count}, self.demonstrated(out, task, count))
 

@@ -13,6 +13,7 @@ from gatito.data.collection import CollectConfig
 from gatito.data.mixture import DatasetConfig, HeldOutConfig, MixtureConfig
 from gatito.errors import UserError
 from gatito.eval.config import EvaluationConfig
+from gatito.eval.prompts import datasets_of
 from gatito.experiment.measuring import Evaluation, check_tasks_are_known
 from gatito.experiment.plan import Experiment, Settings
 from gatito.recipes import load_recipe
@@ -47,6 +48,8 @@ class Lessons(Settings):
     """Optimizer steps of a run, whatever minutes the recipe says."""
     datasets: str = "experiments/datasets"
     """Folder that demonstrations are collected into, for all experiments."""
+    demonstrations_from: str | None = None
+    """Folder with Minari datasets of yours, one for each task in FOLDER/TASK/NAME; nothing is collected then."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,16 +102,45 @@ class OnLessons(Experiment):
         Tasks that are `held_out` are known to what is trained on it, but not trained on; `how` are further fields of
         each `DatasetConfig`.
         """
-        found = self.collect(tasks, first_seed=first_seed, agent=agent)
-        entries = [DatasetConfig(source=f"minari:{found[task]}", expert_filter=None, **how) for task in tasks]
+        found = self.demonstrations(tasks, first_seed=first_seed, agent=agent)
+        entries = [
+            DatasetConfig(
+                source=f"minari:{path}", expert_filter=None, episodes=tasks[task], first_episode=first, **how
+            )
+            for task, (path, first) in found.items()
+        ]
         rule = HeldOutConfig(tasks=[task for task in held_out if task in tasks])
         build(MixtureConfig(datasets=entries, held_out=rule), store)
 
-    def collect(self, tasks: Mapping[str, int], *, first_seed: int = 0, agent: str = "noisy") -> dict[str, Path]:
-        """The datasets of tasks with so many demonstrations each, collected where they are missing.
+    def demonstrations(
+        self, tasks: Mapping[str, int], *, first_seed: int = 0, agent: str = "noisy"
+    ) -> dict[str, tuple[Path, int]]:
+        """The dataset of each task that has so many demonstrations, and the first of them.
 
-        Each number has a folder of its own; the first demonstrations are the same in all of them.
+        They are the user's own, or collected where they are missing. Raises `UserError` where the user has fewer.
         """
+        if self.settings.demonstrations_from is None:
+            found = self._collected(tasks, first_seed, agent)
+            return {task: (found[task], 0) for task in tasks}
+        return {task: self._own(task, count, first_seed) for task, count in tasks.items()}
+
+    def _own(self, task: str, count: int, first_seed: int) -> tuple[Path, int]:
+        """The user's dataset of a task; what no run is trained on comes after what is."""
+        folder = self.settings.demonstrations_from or ""
+        datasets = datasets_of(task, folder)
+        if len(datasets) > 1:
+            named = ", ".join(str(dataset.path) for dataset in datasets)
+            raise UserError(
+                f"--demonstrations-from {folder} has several datasets of {task!r}: {named}; leave one there"
+            )
+        first = self.settings.tasks.get(task, 0) if first_seed else 0
+        if first + count > len(datasets[0]):
+            why = f"{count}, after the {first} that are trained on" if first else str(count)
+            raise UserError(f"{datasets[0].path}: {len(datasets[0])} demonstrations of {task!r}, asked for {why}")
+        return datasets[0].path, first
+
+    def _collected(self, tasks: Mapping[str, int], first_seed: int, agent: str) -> dict[str, Path]:
+        """Each number of demonstrations has a folder of its own; the first ones are the same in all of them."""
         found: dict[str, Path] = {}
         for count in sorted(set(tasks.values())):
             own = [task for task in tasks if tasks[task] == count]
