@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 
 from gatito.data.recording import simulation
-from gatito.data.tasks import Policy, TaskSpec, get_task, registry
+from gatito.data.tasks import Policy, TaskSpec, get_task, no_expert, registry
 from gatito.errors import UserError, nearest
 
 MAX_STEPS = 1000
@@ -43,7 +43,7 @@ def any_environment(name: str, modules: Sequence[str] = ()) -> TaskSpec:
     make = partial(_make, name, steps, tuple(modules))
     with simulation(lambda: f"environment {name!r}"):
         make().close()
-    return TaskSpec(id=name, make=make, expert=_no_expert, license="")
+    return TaskSpec(id=name, make=make, expert=no_expert, license="")
 
 
 def modules_of(env: str | None, policy: str | None) -> tuple[list[str], str | None]:
@@ -65,15 +65,6 @@ def _make(name: str, steps: int, modules: Sequence[str], render_mode: str | None
     for module in modules:
         _module(module, f"environment {name!r}")
     return gym.make(name, max_episode_steps=steps, render_mode=render_mode)
-
-
-def _no_expert(env: gym.Env[Any, Any]) -> Policy:
-    raise UserError(f"{env} has no scripted expert")
-
-
-def has_expert(spec: TaskSpec) -> bool:
-    """Whether a task has a policy of its own, or one that the user named."""
-    return spec.expert is not _no_expert
 
 
 def played_by(spec: TaskSpec, policy: str) -> tuple[TaskSpec, str]:

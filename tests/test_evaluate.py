@@ -13,7 +13,7 @@ from toy import Line, layout_of, tiny_model
 
 from gatito.data.collect import collect
 from gatito.data.collection import CollectConfig
-from gatito.data.tasks import EVALUATION_SEEDS, PROMPT_SEEDS, Reference, TaskSpec
+from gatito.data.tasks import EVALUATION_SEEDS, PROMPT_SEEDS, Reference, TaskSpec, no_expert
 from gatito.errors import UserError
 from gatito.eval import evaluate as module
 from gatito.eval import references as referring
@@ -346,8 +346,7 @@ def test_a_task_without_references_is_measured_when_it_is_evaluated(monkeypatch:
     assert baseline_of(grid, expert=123.0).expert == 123.0
     with pytest.raises(UserError, match="--expert-return is for tasks whose expert was not measured; that of toy/p"):
         baseline_of(SPECS["toy/points"], expert=123.0)
-    monkeypatch.setattr(referring, "has_expert", lambda spec: False)
-    unknown = baseline_of(grid)
+    unknown = baseline_of(dataclasses.replace(GRID, expert=no_expert))
     assert (unknown.random, unknown.expert) == (None, None)  # measured for nothing otherwise
 
 
@@ -365,12 +364,9 @@ def test_seeds_on_which_the_random_policy_crashes_hangs_or_breaks_off_are_left_o
     assert capsys.readouterr().out.count("left out: its process ended with exit code 11") == 2
 
 
-def test_a_prompt_without_anybody_to_demonstrate_is_refused_at_once(
-    processor: GatitoProcessor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "has_expert", lambda spec: False)
+def test_a_prompt_without_anybody_to_demonstrate_is_refused_at_once(processor: GatitoProcessor) -> None:
     with pytest.raises(UserError, match="toy/grid has no scripted expert to demonstrate; give --demonstrations-from"):
-        check_tasks(processor, [GRID], how(prompt="none,end"))
+        check_tasks(processor, [dataclasses.replace(GRID, expert=no_expert)], how(prompt="none,end"))
 
 
 def test_the_expert_of_a_foreign_environment_is_the_best_stretch_of_its_demonstrations(tmp_path: Path) -> None:
@@ -395,11 +391,9 @@ def test_an_episode_that_failed_has_no_return_and_is_counted(
 
 
 def test_a_checkpoint_is_scored_on_an_environment_without_any_reference(
-    processor: GatitoProcessor, model: GatitoForCausalLM, monkeypatch: pytest.MonkeyPatch
+    processor: GatitoProcessor, model: GatitoForCausalLM
 ) -> None:
-    monkeypatch.setattr(referring, "has_expert", lambda spec: False)
-    monkeypatch.setattr(module, "has_expert", lambda spec: False)
-    result = evaluate_task(model, processor, GRID, how())
+    result = evaluate_task(model, processor, dataclasses.replace(GRID, expert=no_expert), how())
     assert (result.score, result.random) == (None, None)
     assert result.mean_return is not None
 

@@ -32,6 +32,7 @@ from gatito.data.mixture import (
     tasks_to_collect,
     weights_of,
 )
+from gatito.data.previous_reward import rewarded_task
 from gatito.data.publish import check_writable, published
 from gatito.data.store import (
     HELD_OUT,
@@ -54,10 +55,12 @@ from gatito.tokenizers import Layout, TextTokenizer, Vocabulary
 def open_layout(source: MinariSource, vocabulary: Vocabulary, text: TextTokenizer) -> Layout:
     """The layout of a dataset: from its spaces, with the overrides of its task where it is a known one."""
     spec = registry().get(source.task)
+    if spec is not None and source.previous_reward:
+        spec = rewarded_task(spec)
     try:
         return Layout.from_spaces(
-            source.dataset.observation_space,
-            source.dataset.action_space,
+            source.observation_space,
+            source.action_space,
             vocabulary=vocabulary,
             text=text,
             overrides=spec.overrides if spec else None,
@@ -222,7 +225,7 @@ class _Builder:
             metadata = {"name": name, "source": part.source, "task": part.task, "key": key}
             scheme, _, location = part.source.partition(":")
             if scheme == "minari":
-                self._control(open_minari(location), entry, part, folder, metadata)
+                self._control(_open(location, entry), entry, part, folder, metadata)
             else:
                 write_documents(
                     part.source, folder, self.vocabulary, self.text, documents_of(entry, self.config), metadata
@@ -233,6 +236,9 @@ class _Builder:
     ) -> None:
         layout = open_layout(source, self.vocabulary, self.text)
         kept = _kept_episodes(source, entry)
+        if entry.bins == "linear":
+            trained = [i for i in kept if part.held_out or not self._holds_out(source, i)]
+            layout = layout.binned_over(source.episode(i).observations for i in trained or kept)
         clipped = Clipped()
         with contextlib.ExitStack() as stack:
             writers = [
@@ -244,8 +250,7 @@ class _Builder:
                 _check_seed(episode.seed, where)
                 sequence, more = checked_tokens(layout, episode, where=where, clip_actions=self.config.clip_actions)
                 clipped += more
-                seed = index if episode.seed is None else episode.seed
-                held_out = part.held_out or self.config.held_out.has_episode(seed)
+                held_out = part.held_out or self._holds_out(source, index)
                 writers[held_out].write(sequence, episode.agent, episode.seed, episode.total_return)
             metadata |= {
                 "kind": "control",
@@ -265,6 +270,11 @@ class _Builder:
         if not writers[1].num_episodes:
             shutil.rmtree(folder / HELD_OUT)
 
+    def _holds_out(self, source: MinariSource, index: int) -> bool:
+        """Whether an episode is held out, by its seed, or its index where it has none."""
+        seed = source.metadata(index).get("seed")
+        return self.config.held_out.has_episode(index if seed is None else seed)
+
     def key(self, part: Part) -> str:
         """Hash of all that decides what is built of a dataset."""
         scheme, _, location = part.source.partition(":")
@@ -273,7 +283,7 @@ class _Builder:
         if scheme == "minari":
             threshold = entry.expert_filter
             files = _fingerprint(location)
-            source = open_minari(location)
+            source = _open(location, entry)
             how = {
                 "layout": open_layout(source, self.vocabulary, self.text).to_json(),
                 "filter": None if threshold is None else [threshold, _random_return_of(source)],
@@ -282,6 +292,8 @@ class _Builder:
             }
             if entry.scheme == "minari" and (entry.episodes, entry.first_episode) != (None, 0):
                 how["taken"] = [entry.first_episode, entry.episodes]
+            if entry.bins != "mu-law":
+                how["bins"] = entry.bins
         else:
             files, how = documents_key(part.source, documents_of(entry, self.config))
         parts = {
@@ -291,6 +303,11 @@ class _Builder:
             "ids": [self.vocabulary.to_json(), self.text.sha256],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _open(location: str, entry: DatasetConfig) -> MinariSource:
+    """The dataset as an entry wants it."""
+    return replace(open_minari(location), previous_reward=entry.previous_reward)
 
 
 def _check_seed(seed: int | None, where: str) -> None:

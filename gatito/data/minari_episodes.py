@@ -30,6 +30,7 @@ from gatito.data.minari_arrow import (
     read_metadata,
     write_episode,
 )
+from gatito.data.previous_reward import rewarded_episode, rewarded_space
 from gatito.errors import UserError, reason_of
 from gatito.tokenizers.fields import fields_of
 
@@ -56,9 +57,22 @@ class MinariSource:
     """Of the simulator, where it is known (`gatito_license`)."""
     executed: bool
     """Whether the recorded actions are the executed ones, rather than the expert's."""
+    previous_reward: bool = False
+    """Whether its observations are given the reward before them, see `previous_reward`."""
 
     def __len__(self) -> int:
         return int(self.dataset.total_episodes)
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """Of its episodes; raises `UserError` where the reward is to be added to one that has it."""
+        space = self.dataset.observation_space
+        return rewarded_space(space) if self.previous_reward else space
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """Of its episodes."""
+        return self.dataset.action_space
 
     def stated(self, name: Literal["ref_min_score", "ref_max_score"]) -> float | None:
         """The return of the random policy, or of the expert, that the metadata states; None where it does not.
@@ -102,7 +116,8 @@ class MinariSource:
         stated, T = metadata.get("total_steps"), len(data["rewards"])
         if stated is not None and stated != T:
             raise UserError(f"{where}: its metadata states {stated} timesteps, its file has {T}; {remedy(self.path)}")
-        return self._episode(index, data, metadata, where)
+        episode = self._episode(index, data, metadata, where)
+        return rewarded_episode(episode) if self.previous_reward else episode
 
     def metadata(self, index: int) -> dict[str, Any]:
         """What is said of an episode beside its arrays: seed, source agent, number of steps."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,11 @@ class DatasetConfig:
     sources, how many are taken; null takes all."""
     first_episode: int = 0
     """Of `minari:` sources, the first episode that is taken."""
+    previous_reward: bool = False
+    """Of control tasks, whether the reward of the timestep before is a field `previous_reward` of the observation."""
+    bins: Literal["mu-law", "linear"] = "mu-law"
+    """Of control tasks, how observed values that may lie outside of [-1, 1] are binned: companded as in the paper, or
+    evenly over the range that each element has in the episodes that are trained on."""
     documents: int | None = None
     """Of documents, how many to take at most; null takes all."""
     tokens: int | None = None
@@ -50,6 +56,9 @@ class DatasetConfig:
             raise UserError(
                 f"episodes of {self.source!r} is {self.episodes}; allowed 1 and more, of task: and minari: sources"
             )
+        for name, is_set in (("previous_reward", self.previous_reward), ("bins: linear", self.bins == "linear")):
+            if is_set and self.scheme in DOCUMENT_SCHEMES:
+                raise UserError(f"{name} of {self.source!r}: allowed of control tasks, not of documents")
         if self.first_episode < 0 or (self.first_episode and self.scheme != "minari"):
             raise UserError(
                 f"first_episode of {self.source!r} is {self.first_episode}; allowed 0 and more, of minari: sources"

@@ -86,6 +86,11 @@ class TaskSpec:
         """The part of the id before the slash."""
         return domain_of(self.id)
 
+    @property
+    def has_expert(self) -> bool:
+        """Whether it has a policy of its own, or one that the user named."""
+        return self.expert is not no_expert
+
     def layout(self, env: gym.Env[Any, Any], vocabulary: Vocabulary, text: TextTokenizer) -> Layout:
         """The layout of an environment of this task."""
         return Layout.from_spaces(
@@ -100,6 +105,11 @@ class TaskSpec:
                 package = f"gatito[{extra}]" if extra in ours else extra
                 return f"task {self.id!r} needs {module}: pip install '{package}'"
         return None
+
+
+def no_expert(env: gym.Env[Any, Any]) -> Policy:
+    """Stands for the expert of a task that has none; raises `UserError`."""
+    raise UserError(f"{env} has no scripted expert")
 
 
 def domain_of(task: str) -> str:

@@ -11,6 +11,7 @@ import gymnasium as gym
 import torch
 from tqdm import tqdm
 
+from gatito.data.previous_reward import known_as
 from gatito.data.tasks import Reference, TaskSpec, get_task
 from gatito.errors import UserError
 from gatito.eval.actor import Actor
@@ -25,7 +26,6 @@ from gatito.eval.simulators import Simulators, closing
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.model.int8 import quantize_int8
 from gatito.model.packed import pack_linears
-from gatito.policies import has_expert
 from gatito.tokenizers import Layout, TokenSequence
 
 
@@ -60,11 +60,10 @@ def check_task(
     Raises `UserError` where it is unknown, or has other spaces now, and for demonstrations of another task or layout.
     """
     config = config or EvaluationConfig()
-    spec = task if isinstance(task, TaskSpec) else get_task(task)
-    layout, env = check_environment(processor, spec)
+    spec, layout, env = check_environment(processor, task if isinstance(task, TaskSpec) else get_task(task))
     if config.demonstrations_from is not None:
         check_datasets(spec, layout, config.demonstrations_from)
-    elif set(config.prompts) != {"none"} and not has_expert(spec):
+    elif set(config.prompts) != {"none"} and not spec.has_expert:
         raise UserError(
             f"--prompt {config.prompt}: {spec.id} has no scripted expert to demonstrate; give --demonstrations-from"
         )
@@ -72,20 +71,22 @@ def check_task(
     return CheckedTask(spec=spec, layout=layout, baseline=baseline, env=env)
 
 
-def check_environment(processor: GatitoProcessor, spec: TaskSpec) -> tuple[Layout, gym.Env[Any, Any]]:
-    """The layout of a task, and its environment, closed, for its spaces.
+def check_environment(processor: GatitoProcessor, spec: TaskSpec) -> tuple[TaskSpec, Layout, gym.Env[Any, Any]]:
+    """The task as a checkpoint knows it, with the reward in its observations or without; its layout; and its
+    environment, closed, for its spaces.
 
     Raises `UserError` where the checkpoint does not know the task, or knows it with other spaces.
     """
     layout = processor.layout(spec.id)
+    spec = known_as(spec, layout)
     with closing_env(spec.make()) as env:
-        fresh = spec.layout(env, layout.vocabulary, layout.text)
+        fresh = spec.layout(env, layout.vocabulary, layout.text).binned_as(layout)
     if fresh.sha256 != layout.sha256:
         raise UserError(
             f"task {spec.id!r}: the environment's layout {fresh.sha256[:12]} is not the checkpoint's "
             f"{layout.sha256[:12]}; the spaces have changed since the data was built, train again"
         )
-    return layout, env
+    return spec, layout, env
 
 
 def check_tasks(

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from gymnasium import spaces
 
 from gatito.data.alarm import time_limit
 from gatito.data.checks import checked_tokens
 from gatito.data.episode import Episode
 from gatito.data.minari_episodes import MinariSource, episode_from_buffer, is_dataset, open_minari
+from gatito.data.previous_reward import FIELD, has_previous_reward
 from gatito.data.recording import collect_episode
 from gatito.data.sampler import goal_timesteps, prompt_budget, prompt_timesteps
 from gatito.data.tasks import PROMPT_SEEDS, ExpertFailed, Reference, TaskSpec
@@ -167,20 +170,27 @@ def datasets_of(task: str, source: str) -> list[MinariSource]:
 
 def check_datasets(spec: TaskSpec, layout: Layout, source: str) -> list[MinariSource]:
     """The datasets of a task; raises `UserError` where there is none, and for one of another task or layout."""
-    found = datasets_of(spec.id, source)
+    found = [_seen_as(dataset, layout) for dataset in datasets_of(spec.id, source)]
     for dataset in found:
         _check_layout(dataset, spec, layout)
     return found
 
 
+def _seen_as(dataset: MinariSource, layout: Layout) -> MinariSource:
+    """The dataset with the reward in its observations where the layout has it and its own have not."""
+    space = dataset.dataset.observation_space
+    has_its_own = isinstance(space, spaces.Dict) and FIELD in space.spaces
+    return replace(dataset, previous_reward=has_previous_reward(layout) and not has_its_own)
+
+
 def _check_layout(dataset: MinariSource, spec: TaskSpec, layout: Layout) -> None:
     own = Layout.from_spaces(
-        dataset.dataset.observation_space,
-        dataset.dataset.action_space,
+        dataset.observation_space,
+        dataset.action_space,
         vocabulary=layout.vocabulary,
         text=layout.text,
         overrides=spec.overrides,
-    )
+    ).binned_as(layout)
     if own.sha256 != layout.sha256:
         raise UserError(
             f"{dataset.path}: its layout {own.sha256[:12]} is not {layout.sha256[:12]}, that of {spec.id!r}; "

@@ -20,7 +20,6 @@ from gatito.eval.prompts import datasets_of
 from gatito.eval.scores import Baseline
 from gatito.eval.simulator_pool import simulators
 from gatito.eval.simulators import Act, Begin, Failed, Moment, Simulators, closing
-from gatito.policies import has_expert
 
 NUM_RANDOM_EPISODES = 50
 """Episodes of the random policy, where a task's references were not measured before."""
@@ -45,7 +44,7 @@ def baseline_of(
     if expert is None and demonstrations_from is not None:
         returns = [e.total_return for d in datasets_of(spec.id, demonstrations_from) for e in d.episodes()]
         expert = expert_return(np.array(returns))
-    if expert is None and has_expert(spec):
+    if expert is None and spec.has_expert:
         expert = mean_return(spec, "expert", NUM_RANDOM_EPISODES)
     if expert is None:
         return Baseline(random=None, expert=None)

@@ -11,7 +11,6 @@ from gatito.eval.simulator_pool import SimulatorPool
 from gatito.eval.simulators import Demonstrate, Demonstrated, Failed, closing
 from gatito.play.demonstrations import Demonstrations
 from gatito.play.game import Stage
-from gatito.policies import has_expert
 
 TRIES = 10
 """Episodes of an expert that are played until one scores well enough for a prompt."""
@@ -23,7 +22,7 @@ def demonstrate(stage: Stage, demonstrations: Demonstrations, limit_s: float, wa
     Raises `UserError` where the task has no expert, it gives up `TRIES` times, or it is `wanted` no more.
     """
     spec = stage.spec
-    if not has_expert(spec):
+    if not spec.has_expert:
         raise UserError(f"{spec.id} has no scripted expert; take the controls, or give an episode")
     known, reason = references().get(spec.id), ""
     first = PROMPT_SEEDS + sum(d["task"] == spec.id for d in demonstrations.described())

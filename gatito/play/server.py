@@ -41,7 +41,6 @@ from gatito.play.game import Stage
 from gatito.play.questions import Questions
 from gatito.play.requests import PANES, parse
 from gatito.play.visitor import Visitor
-from gatito.policies import has_expert
 from gatito.serve.server import GOING_AWAY, TRY_AGAIN_LATER
 from gatito.serve.sessions import Sessions
 
@@ -89,8 +88,7 @@ class PlayServer:
         """A task that the checkpoint knows; raises `UserError` for others, and for one with other spaces here."""
         if task not in self._stages:
             self._processor.layout(task)  # what it knows is what may be asked for
-            spec = get_task(task)
-            layout, env = check_environment(self._processor, spec)
+            spec, layout, env = check_environment(self._processor, get_task(task))
             self._stages[task] = Stage(spec=spec, layout=layout, env=env)
         return self._stages[task]
 
@@ -225,7 +223,7 @@ class PlayServer:
             "first": self._first,
             "record": str(self.config.record),
             "max_message_bytes": self.config.max_message_bytes,
-            "tasks": [{"id": task, "expert": has_expert(registry()[task])} for task in self._tasks],
+            "tasks": [{"id": task, "expert": registry()[task].has_expert} for task in self._tasks],
             "others": len(layouts) - len(self._tasks),
         }
 

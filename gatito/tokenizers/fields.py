@@ -1,5 +1,6 @@
 """From a Gymnasium space to its leaves: what kind of tokens each leaf becomes, decided by the space alone."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -96,6 +97,25 @@ def fields_of(space: spaces.Space[Any], role: Role, overrides: Mapping[str, str]
     if not leaves:
         raise UserError(f"the {role} space {space} has no values; nothing to serialize")
     return tuple(leaves)
+
+
+def evenly_binned(field: Field, low: NDArray[np.float64], high: NDArray[np.float64]) -> Field:
+    """The field with its elements scaled from [low, high] (size,) to [-1, 1] and binned, none of them companded."""
+    flat = high <= low  # one value, or none at all
+    centre = np.where(np.isfinite(low), low, 0.0)
+    return dataclasses.replace(
+        field,
+        low=tuple(np.where(flat, centre - 0.5, low).tolist()),
+        high=tuple(np.where(flat, centre + 0.5, high).tolist()),
+        mu_law=(False,) * field.size,
+        scaled=True,
+    )
+
+
+def is_evenly_binned(field: Field, plain: Field) -> bool:
+    """Whether a field is a plain one after `evenly_binned`."""
+    undone = dataclasses.replace(field, low=plain.low, high=plain.high, mu_law=plain.mu_law, scaled=plain.scaled)
+    return field.scaled and any(plain.mu_law) and undone == plain
 
 
 def value_at(tree: Any, path: Path) -> Any:

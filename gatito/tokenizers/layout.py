@@ -10,7 +10,7 @@ Training calls `episode_tokens`; acting calls `observation_tokens`, which goes t
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 
 from gatito.errors import UserError
 from gatito.tokenizers.codec import as_array, decode, encode, is_clipped, legal_ids
-from gatito.tokenizers.fields import Field, Path, build_tree, fields_of, value_at
+from gatito.tokenizers.fields import (
+    Field,
+    Path,
+    build_tree,
+    evenly_binned,
+    fields_of,
+    is_evenly_binned,
+    value_at,
+)
 from gatito.tokenizers.patches import PATCH, patch_intervals, to_patches
 from gatito.tokenizers.sequence import TokenSequence
 from gatito.tokenizers.text import TextTokenizer
@@ -65,6 +73,38 @@ class Layout:
                 f"{NUM_LOCAL_POSITIONS}; resize its images or drop fields"
             )
         return layout
+
+    def binned_over(self, episodes: Iterable[Any]) -> "Layout":
+        """The layout with observed values binned evenly over their range in episodes instead of companded.
+
+        `episodes` are nested observations with a leading T axis. Fields that are not companded stay as they are.
+        """
+        fields = [field for field in self.observations if any(field.mu_law)]
+        low = {field.path: np.full(field.size, np.inf) for field in fields}
+        high = {field.path: np.full(field.size, -np.inf) for field in fields}
+        for observations in episodes:
+            for field in fields:
+                values = np.asarray(value_at(observations, field.path), np.float64).reshape(-1, field.size)
+                low[field.path] = np.minimum(low[field.path], values.min(axis=0))
+                high[field.path] = np.maximum(high[field.path], values.max(axis=0))
+        return dataclasses.replace(
+            self,
+            observations=tuple(
+                evenly_binned(field, low[field.path], high[field.path]) if field.path in low else field
+                for field in self.observations
+            ),
+        )
+
+    def binned_as(self, other: "Layout") -> "Layout":
+        """The layout with the bins of another one in those fields that have the same values."""
+        theirs = {field.path: field for field in other.observations}
+        return dataclasses.replace(
+            self,
+            observations=tuple(
+                theirs[field.path] if field.path in theirs and is_evenly_binned(theirs[field.path], field) else field
+                for field in self.observations
+            ),
+        )
 
     @property
     def num_observation_tokens(self) -> int:
