@@ -17,6 +17,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from gatito.data.previous_reward import known_as
 from gatito.data.recording import simulation
 from gatito.data.tasks import Policy, TaskSpec, get_task, no_expert, registry
 from gatito.errors import UserError, nearest
@@ -79,7 +80,7 @@ def played_by(spec: TaskSpec, policy: str) -> tuple[TaskSpec, str]:
     if import_policy(policy):
         return dataclasses.replace(spec, expert=partial(_by_function, policy)), name
     agent = _agent(policy)
-    agent.processor.layout(spec.id)
+    spec = known_as(spec, agent.processor.layout(spec.id))
     from gatito.eval.agent import weights_sha256
 
     # Other weights are another agent, whatever the folder is called.

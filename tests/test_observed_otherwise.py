@@ -25,6 +25,7 @@ from gatito.eval.agent import load_checkpoint
 from gatito.eval.config import EvaluationConfig
 from gatito.eval.evaluate import check_environment, evaluate
 from gatito.eval.scores import EpisodeRecord
+from gatito.policies import played_by
 from gatito.tokenizers import Layout, TextTokenizer, Vocabulary
 from gatito.train.trainer import train
 
@@ -200,6 +201,14 @@ def test_demonstrations_without_the_reward_prompt_a_checkpoint_that_knows_it(tra
     (record,) = evaluate(model, processor, [TASK], how)
     assert isinstance(record, EpisodeRecord)
     assert record.failure == ""
+
+
+def test_a_checkpoint_that_knows_the_reward_collects_with_it(trained: Path, tmp_path: Path) -> None:
+    spec, _ = played_by(get_task(TASK), str(trained))
+    (path,) = collect([spec], tmp_path, CollectConfig(episodes=1, agents={"expert": 1.0}))
+    source = open_minari(path)
+    observed = source.episode(0).observations["previous_reward"][:, 0]
+    np.testing.assert_allclose(observed[1:], source.episode(0).rewards[:-1], rtol=1e-6)
 
 
 def test_fine_tuning_on_other_bins_is_refused(trained: Path, tmp_path: Path, dataset: Path) -> None:

@@ -9,8 +9,6 @@ from gatito.experiment.changes import DEFAULT, Change, Changed
 from gatito.experiment.lessons import Lessons
 from gatito.train.configs import Recipe
 
-ENDLESS = 1_000_000
-"""Steps that no run reaches: its minutes end it."""
 CHANGES = {
     DEFAULT: Change(choice="as it is", words="the recipe"),
     "muon": Change(choice="AdamW", words="Muon for the matrices", train={"optimizer": "muon"}),
@@ -26,7 +24,9 @@ class BeyondSettings(Lessons):
     """What is trained, and on what."""
 
     minutes: float = 1.5
-    """Training minutes of each run, which take the place of steps."""
+    """Training minutes of each run."""
+    steps: int = 1_000_000
+    """Optimizer steps at which a run ends before its minutes are over."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,4 +56,4 @@ class Beyond(Changed):
     def changed_recipe(self, change: Change, seed: int) -> Recipe:
         """The recipe of a change, which ends with its minutes."""
         minutes = {"minutes": self.settings.minutes}
-        return self.recipe(seed, ENDLESS, model=change.model, train={**change.train, **minutes})
+        return self.recipe(seed, model=change.model, train={**change.train, **minutes})
