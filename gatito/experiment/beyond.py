@@ -14,6 +14,8 @@ CHANGES = {
     "muon": Change(choice="AdamW", words="Muon for the matrices", train={"optimizer": "muon"}),
     "average": Change(choice="last weights", words="their running average", train={"average": 0.995}),
     "spread": Change(choice="one bin as target", words="spread over those near it", model={"target_spread": 8.0}),
+    "cool": Change(choice="actions sampled", words="at temperature 0.5", acting={"temperature": 0.5}),
+    "nucleus": Change(choice="actions sampled", words="of the likeliest 0.8 (top-p)", acting={"top_p": 0.8}),
     "to-zero": Change(choice="cosine to a tenth", words="to zero", train={"final_lr": 0.0}),
 }
 """By name of the part."""

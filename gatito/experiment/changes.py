@@ -1,5 +1,6 @@
 """A recipe against the same recipe with one thing changed: how choices and new ideas are measured."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from gatito.eval.agent import load_checkpoint
 from gatito.experiment.estimates import Estimate, mean_of, mean_score
 from gatito.experiment.lessons import OnLessons
-from gatito.experiment.measuring import trained
-from gatito.experiment.plan import Measured, Part, Summary, Table
+from gatito.experiment.measuring import played, trained
+from gatito.experiment.plan import RESULT, Measured, Part, Summary, Table, folder_of
 from gatito.train.configs import Recipe
 
 DEFAULT = "default"
@@ -34,11 +36,18 @@ class Change:
     """Who demonstrates."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """Changes of each dataset of the mixture."""
+    acting: Mapping[str, Any] = field(default_factory=dict)
+    """Changes of how it is evaluated; where nothing else is changed, the default's run acts otherwise."""
 
     @property
     def has_data_of_its_own(self) -> bool:
         """Whether it is trained on another store than the default."""
         return self.agent != "noisy" or bool(self.data)
+
+    @property
+    def is_of_acting_alone(self) -> bool:
+        """Whether it needs no run of its own."""
+        return bool(self.acting) and not (self.model or self.train or self.has_data_of_its_own)
 
 
 class Changed(OnLessons):
@@ -77,7 +86,8 @@ class Changed(OnLessons):
             Part(
                 name=f"{name}-{seed}",
                 facts={"change": name, "choice": change.choice, "words": change.words, "seed": seed},
-                measure=partial(self._measure, out, name, seed),
+                measure=partial(self._act if change.is_of_acting_alone else self._measure, out, name, seed),
+                needs=(f"{DEFAULT}-{seed}",) if change.is_of_acting_alone else (),
             )
             for seed in self.settings.seeds
             for name, change in self.changes.items()
@@ -85,11 +95,19 @@ class Changed(OnLessons):
 
     def _measure(self, out: Path, name: str, seed: int, folder: Path) -> dict[str, Any]:
         change = self.changes[name]
-        evaluation = self.evaluation(prompt=",".join(self.prompts))
+        evaluation = self.evaluation(prompt=",".join(self.prompts), **change.acting)
         # The ids of other bins are other targets: their losses say nothing beside the default's.
         held_out = None if change.data else self.held_out(out)
         recipe = self.changed_recipe(change, seed)
         return trained(folder, recipe, self._store_of(name, out), [evaluation], held_out=held_out)
+
+    def _act(self, out: Path, name: str, seed: int, folder: Path) -> dict[str, Any]:
+        """Evaluate what the default's run has learned, acting otherwise."""
+        default = folder_of(f"{DEFAULT}-{seed}", out)
+        model, processor = load_checkpoint(default / "run")
+        played(model, processor, self.evaluation(prompt=",".join(self.prompts), **self.changes[name].acting), folder)
+        same = json.loads((default / RESULT).read_text())
+        return {key: same[key] for key in ("steps", "held_out_loss")}
 
     def summary(self, measured: Sequence[Measured]) -> Summary:
         """Scores of each change, and how they differ from the default's."""

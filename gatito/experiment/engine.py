@@ -21,7 +21,7 @@ from tqdm import tqdm
 from gatito import __version__
 from gatito.data.publish import check_writable
 from gatito.errors import UserError
-from gatito.experiment.plan import RESULT, Experiment, Measured, Part, settings_json
+from gatito.experiment.plan import RESULT, Experiment, Measured, Part, folder_of, settings_json
 
 SCHEMA = 1
 SAID = "experiment.json"
@@ -62,11 +62,6 @@ def measured_of(part: Part, out: Path) -> Measured:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / RESULT}: {error}; remove it, and the part is measured again") from None
     return Measured(folder=folder, facts=part.facts, values=values)
-
-
-def folder_of(part: str, out: Path) -> Path:
-    """Where a part is measured."""
-    return out / "parts" / part
 
 
 def _begin(experiment: Experiment, out: Path) -> None:

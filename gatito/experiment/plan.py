@@ -51,6 +51,11 @@ class Part:
     """Names of parts that must be measured before."""
 
 
+def folder_of(part: str, out: Path) -> Path:
+    """Where a part is measured."""
+    return out / "parts" / part
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """A part that is finished."""
