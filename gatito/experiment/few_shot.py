@@ -27,6 +27,7 @@ class FewShotSettings(Lessons):
 
     held_out: list[str] = field(
         default_factory=lambda: [
+            "metaworld/button-press-topdown",
             "metaworld/handle-press",
             "babyai/go-to-local-s6n2",
             "babyai/go-to-red-ball-grey",
