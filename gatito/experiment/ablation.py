@@ -1,7 +1,7 @@
 """The choices that decide the recipes' defaults, each in one table: the same steps with and without."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gatito.experiment.changes import DEFAULT, Change, Changed
@@ -21,6 +21,17 @@ CHANGES = {
 @dataclass(frozen=True, kw_only=True)
 class AblationSettings(Lessons):
     """What is trained, and on what."""
+
+    tasks: dict[str, int] = field(
+        default_factory=lambda: {
+            "classic/cartpole": 60,
+            "box2d/lunar-lander": 200,
+            "metaworld/door-unlock": 150,
+            "metaworld/plate-slide": 150,
+            "babyai/go-to-obj": 1500,
+        }
+    )
+    """Task ids, each with the number of its demonstrations; all are trained on alike."""
 
 
 FULL: Mapping[str, Any] = {"seeds": [0, 1, 2, 3], "steps": 10_000}
