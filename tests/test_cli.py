@@ -137,7 +137,7 @@ BAD = {
     "train --config type.yaml --data s --out o": "train.steps",
     "train --config tiny --data s --out o --train.lr nan": "train.lr is nan, expected a finite number",
     "data build --config number.yaml --out b": "datasets: source is 3, expected str",
-    "data build --config foo.yaml --out b": "unknown key 'foo'; valid: clip_actions, collect,",
+    "data build --config foo.yaml --out b": "unknown key 'foo'; valid: bins, clip_actions, collect,",
     "data build --config garbage-model.yaml --out b": "mixture-key.yaml: not a SentencePiece model",
     "data collect --tasks classic/cartpole, --out d": "'classic/cartpole,' names nothing between or after its commas",
     "tokens classic/cartpole --timesteps 0": "--timesteps is 0, allowed 1 and more",

@@ -284,7 +284,7 @@ class Own(OnLessons):
 def own_datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """33 demonstrations of a user's own."""
     folder = tmp_path_factory.mktemp("own")
-    collect(["classic/cartpole"], folder, CollectConfig(episodes=33, agents={"noisy": 1.0}))
+    collect(["classic/cartpole"], folder, CollectConfig(episodes=33, agents={"noisy": 1.0}, processes=1))
     return folder
 
 

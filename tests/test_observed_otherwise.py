@@ -37,7 +37,9 @@ PIXELS = "babyai/go-to-obj-s4"
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five demonstrations, seeds 0 to 4."""
-    (path,) = collect([TASK], tmp_path_factory.mktemp("data"), CollectConfig(episodes=5, agents={"expert": 1.0}))
+    (path,) = collect(
+        [TASK], tmp_path_factory.mktemp("data"), CollectConfig(episodes=5, agents={"expert": 1.0}, processes=1)
+    )
     return path
 
 
@@ -139,7 +141,9 @@ def test_even_bins_span_what_each_element_has_and_undo_to_half_a_bin(tmp_path: P
 
 
 def test_an_element_that_never_changes_has_bins_around_it(tmp_path: Path) -> None:
-    store = built(tmp_path / "s", collect([TASK], tmp_path, CollectConfig(episodes=2, agents={"noisy": 1.0}))[0])
+    store = built(
+        tmp_path / "s", collect([TASK], tmp_path, CollectConfig(episodes=2, agents={"noisy": 1.0}, processes=1))[0]
+    )
     layout = layout_of(store)
     even = layout.binned_over([np.array([[0.25, 3.0], [0.25, 5.0]])])
     assert (even.observations[0].low, even.observations[0].high) == ((-0.25, 3.0), (0.75, 5.0))
@@ -205,7 +209,7 @@ def test_demonstrations_without_the_reward_prompt_a_checkpoint_that_knows_it(tra
 
 def test_a_checkpoint_that_knows_the_reward_collects_with_it(trained: Path, tmp_path: Path) -> None:
     spec, _ = played_by(get_task(TASK), str(trained))
-    (path,) = collect([spec], tmp_path, CollectConfig(episodes=1, agents={"expert": 1.0}))
+    (path,) = collect([spec], tmp_path, CollectConfig(episodes=1, agents={"expert": 1.0}, processes=1))
     source = open_minari(path)
     observed = source.episode(0).observations["previous_reward"][:, 0]
     np.testing.assert_allclose(observed[1:], source.episode(0).rewards[:-1], rtol=1e-6)
