@@ -12,6 +12,12 @@ from gatito.train.configs import Recipe
 CHANGES = {
     DEFAULT: Change(choice="as it is", words="the recipe"),
     "muon": Change(choice="AdamW", words="Muon for the matrices", train={"optimizer": "muon"}),
+    "muon-fast": Change(
+        choice="AdamW", words="Muon at twice the learning rate", train={"optimizer": "muon", "lr": 0.003}
+    ),
+    "muon-average": Change(
+        choice="AdamW", words="Muon, and the running average", train={"optimizer": "muon", "average": 0.995}
+    ),
     "average": Change(choice="last weights", words="their running average", train={"average": 0.995}),
     "spread": Change(choice="one bin as target", words="spread over those near it", model={"target_spread": 8.0}),
     "cool": Change(choice="actions sampled", words="at temperature 0.5", acting={"temperature": 0.5}),

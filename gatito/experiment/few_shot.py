@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gatito.errors import UserError
+from gatito.eval.wording import counted
 from gatito.experiment.estimates import Estimate, mean_over, mean_score
 from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import check_held_out, check_tasks_are_known, trained
@@ -150,7 +151,7 @@ class FewShot(OnLessons):
             for task in self.settings.held_out
             for way in (PRETRAINED, SCRATCH)
         ]
-        head = ["held-out task", "way", *(f"{count} demonstrations" for count in counts)]
+        head = ["held-out task", "way", *(counted(count, "demonstration") for count in counts)]
         steps = f"{self.settings.tuning_steps} steps of fine-tuning, {self.settings.scratch_steps} from scratch"
         title = f"score after {steps}"
         findings = [finding for task in self.settings.held_out for finding in self._findings(task, scores)]
