@@ -9,8 +9,10 @@ from gatito.experiment.changes import DEFAULT, Change, Changed
 from gatito.experiment.lessons import Lessons
 from gatito.train.configs import Recipe
 
+PAPER = {"optimizer": "adamw", "average": 0.0, "final_lr": 0.1}
+"""What each idea is compared with, whichever of them a recipe has taken up since."""
 CHANGES = {
-    DEFAULT: Change(choice="as it is", words="the recipe"),
+    DEFAULT: Change(choice="as in the paper", words="nothing"),
     "muon": Change(choice="AdamW", words="Muon for the matrices", train={"optimizer": "muon"}),
     "muon-fast": Change(
         choice="AdamW", words="Muon at twice the learning rate", train={"optimizer": "muon", "lr": 0.003}
@@ -63,5 +65,5 @@ class Beyond(Changed):
 
     def changed_recipe(self, change: Change, seed: int) -> Recipe:
         """The recipe of a change, which ends with its minutes."""
-        minutes = {"minutes": self.settings.minutes}
-        return self.recipe(seed, model=change.model, train={**change.train, **minutes})
+        train = {**PAPER, **change.train, "minutes": self.settings.minutes}
+        return self.recipe(seed, model={"target_spread": 0.0, **change.model}, train=train)

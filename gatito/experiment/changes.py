@@ -146,16 +146,21 @@ class Changed(OnLessons):
         }
 
     def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
-        """Scores of each prompt."""
+        """Scores of each prompt, and how those of the first differ from the default's."""
         from gatito.experiment.pictures import bars, panels, save
 
         scores = self._scores(measured)
-        figure, axes = panels(len(self.prompts))
-        for i, (prompt, own) in enumerate(zip(self.prompts, axes, strict=True)):
-            named = {f"{c.choice}: {c.words}": scores[name, prompt] for name, c in self.changes.items()}
-            bars(own, named, xlabel="mean score", title=f"prompt: {prompt}")
-            if i:
-                own.set_yticklabels([])
+        figure, axes = panels(len(self.prompts) + 1)
+        labels = {name: f"{change.choice}: {change.words}" for name, change in self.changes.items()}
+        for prompt, own in zip(self.prompts, axes, strict=False):
+            bars(own, {labels[n]: scores[n, prompt] for n in labels}, xlabel="mean score", title=f"prompt: {prompt}")
+        first = self.prompts[0]
+        less = {labels[n]: scores[n, first].minus(scores[DEFAULT, first]) for n in labels if n != DEFAULT}
+        bars(axes[-1], less, first=1, xlabel=f"difference of the mean score, prompt: {first}")
+        axes[-1].axvline(0.0, color="#22242a", linewidth=1)
+        axes[-1].set_ylim(axes[0].get_ylim())
+        for own in axes[1:]:
+            own.set_yticklabels([])
         save(figure, f"{self.question} {self.budget}, {len(self.settings.seeds)} seeds", path)
 
 

@@ -46,14 +46,18 @@ def lines(axes: Axes, series: Mapping[str, Sequence[tuple[float, Estimate]]], **
     axes.legend(fontsize=8)
 
 
-def bars(axes: Axes, values: Mapping[str, Estimate], **labels: Any) -> None:
-    """A horizontal bar for each name with its interval, and a point for each training seed."""
-    for y, (estimate, colour) in enumerate(zip(values.values(), np.resize(COLOURS, len(values)), strict=True)):
+def bars(axes: Axes, values: Mapping[str, Estimate], *, first: int = 0, **labels: Any) -> None:
+    """A horizontal bar for each name with its interval, and a point for each training seed.
+
+    `first` rows above are left empty.
+    """
+    colours = np.resize(COLOURS, first + len(values))[first:]
+    for y, (estimate, colour) in enumerate(zip(values.values(), colours, strict=True), start=first):
         low, high = estimate.interval
         error = [[max(0.0, estimate.mean - low)], [max(0.0, high - estimate.mean)]]
         axes.barh(y, estimate.mean, xerr=error, color=colour, alpha=0.55, ecolor="#333333", capsize=3, height=0.6)
         axes.plot(estimate.by_seed, [y] * len(estimate.by_seed), "o", color="#22242a", markersize=3)
-    axes.set(yticks=range(len(values)), yticklabels=list(values), **labels)
+    axes.set(yticks=range(first, first + len(values)), yticklabels=list(values), **labels)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.25)
 
