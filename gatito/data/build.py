@@ -32,7 +32,7 @@ from gatito.data.mixture import (
     tasks_to_collect,
     weights_of,
 )
-from gatito.data.previous_reward import rewarded_task
+from gatito.data.previous_reward import has_field, rewarded_task
 from gatito.data.publish import check_writable, published
 from gatito.data.store import (
     HELD_OUT,
@@ -55,11 +55,12 @@ from gatito.tokenizers import Layout, TextTokenizer, Vocabulary
 def open_layout(source: MinariSource, vocabulary: Vocabulary, text: TextTokenizer) -> Layout:
     """The layout of a dataset: from its spaces, with the overrides of its task where it is a known one."""
     spec = registry().get(source.task)
-    if spec is not None and source.previous_reward:
-        spec = rewarded_task(spec)
     try:
+        space = source.observation_space
+        if spec is not None and has_field(space):
+            spec = rewarded_task(spec)
         return Layout.from_spaces(
-            source.observation_space,
+            space,
             source.action_space,
             vocabulary=vocabulary,
             text=text,

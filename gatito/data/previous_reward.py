@@ -25,7 +25,7 @@ PLAIN = "observation"
 def rewarded_space(space: spaces.Space[Any]) -> spaces.Dict:
     """The space of observations with the reward; raises `UserError` where a field has its name already."""
     fields = dict(space.spaces) if isinstance(space, spaces.Dict) else {PLAIN: space}
-    if FIELD in fields:
+    if has_field(space):
         raise UserError(f"the observations have a field {FIELD!r} already; leave the option out, or rename the field")
     return spaces.Dict({**fields, FIELD: spaces.Box(-np.inf, np.inf, (1,), np.float32)})
 
@@ -66,6 +66,11 @@ class PreviousReward(gym.Wrapper[dict[str, Any], Any, Any, Any], RecordConstruct
         return rewarded_observation(observation, reward), reward, terminated, truncated, info
 
 
+def has_field(space: spaces.Space[Any]) -> bool:
+    """Whether the observations of a space have the reward."""
+    return isinstance(space, spaces.Dict) and FIELD in space.spaces
+
+
 def has_previous_reward(layout: Layout) -> bool:
     """Whether the observations of a layout have the reward."""
     return any(field.path == (FIELD,) for field in layout.observations)
@@ -86,9 +91,7 @@ def known_as(spec: TaskSpec, layout: Layout) -> TaskSpec:
     if not has_previous_reward(layout):
         return spec
     with closing(spec.make()) as env:
-        space = env.observation_space
-    has_its_own = isinstance(space, spaces.Dict) and FIELD in space.spaces
-    return spec if has_its_own else rewarded_task(spec)
+        return spec if has_field(env.observation_space) else rewarded_task(spec)
 
 
 def _make(make: Any, **how: Any) -> gym.Env[Any, Any]:

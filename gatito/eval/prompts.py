@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from gymnasium import spaces
 
 from gatito.data.alarm import time_limit
 from gatito.data.checks import checked_tokens
 from gatito.data.episode import Episode
 from gatito.data.minari_episodes import MinariSource, episode_from_buffer, is_dataset, open_minari
-from gatito.data.previous_reward import FIELD, has_previous_reward
+from gatito.data.previous_reward import has_field, has_previous_reward
 from gatito.data.recording import collect_episode
 from gatito.data.sampler import goal_timesteps, prompt_budget, prompt_timesteps
 from gatito.data.tasks import PROMPT_SEEDS, ExpertFailed, Reference, TaskSpec
@@ -178,9 +177,8 @@ def check_datasets(spec: TaskSpec, layout: Layout, source: str) -> list[MinariSo
 
 def _seen_as(dataset: MinariSource, layout: Layout) -> MinariSource:
     """The dataset with the reward in its observations where the layout has it and its own have not."""
-    space = dataset.dataset.observation_space
-    has_its_own = isinstance(space, spaces.Dict) and FIELD in space.spaces
-    return replace(dataset, previous_reward=has_previous_reward(layout) and not has_its_own)
+    wanted = has_previous_reward(layout) and not has_field(dataset.dataset.observation_space)
+    return replace(dataset, previous_reward=wanted)
 
 
 def _check_layout(dataset: MinariSource, spec: TaskSpec, layout: Layout) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gatito.data.previous_reward import known_as
 from gatito.data.sampler import Sampler
 from gatito.data.store import Store, open_store
 from gatito.data.tasks import get_task
@@ -97,7 +98,9 @@ def played(model: GatitoForCausalLM, processor: GatitoProcessor, evaluation: Eva
 
 def _shown_by(task: CheckedTask, shown: Mapping[str, str]) -> CheckedTask:
     other = shown.get(task.spec.id)
-    return task if other is None else dataclasses.replace(task, demonstrated=get_task(other))
+    if other is None:
+        return task
+    return dataclasses.replace(task, demonstrated=known_as(get_task(other), task.layout))
 
 
 @torch.inference_mode()

@@ -103,10 +103,11 @@ def evenly_binned(field: Field, low: NDArray[np.float64], high: NDArray[np.float
     """The field with its elements scaled from [low, high] (size,) to [-1, 1] and binned, none of them companded."""
     flat = high <= low  # one value, or none at all
     centre = np.where(np.isfinite(low), low, 0.0)
+    half = np.maximum(0.5, 1e-6 * np.abs(centre))  # of large numbers 0.5 would be nothing
     return dataclasses.replace(
         field,
-        low=tuple(np.where(flat, centre - 0.5, low).tolist()),
-        high=tuple(np.where(flat, centre + 0.5, high).tolist()),
+        low=tuple(np.where(flat, centre - half, low).tolist()),
+        high=tuple(np.where(flat, centre + half, high).tolist()),
         mu_law=(False,) * field.size,
         scaled=True,
     )
