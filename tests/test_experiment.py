@@ -14,6 +14,7 @@ from toy import tiny_recipe, write_task_store
 from gatito import cli
 from gatito.data.collect import collect
 from gatito.data.collection import CollectConfig
+from gatito.data.domains.babyai import HIDDEN
 from gatito.data.store import open_store
 from gatito.data.tasks import get_task
 from gatito.errors import UserError
@@ -242,7 +243,7 @@ def test_an_experiment_asks_for_what_draws_it_before_it_begins(
 # --- tasks that hide something
 
 
-@pytest.mark.parametrize("task", ["babyai/go-to-hidden-red-ball", "metaworld/reach-hidden-3"])
+@pytest.mark.parametrize("task", ["babyai/pickup-hidden-red-ball", "metaworld/reach-hidden-3"])
 def test_tasks_of_a_family_observe_alike_and_follow_from_their_seed(task: str) -> None:
     env = get_task(task).make()
     first, again, other = (env.reset(seed=seed)[0] for seed in (5, 5, 6))
@@ -258,10 +259,31 @@ def test_tasks_of_a_family_observe_alike_and_follow_from_their_seed(task: str) -
     env.close()
 
 
+def test_what_is_seen_does_not_tell_what_is_to_be_picked_up_and_the_other_thing_ends_the_episode() -> None:
+    first, second = (get_task(f"babyai/pickup-hidden-{name}") for name in ("red-ball", "grey-key"))
+    kinds = set()
+    env = first.make()
+    for seed in range(40):
+        env.reset(seed=seed)
+        room = env.unwrapped
+        things = [thing for thing in room.grid.grid if thing is not None and thing.can_pickup()]
+        names = {f"{thing.color} {thing.type}" for thing in things}
+        assert len(things) == len(names) == 2
+        assert "red ball" in names
+        kinds |= names
+    assert kinds == set(HIDDEN)
+    other = next(thing for thing in things if thing.type != "ball" or thing.color != "red")
+    room.agent_pos, room.agent_dir = np.add(other.cur_pos, (-1, 0)), 0  # in front of it
+    _, reward, terminated, _, _ = env.step(np.int64(3))  # pick up
+    assert (reward, terminated) == (0, True)
+    env.close()
+    assert get_task(second.id).make().reset(seed=5)[0]["mission"] == "find out"
+
+
 def test_families_are_told_apart_by_what_they_share() -> None:
-    own = families(["babyai/go-to-hidden-red-ball", "metaworld/reach-hidden-0", "metaworld/reach-hidden-1"])
+    own = families(["babyai/pickup-hidden-red-ball", "metaworld/reach-hidden-0", "metaworld/reach-hidden-1"])
     assert own["metaworld/reach"] == ["metaworld/reach-hidden-0", "metaworld/reach-hidden-1"]
-    assert list(own) == ["babyai/go-to", "metaworld/reach"]
+    assert list(own) == ["babyai/pickup", "metaworld/reach"]
 
 
 class Own(OnLessons):

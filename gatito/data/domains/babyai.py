@@ -49,7 +49,8 @@ JAT_LEVELS = """
 """The 39 levels of JAT (Gallouedec et al. 2024)."""
 
 HIDDEN_LEVEL, HIDDEN = "GoToLocalS5N2", ("red ball", "green ball", "blue box", "purple box", "yellow key", "grey key")
-"""A level and targets of its missions, each a task whose mission is withheld: only a demonstration tells it."""
+"""A room with two objects, and what is to be picked up there, each a task whose mission is withheld: only a
+demonstration tells it."""
 WITHHELD = "find out"
 """In place of the mission."""
 
@@ -84,15 +85,16 @@ class BabyAI(gym.Wrapper[dict[str, Any], np.int64, Any, Any], RecordConstructorA
         with contextlib.redirect_stdout(io.StringIO()):
             observation, info = self.env.reset(seed=seed, options=options)
         self.last_action = None
-        return self._observation(observation), info
+        return self.observe(observation), info
 
     def step(self, action: np.int64) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
         """Execute the action and remember it."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self.last_action = int(action)
-        return self._observation(observation), reward, terminated, truncated, info
+        return self.observe(observation), reward, terminated, truncated, info
 
-    def _observation(self, observation: dict[str, Any]) -> dict[str, Any]:
+    def observe(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """What is shown of an observation of minigrid's."""
         image: NDArray[Any] = observation["image"]
         if not self.symbolic:
             image = self.unwrapped.get_frame(tile_size=TILE_SIZE, agent_pov=True)  # type: ignore[attr-defined]
@@ -100,21 +102,31 @@ class BabyAI(gym.Wrapper[dict[str, Any], np.int64, Any, Any], RecordConstructorA
 
 
 class HiddenMission(gym.Wrapper[dict[str, Any], np.int64, Any, Any], RecordConstructorArgs):
-    """Episodes of a level whose mission is the same, which the agent is not told."""
+    """Picking up the same thing in every episode, which the agent is not told.
+
+    Beside it lies another one of `HIDDEN`, so that what is seen does not tell; picking that one up ends the episode.
+    """
 
     def __init__(self, env: BabyAI, target: str) -> None:
-        """`target` is how the missions end that are played, such as `red ball`."""
+        """`target` is what is to be picked up, one of `HIDDEN`."""
         RecordConstructorArgs.__init__(self, target=target)
         gym.Wrapper.__init__(self, env)
         self.target = target
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start the first episode with the mission of those that follow from the seed."""
-        rng = np.random.default_rng(seed)
-        while True:
-            observation, info = self.env.reset(seed=int(rng.integers(1 << 31)), options=options)
-            if observation["mission"].endswith(f" {self.target}"):
-                return self._hidden(observation), info
+        """Start the level's episode of this seed, its two objects exchanged for the target and another one."""
+        _, info = self.env.reset(seed=seed, options=options)
+        room: Any = self.unwrapped
+        cells = [room.grid.get(x, y) for x in range(room.width) for y in range(room.height)]
+        places = [cell.cur_pos for cell in cells if cell is not None and cell.can_pickup()]
+        other = [name for name in HIDDEN if name != self.target][int(room.np_random.integers(len(HIDDEN) - 1))]
+        first = int(room.np_random.integers(len(places)))
+        for place, name in zip((places[first], places[1 - first]), (self.target, other), strict=True):
+            _put(room, place, name)
+        room.instrs = _picking_up(self.target)
+        room.instrs.reset_verifier(room)
+        room.mission = room.instrs.surface(room)
+        return self._hidden(self.env.get_wrapper_attr("observe")(room.gen_obs())), info
 
     def step(self, action: np.int64) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
         """Execute the action."""
@@ -123,6 +135,24 @@ class HiddenMission(gym.Wrapper[dict[str, Any], np.int64, Any, Any], RecordConst
 
     def _hidden(self, observation: dict[str, Any]) -> dict[str, Any]:
         return observation | {"mission": WITHHELD}
+
+
+def _put(room: Any, place: tuple[int, int], name: str) -> None:
+    """Put an object, such as `red ball`, where another one was."""
+    from minigrid.core.world_object import Ball, Box, Key
+
+    colour, kind = name.split()
+    thing = {"ball": Ball, "box": Box, "key": Key}[kind](colour)
+    thing.init_pos = thing.cur_pos = place
+    room.grid.set(*place, thing)
+
+
+def _picking_up(name: str) -> Any:
+    """minigrid's mission to pick up an object, which fails with any other one."""
+    from minigrid.envs.babyai.core.verifier import ObjDesc, PickupInstr
+
+    colour, kind = name.split()
+    return PickupInstr(ObjDesc(kind, colour), strict=True)
 
 
 def make_hidden(level: str, target: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
@@ -183,7 +213,7 @@ def _with_hidden_mission(target: str) -> TaskSpec:
 
 def hidden_id(target: str) -> str:
     """Task of a mission that is withheld."""
-    return f"babyai/go-to-hidden-{target.replace(' ', '-')}"
+    return f"babyai/pickup-hidden-{target.replace(' ', '-')}"
 
 
 def _task(level: str, symbolic: bool) -> TaskSpec:
