@@ -44,11 +44,13 @@ class HiddenGoalSettings(Lessons):
     )
     """Tasks of both that are not trained on."""
     prompt_share: float = 0.8
-    """Share of the training sequences that begin with a demonstration."""
+    """Share of the training sequences that begin with a demonstration; of a run that is to adapt it is the recipe's."""
     steps: int = 2000
     """Optimizer steps of a run with prompts."""
-    adapting_steps: int = 1000
+    adapting_steps: int = 1500
     """Optimizer steps of a run that is to adapt."""
+    adapting_context: int = 256
+    """Positions of its rows, in place of the recipe's, as many in a batch: several episodes have to fit."""
     episodes: int = 25
     """Seeded episodes per task of every evaluation."""
     episodes_in_context: int = 3
@@ -68,8 +70,9 @@ class HiddenGoalSettings(Lessons):
                 raise UserError(f"--held-out: {task!r} is neither in --tasks nor in --adapting")
         if self.episodes_in_context < 2:
             raise UserError(f"--episodes-in-context is {self.episodes_in_context}, allowed 2 and more")
-        if self.adapting_steps < 1:
-            raise UserError(f"--adapting-steps is {self.adapting_steps}, allowed 1 and more")
+        for name in ("adapting_steps", "adapting_context"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, allowed 1 and more")
 
 
 FULL: Mapping[str, Any] = {"seeds": [0, 1, 2, 3], "steps": 20_000, "adapting_steps": 10_000, "episodes": 50}
@@ -142,7 +145,10 @@ class HiddenGoal(OnLessons):
 
     def _adapting(self, store: Path, seed: int, folder: Path) -> dict[str, Any]:
         """Several episodes in one context, which nothing else precedes."""
-        recipe = self.recipe(seed, self.settings.adapting_steps, train={"prompt_share": self.settings.prompt_share})
+        plain = self.recipe(seed).train
+        context = self.settings.adapting_context
+        rows = {"context": context, "batch": max(1, plain.batch * plain.context // context)}
+        recipe = self.recipe(seed, self.settings.adapting_steps, train=rows)
         several = {"episodes_in_context": self.settings.episodes_in_context}
         episodes = self.settings.episodes - self.settings.episodes % self.settings.episodes_in_context
         played = self.evaluation(self.settings.adapting, name=ADAPTING, **several)
