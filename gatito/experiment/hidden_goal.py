@@ -44,7 +44,7 @@ class HiddenGoalSettings(Lessons):
     )
     """Tasks of both that are not trained on."""
     prompt_share: float = 0.8
-    """Share of the training sequences that begin with a demonstration; of a run that is to adapt it is the recipe's."""
+    """Share of the training sequences that begin with a demonstration; runs that are to adapt have the recipe's."""
     steps: int = 2000
     """Optimizer steps of a run with prompts."""
     adapting_steps: int = 1500
