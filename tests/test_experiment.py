@@ -199,6 +199,8 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
         (lambda: FewShotSettings(demonstrations=[10, 1]), "the smallest first"),
         (lambda: FewShotSettings(held_out=["classic/cartpole"]), "'classic/cartpole' is in --tasks"),
         (lambda: FewShotSettings(held_out=[]), "names no task"),
+        (lambda: FewShotSettings(lora_rank=-1), "--lora.rank is -1"),
+        (lambda: FewShotSettings(tuning_steps=0), "--tuning-steps is 0"),
         (lambda: HiddenGoalSettings(tasks={"classic/cartpole": 3}), "hides nothing"),
         (lambda: HiddenGoalSettings(tasks={"metaworld/reach-hidden-0": 3}, held_out=[]), "needs two and more"),
         (lambda: HiddenGoalSettings(held_out=["classic/cartpole"]), "'classic/cartpole' is neither in --tasks"),

@@ -32,6 +32,8 @@ class AblationSettings(Lessons):
         }
     )
     """Task ids, each with the number of its demonstrations; all are trained on alike."""
+    steps: int = 600
+    """Optimizer steps of a run, whatever minutes the recipe says."""
 
 
 FULL: Mapping[str, Any] = {"seeds": [0, 1, 2, 3], "steps": 10_000}

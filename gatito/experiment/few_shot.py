@@ -60,6 +60,7 @@ class FewShotSettings(Lessons):
         counts = self.demonstrations
         if not counts or counts != sorted(set(counts)) or counts[0] < 1:
             raise UserError(f"--demonstrations is {counts}, allowed different numbers from 1, the smallest first")
+        LoraConfig(rank=self.lora_rank)  # refuses an impossible one
         for name in ("tuning_steps", "scratch_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, allowed 1 and more")
