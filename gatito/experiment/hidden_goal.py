@@ -31,7 +31,7 @@ class HiddenGoalSettings(Lessons):
     tasks: dict[str, int] = field(
         default_factory=lambda: {
             **dict.fromkeys(groups()["hidden-goals"], 60),
-            **dict.fromkeys(groups()["hidden-missions"], 400),
+            **dict.fromkeys(groups()["hidden-missions"], 2000),
         }
     )
     """Task ids, each with the number of its demonstrations; those of a family differ in what is hidden alone."""
@@ -45,8 +45,8 @@ class HiddenGoalSettings(Lessons):
     """Tasks of both that are not trained on."""
     prompt_share: float = 0.8
     """Share of the training sequences that begin with a demonstration; runs that are to adapt have the recipe's."""
-    steps: int = 2000
-    """Optimizer steps of a run with prompts."""
+    steps: int = 3000
+    """Optimizer steps of a run with prompts; each family has its own."""
     adapting_steps: int = 1500
     """Optimizer steps of a run that is to adapt."""
     adapting_context: int = 256
@@ -104,43 +104,40 @@ class HiddenGoal(OnLessons):
         """Collect and build: what is prompted, and what adapts with its rewards unseen and seen."""
         check_tasks_are_known([*self.settings.tasks, *self.settings.adapting])
         held_out = self.settings.held_out
-        self.build(self.settings.tasks, self._store_of(PROMPTED, out), held_out=held_out)
+        for family, tasks in families(self.settings.tasks).items():
+            own = {task: self.settings.tasks[task] for task in tasks}
+            self.build(own, self._store_of(family, out), held_out=held_out)
         for way in (BLIND, REWARDED):
             rewarded = way == REWARDED
             self.build(self.settings.adapting, self._store_of(way, out), held_out=held_out, previous_reward=rewarded)
 
     def _store_of(self, way: str, out: Path) -> Path:
-        return out / "stores" / way.replace(" ", "-")
+        return out / "stores" / _file(way)
 
     def parts(self, out: Path) -> list[Part]:
-        """For each seed a run with prompts, and two that are to adapt."""
-        return [
-            Part(
-                name=f"{way.replace(' ', '-')}-{seed}",
-                facts={"way": way, "seed": seed},
-                measure=partial(
-                    self._prompted if way == PROMPTED else self._adapting, self._store_of(way, out), seed
-                ),
-            )
-            for seed in self.settings.seeds
-            for way in (PROMPTED, BLIND, REWARDED)
-        ]
+        """For each seed a run with prompts for each family, and two that are to adapt."""
+        parts = []
+        for seed in self.settings.seeds:
+            for family in families(self.settings.tasks):
+                measure = partial(self._prompted, self._store_of(family, out), family, seed)
+                facts = {"way": PROMPTED, "family": family, "seed": seed}
+                parts.append(Part(name=f"{_file(family)}-{seed}", facts=facts, measure=measure))
+            for way in (BLIND, REWARDED):
+                adapting = partial(self._adapting, self._store_of(way, out), seed)
+                parts.append(Part(name=f"{_file(way)}-{seed}", facts={"way": way, "seed": seed}, measure=adapting))
+        return parts
 
-    def _prompted(self, store: Path, seed: int, folder: Path) -> dict[str, Any]:
+    def _prompted(self, store: Path, family: str, seed: int, folder: Path) -> dict[str, Any]:
         recipe = self.recipe(seed, train={"prompt_share": self.settings.prompt_share})
-        return trained(folder, recipe, store, self._evaluations())
+        return trained(folder, recipe, store, self._evaluations(families(self.settings.tasks)[family]))
 
-    def _evaluations(self) -> list[Evaluation]:
+    def _evaluations(self, tasks: Sequence[str]) -> list[Evaluation]:
         """With the right prompt, with that of the next task of the family, and without."""
-        wrong = {
-            task: tasks[(i + 1) % len(tasks)]
-            for tasks in families(self.settings.tasks).values()
-            for i, task in enumerate(tasks)
-        }
+        wrong = {task: tasks[(i + 1) % len(tasks)] for i, task in enumerate(tasks)}
         return [
-            self.evaluation(name=_file(RIGHT), prompt=PROMPT),
-            self.evaluation(name=_file(WRONG), prompt=PROMPT, shown=wrong),
-            self.evaluation(name=_file(NONE)),
+            self.evaluation(tasks, name=_file(RIGHT), prompt=PROMPT),
+            self.evaluation(tasks, name=_file(WRONG), prompt=PROMPT, shown=wrong),
+            self.evaluation(tasks, name=_file(NONE)),
         ]
 
     def _adapting(self, store: Path, seed: int, folder: Path) -> dict[str, Any]:
@@ -178,7 +175,7 @@ class HiddenGoal(OnLessons):
         steps = self.settings.adapting_steps
         tables = [
             Table(
-                title=f"score after {self.settings.steps} steps",
+                title=f"score after {self.settings.steps} steps on each family",
                 head=["tasks", "", RIGHT, WRONG, NONE],
                 rows=rows,
             ),
@@ -200,11 +197,12 @@ class HiddenGoal(OnLessons):
 
     def _scores(self, measured: Sequence[Measured]) -> dict[tuple[str, str], dict[str, Estimate]]:
         """By family, kind of task and prompt."""
-        prompted = [m for m in measured if m.facts["way"] == PROMPTED]
         return {
             (family, kind): {
                 prompt: mean_score(
-                    [m.results(_file(prompt)) for m in prompted], own, "none" if prompt == NONE else PROMPT
+                    [m.results(_file(prompt)) for m in measured if m.facts.get("family") == family],
+                    own,
+                    "none" if prompt == NONE else PROMPT,
                 )
                 for prompt in (RIGHT, WRONG, NONE)
             }
@@ -251,5 +249,5 @@ class HiddenGoal(OnLessons):
         save(figure, f"{self.question} {self.settings.steps} steps, {len(self.settings.seeds)} seeds", path)
 
 
-def _file(prompt: str) -> str:
-    return prompt.replace(" ", "-")
+def _file(name: str) -> str:
+    return name.replace(" ", "-").replace("/", "--")
