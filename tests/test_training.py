@@ -499,6 +499,15 @@ def test_an_average_of_the_weights_is_saved_to_be_used_and_the_last_ones_to_go_o
     assert torch.equal(weights_of(plain)[name], seen[-1][name])  # averaging changes nothing of what is trained
 
 
+@pytest.mark.parametrize("changes", [{"optimizer": "muon"}, {"average": 0.9}])
+def test_weights_that_are_sharded_by_the_launcher_are_neither_averaged_nor_stepped_by_muon(
+    changes: dict, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="ACCELERATE_USE_FSDP shards the weights"):
+        train(tiny_recipe(**changes), store, tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -29,6 +29,11 @@ def begin_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     if config.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
         raise UserError(f"--train.precision bf16: {torch.cuda.get_device_name()} has no bfloat16; use no")
     wanted = config.sharding == "fsdp" or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if wanted and (config.optimizer == "muon" or config.average):
+        raise UserError(
+            "ACCELERATE_USE_FSDP shards the weights, which --train.optimizer muon and --train.average need whole; "
+            "launch without it, or use --train.optimizer adamw --train.average 0"
+        )
     accelerator = Accelerator(
         # Without it torchrun's processes on CPUs would each train alone.
         cpu=not torch.accelerator.is_available(),
