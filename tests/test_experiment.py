@@ -1,5 +1,6 @@
 """Experiments: what their estimates are, how they are carried out, and what they refuse."""
 
+import fcntl
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -173,11 +174,25 @@ def test_a_part_that_there_is_not_is_named(tmp_path: Path) -> None:
         measure_part(Toy(ToySettings()), tmp_path, "part-9")
 
 
+def test_a_part_that_another_process_measures_is_left_to_it(tmp_path: Path) -> None:
+    folder = tmp_path / "parts/part-1"
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="part-1 is being measured by another process; wait for it, or end it"):
+            measure_part(Toy(ToySettings()), tmp_path, "part-1")
+    measure_part(Toy(ToySettings()), tmp_path, "part-1")
+
+
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     out = tmp_path / "toy"
     run_experiment(Toy(ToySettings()), out, [], parallel=0)
-    (out / "parts/part-1/result.json").write_text("{")
-    with pytest.raises(UserError, match=r"part-1/result.json: .* the part is measured again"):
+    for damaged in ("{", "{}", "[]"):
+        (out / "parts/part-1/result.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"part-1/result.json: .* the part is measured again"):
+            run_experiment(Toy(ToySettings()), out, [], parallel=0)
+    (out / "experiment.json").write_text("{")
+    with pytest.raises(UserError, match=r"experiment.json is damaged .*; choose another --out"):
         run_experiment(Toy(ToySettings()), out, [], parallel=0)
 
 

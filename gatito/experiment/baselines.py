@@ -19,7 +19,7 @@ from gatito.data.tasks import domain_of
 from gatito.eval.config import EvaluationConfig
 from gatito.eval.evaluate import baselines_of
 from gatito.eval.results import Results, write_results
-from gatito.experiment.estimates import Estimate, mean_over, mean_score
+from gatito.experiment.estimates import Estimate, mean_score
 from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import trained
 from gatito.experiment.plan import Measured, Part, Summary, Table
@@ -143,11 +143,30 @@ class Baselines(OnLessons):
             for task in self.tasks
         }
 
+    def _means(self, measured: Sequence[Measured]) -> dict[str, Estimate]:
+        """By method over all tasks; what was trained with one seed is drawn together."""
+        means = {}
+        for method in METHODS:
+            by_seed: dict[int, list[Results]] = {}
+            for m in measured:
+                if m.facts["method"] == method:
+                    by_seed.setdefault(m.facts["seed"], []).append(m.results())
+            joined = [
+                Results(
+                    records=[record for results in own for record in results.records],
+                    baselines={task: known for results in own for task, known in results.baselines.items()},
+                    checkpoint=f"{method}, seed {seed}",
+                )
+                for seed, own in by_seed.items()
+            ]
+            means[method] = mean_score(joined, self.tasks)
+        return means
+
     def summary(self, measured: Sequence[Measured]) -> Summary:
         """Scores by task and method, and what the generalist loses or gains."""
         scores = self._scores(measured)
         rows = [[task, *(scores[method, task].words() for method in METHODS)] for task in self.tasks]
-        means = {method: mean_over([scores[method, task] for task in self.tasks]) for method in METHODS}
+        means = self._means(measured)
         rows.append(["mean", *(means[method].words() for method in METHODS)])
         findings = []
         for method in METHODS[1:]:
@@ -170,7 +189,7 @@ class Baselines(OnLessons):
 
         scores = self._scores(measured)
         figure, (left, right) = panels(2)
-        means = {method: mean_over([scores[method, task] for task in self.tasks]) for method in METHODS}
+        means = self._means(measured)
         bars(left, means, xlabel="mean score")
         grid = [[scores[method, task].mean for task in self.tasks] for method in METHODS]
         heat(right, grid, [task.partition("/")[2] for task in self.tasks])

@@ -5,13 +5,15 @@ OUT/parts/PART/result.json         a finished part; beside it its run and the ep
 OUT/results.json, table.md, NAME.png
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from gatito.experiment.plan import RESULT, Experiment, Measured, Part, folder_of
 
 SCHEMA = 1
 SAID = "experiment.json"
+LOCK = ".lock"
 LOG = "log.txt"
 """What the process of a part prints, in its folder."""
 POLL_S = 0.2
@@ -59,7 +62,8 @@ def measured_of(part: Part, out: Path) -> Measured:
     folder = folder_of(part.name, out)
     try:
         values = json.loads((folder / RESULT).read_text())
-    except (OSError, ValueError) as error:
+        float(values["seconds"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / RESULT}: {error}; remove it, and the part is measured again") from None
     return Measured(folder=folder, facts=part.facts, values=values)
 
@@ -68,7 +72,10 @@ def _begin(experiment: Experiment, out: Path) -> None:
     check_writable(out)
     said, settings = out / SAID, settings_json(experiment)
     if said.is_file():
-        found = json.loads(said.read_text())
+        try:
+            found = dict(json.loads(said.read_text()))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{said} is damaged ({error}); choose another --out") from None
         changed = sorted(key for key in settings.keys() | found.keys() if settings.get(key) != found.get(key))
         if changed:
             words = ", ".join(f"{key} was {found.get(key)!r}, now {settings.get(key)!r}" for key in changed)
@@ -83,13 +90,19 @@ def _begin(experiment: Experiment, out: Path) -> None:
 
 
 def _measure(part: Part, out: Path) -> None:
+    """Measure a part; raises `UserError` where another process does, such as one whose experiment was killed."""
     folder = folder_of(part.name, out)
     folder.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    values = {**part.measure(folder), "seconds": time.monotonic() - began}
-    temporary = (folder / RESULT).with_suffix(".partial")
-    temporary.write_text(json.dumps(values, indent=1))
-    temporary.rename(folder / RESULT)
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder} is being measured by another process; wait for it, or end it") from None
+        began = time.monotonic()
+        values = {**part.measure(folder), "seconds": time.monotonic() - began}
+        temporary = (folder / RESULT).with_suffix(".partial")
+        temporary.write_text(json.dumps(values, indent=1))
+        temporary.rename(folder / RESULT)
 
 
 def _measure_all(parts: Sequence[Part], out: Path, command: Sequence[str], parallel: int) -> None:
@@ -98,7 +111,7 @@ def _measure_all(parts: Sequence[Part], out: Path, command: Sequence[str], paral
     waiting = [part for part in parts if part.name not in finished]
     running: dict[str, subprocess.Popen[bytes]] = {}
     failed: list[str] = []
-    with tqdm(total=len(parts), initial=len(finished), desc="measure", unit="part") as bar:
+    with _ended(running), tqdm(total=len(parts), initial=len(finished), desc="measure", unit="part") as bar:
         while waiting or running:
             for part in [part for part in waiting if set(part.needs) <= finished]:
                 if parallel == 0:
@@ -124,6 +137,16 @@ def _measure_all(parts: Sequence[Part], out: Path, command: Sequence[str], paral
         log = folder_of(failed[0], out) / LOG
         last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
         raise UserError(f"{len(failed)} parts failed, first {failed[0]}: {last[0]} (see {log}); run it again")
+
+
+@contextlib.contextmanager
+def _ended(running: Mapping[str, subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Whatever ends the experiment ends its parts too; killed, it cannot, and `_measure` finds them locked."""
+    try:
+        yield
+    finally:
+        for process in running.values():
+            process.terminate()
 
 
 def _start(name: str, out: Path, command: Sequence[str]) -> subprocess.Popen[bytes]:

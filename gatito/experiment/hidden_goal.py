@@ -11,7 +11,7 @@ from typing import Any
 
 from gatito.data.tasks import groups
 from gatito.errors import UserError
-from gatito.experiment.estimates import Estimate, mean_over, mean_score
+from gatito.experiment.estimates import Estimate, mean_score
 from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import Evaluation, check_tasks_are_known, trained
 from gatito.experiment.plan import Measured, Part, Summary, Table
@@ -68,6 +68,11 @@ class HiddenGoalSettings(Lessons):
         for task in self.held_out:
             if task not in {**self.tasks, **self.adapting}:
                 raise UserError(f"--held-out: {task!r} is neither in --tasks nor in --adapting")
+        if self.episodes < 2 * self.episodes_in_context:
+            raise UserError(
+                f"--episodes is {self.episodes}, allowed {2 * self.episodes_in_context} and more: two for each of "
+                f"--episodes-in-context {self.episodes_in_context}"
+            )
         if self.episodes_in_context < 2:
             raise UserError(f"--episodes-in-context is {self.episodes_in_context}, allowed 2 and more")
         for name in ("adapting_steps", "adapting_context"):
@@ -168,8 +173,12 @@ class HiddenGoal(OnLessons):
             gain = row[-1].minus(row[0])
             findings.append(f"{way}, {kind}: episode {len(row)} of a context less the first: {gain.words()}")
             values[f"{way}, {kind}"] = {"by_order": [estimate.to_json() for estimate in row]}
-        for kind in dict.fromkeys(kind for _, kind in orders):
-            gain = mean_over(orders[REWARDED, kind]).minus(mean_over(orders[BLIND, kind]))
+        for kind, tasks in self._kinds(list(self.settings.adapting)).items():
+            seen, unseen = (
+                mean_score([m.results(ADAPTING) for m in measured if m.facts["way"] == way], tasks)
+                for way in (REWARDED, BLIND)
+            )
+            gain = seen.minus(unseen)
             findings.append(f"{REWARDED} less {BLIND}, {kind}, over all episodes of a context: {gain.words()}")
         several = range(self.settings.episodes_in_context)
         steps = self.settings.adapting_steps

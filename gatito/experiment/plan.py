@@ -32,9 +32,9 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise UserError(f"--seeds is {self.seeds}, allowed different whole numbers from 0, at least one")
-        for name in ("episodes", "threads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}, allowed 1 and more")
+        for name, fewest in (("episodes", 2), ("threads", 1)):  # one episode has no interval
+            if getattr(self, name) < fewest:
+                raise UserError(f"--{name} is {getattr(self, name)}, allowed {fewest} and more")
 
 
 @dataclass(frozen=True, kw_only=True)

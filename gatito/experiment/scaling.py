@@ -69,7 +69,7 @@ class Scaling(OnLessons):
         """One for each size and seed."""
         return [
             Part(
-                name=f"{size}-{seed}",
+                name=f"{Path(size).stem}-{seed}",
                 facts={"size": size, "seed": seed},
                 measure=partial(self._measure, out, size, seed),
             )

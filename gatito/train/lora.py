@@ -32,6 +32,7 @@ def add_adapters(model: GatitoForCausalLM, config: LoraConfig) -> None:
     except ImportError:
         raise UserError("--lora.rank needs peft: pip install 'gatito[lora]'") from None
     there = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    there.discard("lm_head")  # it is the token table, and computes the loss
     for name in config.modules:
         if name not in there:
             raise UserError(f"--lora.modules: {nearest(name, there, 'linear module')}")
