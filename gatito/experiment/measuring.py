@@ -105,7 +105,11 @@ def _shown_by(task: CheckedTask, shown: Mapping[str, str]) -> CheckedTask:
 
 @torch.inference_mode()
 def held_out_loss(model: GatitoForCausalLM, store: Store) -> dict[str, float]:
-    """Mean cross-entropy over the ids of each group of targets, on rows of a store (nats a token), and `all`."""
+    """Mean cross-entropy over the ids of each group of targets, on rows of a store (nats a token), and `all`.
+
+    It is over the ids of a target's own group, whatever the model was trained on: one loss for all that is compared.
+    """
+    trained_over, model.config.loss_over = model.config.loss_over, "group"
     sampler = Sampler(store=store, context=int(model.config.context), trunk=model.config.trunk, seed=10**6)
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
@@ -114,6 +118,7 @@ def held_out_loss(model: GatitoForCausalLM, store: Store) -> dict[str, float]:
         for group, total in targets.loss_sum.items():
             sums[group] = sums.get(group, 0.0) + float(total)
             counts[group] = counts.get(group, 0.0) + float(targets.num_targets[group])
+    model.config.loss_over = trained_over
     losses = {group: sums[group] / counts[group] for group in sums if counts[group]}
     return losses | {"all": sum(sums.values()) / sum(counts.values())}
 
