@@ -499,6 +499,20 @@ def test_an_average_of_the_weights_is_saved_to_be_used_and_the_last_ones_to_go_o
     assert torch.equal(weights_of(plain)[name], seen[-1][name])  # averaging changes nothing of what is trained
 
 
+def test_a_run_may_go_on_with_another_optimizer_and_without_the_average_where_changes_are_accepted(
+    tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train(tiny_recipe(steps=2, optimizer="muon", average=0.5), store, tmp_path / "run")
+    own = read_state(first).optimizer["parameter/model.norm.weight"]
+    going_on = {"resume": "auto", "accept_changes": True}
+    train(tiny_recipe(steps=2, lr=1e-30, **going_on), store, tmp_path / "run")  # nothing to do
+    last = train(tiny_recipe(steps=3, lr=1e-30, first_lr=1e-30, **going_on), store, tmp_path / "run")
+    assert "the state of muon is left behind: adamw begins anew" in capsys.readouterr().out
+    torch.testing.assert_close(weights_of(last)["model.norm.weight"], own)  # not the averaged ones
+    again = train(tiny_recipe(steps=4, average=0.5, **going_on), store, tmp_path / "run")
+    assert weights_of(again)
+
+
 @pytest.mark.parametrize("changes", [{"optimizer": "muon"}, {"average": 0.9}])
 def test_weights_that_are_sharded_by_the_launcher_are_neither_averaged_nor_stepped_by_muon(
     changes: dict, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch

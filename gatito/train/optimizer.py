@@ -94,16 +94,20 @@ class Average:
         """The model's own parameters, which a checkpoint has elsewhere only as their average."""
         return {f"{OWN}/{name}": value.detach().cpu().clone() for name, value in self.model.named_parameters()}
 
-    def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Go on after so many steps: the model has the averaged parameters, `tensors` its own."""
-        self.steps = steps
-        self.values = {name: value.detach().clone() for name, value in self.model.named_parameters()}
-        self._put({name: tensors[f"{OWN}/{name}"] for name in self.values})
-
     @torch.no_grad()
     def _put(self, values: dict[str, Tensor]) -> None:
         for name, value in self.model.named_parameters():
             value.copy_(values[name])
+
+
+@torch.no_grad()
+def restore_own_parameters(model: torch.nn.Module, tensors: dict[str, Tensor]) -> bool:
+    """Give a model that has averaged parameters its own ones; False where `Average` has kept none."""
+    if not any(key.startswith(f"{OWN}/") for key in tensors):
+        return False
+    for name, value in model.named_parameters():
+        value.copy_(tensors[f"{OWN}/{name}"])
+    return True
 
 
 def optimizer_tensors(

@@ -41,7 +41,14 @@ from gatito.train.info import expected_epochs
 from gatito.train.init import Beginning, begin_with
 from gatito.train.lora import add_adapters, merged, read_adapter, write_adapter
 from gatito.train.memory import available_bytes, check_fits, rows_per_gpu, training_memory
-from gatito.train.optimizer import Average, build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
+from gatito.train.optimizer import (
+    Average,
+    build_optimizer,
+    learning_rate,
+    optimizer_tensors,
+    restore_optimizer,
+    restore_own_parameters,
+)
 from gatito.train.parameters import count_parameters
 from gatito.train.settings import check_same_settings, run_settings
 from gatito.train.sharding import begin_accelerator, is_sharded, whole_model
@@ -101,11 +108,15 @@ def train(recipe: Recipe, data: Path, out: Path, *, init: str | Path | None = No
     plain = accelerator.unwrap_model(model)
     step, elapsed, begins_at = 0, 0.0, None
     if found:
-        restore_optimizer(plain, optimizer, found[1].optimizer)
+        before = found[1].settings.get("train.optimizer", "adamw")
+        if before == config.optimizer:
+            restore_optimizer(plain, optimizer, found[1].optimizer)
+        else:
+            accelerator.print(f"the state of {before} is left behind: {config.optimizer} begins anew")
         begins_at, step, elapsed = found[0], found[1].step, found[1].elapsed_s
     average = Average(plain, config.average) if config.average else None
-    if found and average is not None:
-        average.restore(found[1].optimizer, step)
+    if found and restore_own_parameters(plain, found[1].optimizer) and average is not None:
+        average.steps = step
     del found  # the tensors of its files, which may be pruned
     processor = processor_of(store, sampler.trunk, None if beginning is None else beginning.processor)
     del beginning  # its weights were copied
