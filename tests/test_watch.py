@@ -26,7 +26,7 @@ from gatito.errors import UserError
 from gatito.model.blocks import Attention
 from gatito.model.masks import segment_blocks, visible
 from gatito.tokenizers import TextTokenizer, Vocabulary
-from gatito.train import evaluation, memory, sharding, trainer
+from gatito.train import evaluation, memory, sharding, tracking, trainer
 from gatito.train.checkpoint import list_checkpoints
 from gatito.train.stop import Terminated
 from gatito.train.trainer import train
@@ -350,17 +350,17 @@ def test_a_tracker_is_sent_what_is_written_down(tmp_path: Path, cartpole: Path) 
 
 def test_wandb_without_a_login_stays_on_this_disk_and_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
-    monkeypatch.setattr(trainer.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda _: True)
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/nowhere")  # no netrc
     monkeypatch.setenv("WANDB_MODE", "")  # so that what is set below is undone after the test
     monkeypatch.delenv("WANDB_MODE")
-    trainer._check_tracker(tiny_recipe(tracker="wandb").train)
+    tracking.check_tracker(tiny_recipe(tracker="wandb").train)
     assert os.environ["WANDB_MODE"] == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.delenv("WANDB_MODE")
-    trainer._check_tracker(tiny_recipe(tracker="wandb").train)
+    tracking.check_tracker(tiny_recipe(tracker="wandb").train)
     assert "WANDB_MODE" not in os.environ
 
 

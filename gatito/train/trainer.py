@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
-import netrc
 import os
 import time
 from collections.abc import Iterator
@@ -55,6 +53,7 @@ from gatito.train.sharding import begin_accelerator, is_sharded, whole_model
 from gatito.train.step import StepResult, optimizer_step
 from gatito.train.stop import Stop, Terminated, noticing_sigterm
 from gatito.train.stream import MicroBatches, loader, lost_workers_named, stream_of
+from gatito.train.tracking import check_tracker
 from gatito.train.watch import EVALUATIONS, METRICS, Watch, forget_steps, read_lines
 
 MAX_SKIPPED = 3
@@ -71,7 +70,7 @@ def train(recipe: Recipe, data: Path, out: Path, *, init: str | Path | None = No
     loss that stays not finite; `Terminated` once it has saved after SIGTERM.
     """
     config = recipe.train
-    _check_tracker(config)
+    check_tracker(config)
     check_writable(out)
     store = open_store(data)
     check_store(store)
@@ -385,27 +384,6 @@ def _mention_spare_latents(sampler: Sampler) -> None:
             f"--model.latents {latents} is more than an observation has tokens in {', '.join(spare)}; "
             "--model.latents 0 would take fewer positions there"
         )
-
-
-def _check_tracker(config: TrainConfig) -> None:
-    """Raise `UserError` for a tracker that is not installed; one that would ask for a login writes to this disk."""
-    if config.tracker == "none":
-        return
-    if importlib.util.find_spec(config.tracker) is None:
-        raise UserError(f"--train.tracker {config.tracker} needs its package: pip install {config.tracker}")
-    if config.tracker == "wandb" and "WANDB_MODE" not in os.environ and not _knows_wandb():
-        os.environ["WANDB_MODE"] = "offline"
-        print("wandb: nobody is logged in, so the run is kept on this disk; wandb sync uploads it later")
-
-
-def _knows_wandb() -> bool:
-    """Whether an API key of Weights & Biases is at hand."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def _checkpoint(config: TrainConfig, out: Path, accelerator: Accelerator) -> tuple[Path, TrainingState] | None:
