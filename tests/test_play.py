@@ -35,7 +35,8 @@ from gatito.eval.agent import Agent
 from gatito.eval.simulators import Answer, Failed, LocalSimulators, Lost
 from gatito.model import GatitoForCausalLM, GatitoProcessor
 from gatito.play.config import PlayConfig
-from gatito.play.requests import parse
+from gatito.play.requests import opened as opened_message
+from gatito.play.requests import request_of
 from gatito.play.server import PlayServer
 from gatito.tokenizers import TextTokenizer, Vocabulary
 
@@ -175,6 +176,23 @@ def test_running_agents_come_to_the_end_of_their_episode_and_are_scored(opened: 
     last = opened.heard("moment", lambda moment: moment["over"])
     assert last["score"] == pytest.approx((last["return"] - 21.68) / (500 - 21.68), abs=0.01)
     opened.heard("ended")
+
+
+def test_an_agent_that_is_told_to_go_on_leaves_the_episode_of_a_person_alone(opened: Page) -> None:
+    opened.begin(CARTPOLE, controlled=True)
+    opened.heard("moment")
+    opened.say("run", going=True, speed=1000)
+    opened.say("act", values=[1])
+    opened.heard("moment", lambda moment: moment["timestep"] == 1)
+    with pytest.raises(TimeoutError):
+        opened.socket.recv(0.3)
+
+
+def test_what_was_wrong_says_of_which_request(opened: Page) -> None:
+    opened.say("begin", task=CARTPOLE, seed=-1, prompts=[None], part="beginning", instruction=None, controlled=False)
+    error = opened.heard("error")
+    assert error["of"] == "begin"
+    assert "seed is -1" in error["text"]
 
 
 def test_a_paused_agent_waits(opened: Page) -> None:
@@ -547,11 +565,11 @@ def test_fuzzed_messages_are_refused_with_a_sentence() -> None:
         for _ in range(rng.randrange(1, 6)):
             message[rng.randrange(len(message))] = chr(rng.randrange(32, 300))
         with pytest.raises(UserError, match=r"\w"):
-            parse("".join(message))
+            request_of(*opened_message("".join(message)))
     with pytest.raises(UserError, match="binary"):
-        parse(b"\x00")
+        opened_message(b"\x00")
     with pytest.raises(UserError, match="JSON"):
-        parse("[" * 100_000)
+        opened_message("[" * 100_000)
 
 
 def test_a_message_that_is_too_long_ends_its_page_alone(checkpoint: Checkpoint) -> None:

@@ -249,6 +249,36 @@ def test_presses_after_the_end_and_double_clicks_are_no_mistakes(opened: Page) -
     expect(opened.get_by_role("alert")).to_be_hidden()
 
 
+def test_the_next_seed_does_not_take_the_controls_away_from_who_has_asked_for_them(opened: Page) -> None:
+    choose(opened, CARTPOLE)
+    expect(opened.locator("figcaption")).to_contain_text("over: return", timeout=20_000)
+    # The server is busy: the end of the agent's episode is heard after the controls were asked for.
+    opened.evaluate("take(true); ended()")
+    expect(opened.locator("figcaption b")).to_have_text("you act")
+    opened.wait_for_timeout(1500)
+    expect(opened.locator("figcaption b")).to_have_text("you act")
+    expect(opened.locator("figcaption span").first).to_contain_text("step 0,")
+    expect(opened.get_by_role("alert")).to_be_hidden()
+
+
+def test_the_controls_are_taken_of_the_task_that_was_chosen_a_moment_ago(opened: Page) -> None:
+    opened.select_option("#task", GRID)
+    opened.click("#control")
+    expect(opened.locator("#task-name")).to_contain_text(GRID)
+    expect(opened.locator("figcaption b")).to_have_text("you act")
+    opened.wait_for_timeout(500)
+    expect(opened.locator("figcaption b")).to_have_text("you act")
+
+
+def test_an_episode_that_is_refused_leaves_the_page_as_it_was(opened: Page) -> None:
+    choose(opened, GRID)
+    opened.evaluate("begin(2 ** 53)")
+    expect(opened.get_by_role("alert")).to_contain_text("seed is")
+    opened.evaluate("begin(3)")
+    expect(opened.get_by_role("alert")).to_be_hidden()
+    expect(opened.locator("figcaption span").first).not_to_contain_text("step 0,")
+
+
 def test_an_address_without_its_token_is_told_so(served: Any, browser: Browser) -> None:
     own = browser.new_page()
     own.goto(served[1].partition("#")[0])

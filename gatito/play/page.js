@@ -13,6 +13,7 @@ let going = false;
 let over = false; // whether the episode is
 let instruction = null; // in place of the environment's own
 let seeds = null; // timer of the next seed
+let awaited = 0; // episodes that were asked for and have not begun: what is heard meanwhile is of one that was left
 let figures = [];
 
 function send(request) {
@@ -42,6 +43,7 @@ function begin(seed, hold = controlled) {
   at("seed").value = seed;
   const chosen = at("prompt").value === "" ? null : Number(at("prompt").value);
   const beside = at("beside").checked && chosen !== null;
+  awaited += 1;
   send({
     do: "begin", task: wanted, seed, part: at("part").value, instruction, controlled: hold,
     prompts: hold ? [null] : beside ? [null, chosen] : [chosen],
@@ -49,6 +51,10 @@ function begin(seed, hold = controlled) {
 }
 
 function again(ahead = 0, hold = controlled) {
+  if (choosing !== null && at("task").value) { // whoever chose a task a moment ago means that one
+    takeUp();
+    return begin(0, hold);
+  }
   const seed = Math.trunc(Number(at("seed").value)) + ahead;
   begin(Number.isSafeInteger(seed) && seed >= 0 ? seed : 0, hold);
 }
@@ -62,6 +68,7 @@ function run(start) {
 }
 
 function began(message) {
+  awaited -= 1;
   stage = message;
   over = false;
   controlled = message.controlled;
@@ -78,13 +85,15 @@ function began(message) {
   at("panes").replaceChildren(...figures.map(({ figure }) => figure));
   at("looked").replaceChildren();
   drawPad();
-  for (const id of ["go", "step", "look"]) at(id).disabled = controlled;
-  run(true);
+  for (const id of ["go", "step"]) at(id).disabled = controlled;
+  at("look").disabled = true; // there is nothing to look at before it acts
+  if (!awaited) run(true);
 }
 
 function show(moment) {
   const { image, said, note } = figures[moment.pane];
   image.src = moment.frame;
+  if (moment.pane === figures.length - 1) at("look").disabled = controlled || moment.timestep === 0;
   const action = moment.action === null ? "" : `, action ${named(moment.action)}`;
   said.textContent = `step ${moment.timestep}, return ${number(moment.return)}${action} `;
   if (moment.over) {
@@ -103,6 +112,7 @@ function named(values) {
 }
 
 function ended() {
+  if (awaited) return;
   over = true;
   run(false);
   if (!controlled && at("endless").checked) seeds = setTimeout(() => again(1), 1200);
@@ -235,15 +245,20 @@ function chooseSoon() {
   choosing = setTimeout(choose, 250);
 }
 
-function choose() {
+function takeUp() {
   clearTimeout(choosing);
-  if (!at("task").value) return;
+  choosing = null;
   wanted = at("task").value;
   instruction = null;
   at("instruction").value = "";
   at("beside").checked = false;
   at("prompt").value = "";
   listDemonstrations();
+}
+
+function choose() {
+  if (!at("task").value) return;
+  takeUp();
   begin(0, false);
 }
 
@@ -282,6 +297,7 @@ const HEARD = {
   error: (message) => {
     const late = ["act", "finish"].includes(message.of) && (over || !controlled); // a press after the end
     if (!late) complain(message.text);
+    if (message.of === "begin") awaited -= 1;
     if (message.of === "run" || message.of === "step") { over = true; run(false); }
   },
 };

@@ -136,8 +136,8 @@ class Ask:
 Request = Begin | Run | Step | Act | Finish | Instruct | Look | Demonstrate | Upload | Save | Ask
 
 
-def parse(message: str | bytes) -> Request:
-    """Read a message; raises `UserError` for what it cannot say."""
+def opened(message: str | bytes) -> tuple[str, Any]:
+    """The kind of request that a message is, and its values; raises `UserError` for what is none."""
     if isinstance(message, bytes):
         raise UserError("a binary message, expected JSON in a text")
     try:
@@ -147,6 +147,11 @@ def parse(message: str | bytes) -> Request:
     kind = checked(values, "do", "a text")
     if kind not in KINDS:
         raise UserError(nearest(kind, KINDS, "request"))
+    return kind, values
+
+
+def request_of(kind: str, values: Any) -> Request:
+    """The request of a kind; raises `UserError` for values that it cannot have."""
     try:
         return KINDS[kind](values)
     except UserError as error:

@@ -39,7 +39,7 @@ from gatito.play.config import PlayConfig
 from gatito.play.demonstrations import Demonstrations
 from gatito.play.game import Stage
 from gatito.play.questions import Questions
-from gatito.play.requests import PANES, parse
+from gatito.play.requests import PANES, opened, request_of
 from gatito.play.visitor import Visitor
 from gatito.serve.server import GOING_AWAY, TRY_AGAIN_LATER
 from gatito.serve.sessions import Sessions
@@ -199,13 +199,12 @@ class PlayServer:
             await tell(self._greeting)
             await visitor.tell_demonstrations()
             async for message in connection:
-                what = "message"
+                kind = "message"
                 try:
-                    request = parse(message)
-                    what = type(request).__name__.lower()
-                    await visitor.handle(request)
+                    kind, values = opened(message)
+                    await visitor.handle(request_of(kind, values))
                 except Exception as error:  # a fault of ours is told to the page, and the others go on
-                    await visitor.tell_error(what, error)
+                    await visitor.tell_error(kind, error)
         finally:
             del self._open[connection]
             try:

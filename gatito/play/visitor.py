@@ -90,12 +90,12 @@ class Visitor:
         """Let the agent act at its pace as long as it is to go on; ends with the page."""
         while True:
             await self._running.wait()
-            if self._game is None or self._game.is_over:
+            if self._game is None or self._game.is_over or self._game.controlled:
                 self._running.clear()
                 continue
             began = time.monotonic()
             try:
-                await self._play(lambda game: game.step())
+                await self._play(lambda game: game.step(), by_itself=True)
             except Exception as error:
                 self._running.clear()
                 await self.tell_error("run", error)
@@ -157,9 +157,14 @@ class Visitor:
         window, rng = self._sessions.window, np.random.default_rng(request.seed)
         return prompt_of_episodes([episode], stage.spec.id, stage.layout, *window, request.part, rng)
 
-    async def _play(self, act: GameAct) -> None:
-        """Take a step of the game and show it; what a person did is kept when it is over."""
+    async def _play(self, act: GameAct, *, by_itself: bool = False) -> None:
+        """Take a step of the game and show it; what a person did is kept when it is over.
+
+        A step that the agent takes `by_itself` is left out where it is not to go on any more.
+        """
         async with self._lock:
+            if by_itself and not self._running.is_set():
+                return
             game = self._playing()
             await self._show(await asyncio.to_thread(act, game))
             if game.is_over:
