@@ -2,7 +2,11 @@
 
 import fcntl
 import json
-from collections.abc import Sequence
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,16 +17,18 @@ import pytest
 from toy import tiny_recipe, write_task_store
 
 from gatito import cli
+from gatito.data.build import build
 from gatito.data.collect import collect
 from gatito.data.collection import CollectConfig
 from gatito.data.domains.babyai import HIDDEN
+from gatito.data.mixture import DatasetConfig, HeldOutConfig, MixtureConfig
 from gatito.data.store import open_store
 from gatito.data.tasks import get_task
 from gatito.errors import UserError
 from gatito.eval.results import Results
 from gatito.eval.scores import Baseline, EpisodeRecord
 from gatito.experiment.ablation import Ablation, AblationSettings
-from gatito.experiment.beyond import BeyondSettings
+from gatito.experiment.beyond import Beyond, BeyondSettings
 from gatito.experiment.catalogue import EXPERIMENTS
 from gatito.experiment.command import run_named
 from gatito.experiment.engine import measure_part, run_experiment
@@ -32,7 +38,7 @@ from gatito.experiment.hidden_goal import HiddenGoalSettings, families
 from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import check_held_out
 from gatito.experiment.plan import Experiment, Measured, Part, Settings, Summary, Table
-from gatito.experiment.scaling import ScalingSettings, _slope, _smooth
+from gatito.experiment.scaling import PowerLaw, ScalingSettings, _smooth
 from gatito.tokenizers import TextTokenizer, Vocabulary
 from gatito.train.trainer import train
 
@@ -90,8 +96,41 @@ def test_runs_of_other_episodes_are_not_compared() -> None:
 
 def test_a_power_law_is_found_again() -> None:
     x = np.log([1e5, 1e6, 1e7])
-    np.testing.assert_allclose(_slope(x, np.log(3.0) - 0.076 * x[None]), -0.076)
+    law = PowerLaw.fit(x, np.log(3.0) - 0.076 * x)
+    np.testing.assert_allclose([law.power, *law.interval], -0.076)
+    np.testing.assert_allclose(law.line()[1][[0, -1]], 3.0 * np.exp(x[[0, -1]]) ** -0.076)
     np.testing.assert_allclose(_smooth([1.0, 2.0, 3.0, 4.0], width=2), [1.0, 1.5, 2.5, 3.5])
+
+
+def test_the_interval_of_a_power_law_knows_how_far_the_points_are_from_it() -> None:
+    x = np.log([1e5, 1e6, 1e7, 1e8])
+    line = np.log(3.0) - 0.05 * x
+    near, far = (PowerLaw.fit(x, line + size * np.array([1.0, -1.0, -1.0, 1.0])) for size in (0.001, 0.05))
+    (low, high), (lower, higher) = near.interval, far.interval
+    assert lower < low <= -0.05 <= high < higher
+    assert PowerLaw.fit(x[:2], line[:2]).interval == (None, None)
+    _, below, above = far.band()
+    assert (below < above).all()
+
+
+def test_one_seed_alone_has_no_interval() -> None:
+    alone = mean_of([1.25])
+    assert alone.words(3) == "1.250"
+    assert alone.to_json() == {"mean": 1.25, "low": None, "high": None, "by_seed": [1.25]}
+    assert mean_of([1.0, 2.0]).minus(alone).words() == "0.25"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0.2, 0.3], "reached"),
+        ([-0.2, -0.3], "not reached"),
+        ([-0.1, 0.3], "reached on average, within the interval"),
+        ([-0.3, 0.1], "not reached on average, within the interval"),
+    ],
+)
+def test_the_interval_says_whether_a_figure_is_reached(values: list[float], said: str) -> None:
+    assert mean_of(values).reaches(0.0) == said
 
 
 # --- carrying out
@@ -109,6 +148,15 @@ class Toy(Experiment):
     calls: list[int] = field(default_factory=list)
     name = "toy"
     question = "Do toys add up?"
+
+    made: str = "wood"
+
+    def check(self) -> None:
+        if -1 in self.settings.values:
+            raise UserError("value -1 is no toy")
+
+    def made_of(self) -> dict[str, Any]:
+        return {"recipe": {"made": self.made}}
 
     def prepare(self, out: Path) -> None:
         (out / "prepared").touch()
@@ -169,6 +217,70 @@ def test_an_experiment_of_other_settings_is_not_continued(tmp_path: Path) -> Non
         run_experiment(Toy(ToySettings()), tmp_path / "other", [], parallel=0)
 
 
+def test_an_experiment_whose_files_hold_something_else_now_is_not_continued(tmp_path: Path) -> None:
+    run_experiment(Toy(ToySettings()), tmp_path, [], parallel=0)
+    with pytest.raises(UserError, match=r"\(recipe.made was 'wood', now 'tin'\); choose another --out"):
+        run_experiment(Toy(ToySettings(), made="tin"), tmp_path, [], parallel=0)
+
+
+def test_what_decides_nothing_may_be_another_when_an_experiment_is_continued(tmp_path: Path) -> None:
+    first, again = Toy(ToySettings(threads=1)), Toy(ToySettings(threads=2))
+    run_experiment(first, tmp_path, [], parallel=0)
+    run_experiment(again, tmp_path, [], parallel=0)
+    assert again.calls == []
+
+
+def test_what_cannot_be_carried_out_leaves_its_folder_free(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="value -1 is no toy"):
+        run_experiment(Toy(ToySettings(values=[-1])), tmp_path / "toy", [], parallel=0)
+    assert not (tmp_path / "toy").exists()
+    run_experiment(Toy(ToySettings()), tmp_path / "toy", [], parallel=0)
+
+
+def test_what_can_be_measured_is_measured_beside_what_fails(tmp_path: Path) -> None:
+    broken = Toy(ToySettings(), broken=(1, 2))
+    with pytest.raises(UserError, match="2 parts failed, first part-1: value 1 is broken; run it again"):
+        run_experiment(broken, tmp_path, [], parallel=0)
+    assert broken.calls == [3]
+
+
+KILLED = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from gatito.experiment.engine import _start
+out = Path(sys.argv[1])
+code = "from gatito.experiment.engine import _end_with, PARENT; import os; _end_with(int(os.environ[PARENT]))"
+process = _start("part", out, [sys.executable, "-c", code])
+(out / "pid").write_text(str(process.pid))
+time.sleep(60)
+"""
+
+
+def test_parts_end_with_an_experiment_that_is_killed(tmp_path: Path) -> None:
+    experiment = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)])
+    wait_for(lambda: (tmp_path / "pid").is_file())
+    part = int((tmp_path / "pid").read_text())
+    os.kill(part, 0)  # it is there
+    experiment.kill()
+    experiment.wait()
+    wait_for(lambda: not is_alive(part))
+
+
+def wait_for(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < limit_s
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody has asked for is over too."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+    except OSError:
+        return False
+
+
 def test_a_part_that_there_is_not_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--part part-9: the experiment has last, part-1"):
         measure_part(Toy(ToySettings()), tmp_path, "part-9")
@@ -208,12 +320,18 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
         (lambda: ScalingSettings(sizes=["ladder-1m"]), "two different recipes"),
         (lambda: ScalingSettings(sizes=["ladder-1m", "79m"]), "tokens must be equal"),
         (lambda: ScalingSettings(tasks={}), "--tasks names none"),
-        (lambda: ScalingSettings(looks=0), "--looks is 0, allowed 1 to the 1500 steps"),
+        (lambda: ScalingSettings(looks=0), "--looks is 0, allowed a divisor of --steps 1500"),
+        (lambda: ScalingSettings(looks=7), "--looks is 7, allowed a divisor of --steps 1500"),
+        (lambda: FewShotSettings(tuning_lr=-1.0), "--tuning-lr is -1.0, allowed above 0"),
+        (lambda: FewShotSettings(lora_lr=float("nan")), "--lora-lr is nan, allowed above 0"),
+        (lambda: FewShotSettings(held_out=["a/b", "a/b"]), "allowed different tasks"),
+        (lambda: HiddenGoalSettings(prompt_share=7.0), "--prompt-share is 7.0, allowed above 0 to 1"),
+        (lambda: HiddenGoalSettings(held_out=2 * ["metaworld/reach-hidden-5"]), "lists .* twice"),
         (lambda: BeyondSettings(minutes=0.0), "--minutes is 0.0, allowed above 0"),
         (lambda: ScalingSettings(tasks={"classic/cartpole": 0}), "0 demonstrations of classic/cartpole"),
         (lambda: FewShotSettings(demonstrations=[10, 1]), "the smallest first"),
         (lambda: FewShotSettings(held_out=["classic/cartpole"]), "'classic/cartpole' is in --tasks"),
-        (lambda: FewShotSettings(held_out=[]), "names no task"),
+        (lambda: FewShotSettings(held_out=[]), "--held-out is \\[\\], allowed different tasks"),
         (lambda: FewShotSettings(lora_rank=-1), "--lora.rank is -1"),
         (lambda: FewShotSettings(tuning_steps=0), "--tuning-steps is 0"),
         (lambda: HiddenGoalSettings(tasks={"classic/cartpole": 3}), "hides nothing"),
@@ -237,7 +355,21 @@ def test_a_held_out_task_that_was_pretrained_on_is_refused(
         held_out=["classic/cartpole"], init=str(tmp_path / "run"), tasks={"classic/acrobot": 1}
     )
     with pytest.raises(UserError, match="pretrain without it"):
-        FewShot(settings).prepare(tmp_path / "out")
+        FewShot(settings).check()
+
+
+def test_a_task_that_the_mixture_held_out_can_be_learned_from_few_demonstrations(
+    tmp_path: Path,
+) -> None:
+    collect(["classic/cartpole", "classic/acrobot"], tmp_path / "data", CollectConfig(episodes=2, processes=1))
+    datasets = [DatasetConfig(source=f"minari:{path}") for path in sorted((tmp_path / "data").glob("*/*/*"))]
+    build(MixtureConfig(datasets=datasets, held_out=HeldOutConfig(tasks=["classic/acrobot"])), tmp_path / "store")
+    train(tiny_recipe(steps=1), tmp_path / "store", tmp_path / "run")
+    check_held_out(["classic/acrobot"], tmp_path / "run")
+    build(MixtureConfig(datasets=datasets), tmp_path / "more")
+    train(tiny_recipe(steps=1), tmp_path / "more", tmp_path / "tuned", init=tmp_path / "run")
+    with pytest.raises(UserError, match="held-out task 'classic/acrobot' is in the mixture"):
+        check_held_out(["classic/acrobot"], tmp_path / "tuned")
 
 
 def test_the_command_line_knows_the_experiments(tmp_path: Path) -> None:
@@ -306,6 +438,8 @@ def test_families_are_told_apart_by_what_they_share() -> None:
 class Own(OnLessons):
     """An experiment as far as its data go."""
 
+    measures_loss = True
+
     def __init__(self, settings: Lessons) -> None:
         self.settings = settings
 
@@ -353,12 +487,39 @@ def test_more_demonstrations_than_the_user_has_are_refused(
     tasks: dict[str, int], said: str, tmp_path: Path, own_datasets: Path
 ) -> None:
     with pytest.raises(UserError, match=said):
-        Own(Lessons(tasks=tasks, demonstrations_from=str(own_datasets))).prepare(tmp_path / "out")
+        Own(Lessons(tasks=tasks, demonstrations_from=str(own_datasets))).check()
+
+
+def test_an_environment_that_nobody_demonstrates_is_refused() -> None:
+    with pytest.raises(UserError, match=r"'FrozenLake-v1' has no scripted expert .* --demonstrations-from"):
+        Own(Lessons(tasks={"FrozenLake-v1": 1})).check()
+    with pytest.raises(UserError, match="CartPole-v1"):
+        Own(Lessons(tasks={"CartPool-v1": 1})).check()
 
 
 def test_an_ablation_of_who_demonstrates_needs_demonstrations_of_the_experts() -> None:
     assert "clean" in Ablation(AblationSettings()).changes
     assert "clean" not in Ablation(AblationSettings(demonstrations_from="mine")).changes
+
+
+def test_what_a_recipe_does_already_is_no_change_of_it(tmp_path: Path) -> None:
+    recipe = tmp_path / "local.yaml"
+    recipe.write_text("model: {rotary: false}\ntrain: {lr: 0.002}\n")
+    assert "no-rotary" in Ablation(AblationSettings()).changes
+    assert "no-rotary" not in Ablation(AblationSettings(recipe=str(recipe))).changes
+    beyond = Beyond(BeyondSettings(recipe=str(recipe)))
+    assert [beyond.changed_recipe(beyond.changes[name], 0).train.lr for name in ("muon", "muon-fast")] == [
+        0.002,
+        0.004,
+    ]
+
+
+def test_the_last_of_a_family_is_held_out_where_nothing_else_is_said() -> None:
+    assert HiddenGoalSettings().held_out_tasks == [
+        "metaworld/reach-hidden-5", "babyai/pickup-hidden-grey-key", "metaworld/reach-dense-hidden-5",
+    ]  # fmt: skip
+    two = {"metaworld/reach-hidden-0": 3, "metaworld/reach-hidden-1": 3}
+    assert HiddenGoalSettings(tasks=two, adapting={}).held_out_tasks == []
 
 
 @pytest.mark.slow
@@ -385,16 +546,31 @@ def test_other_small_experiments_write_what_they_found(name: str, settings: str,
 
 
 @pytest.mark.slow
+def test_an_experiment_on_an_environment_and_demonstrations_of_the_user(tmp_path: Path) -> None:
+    own = ["--env", "CartPole-v1", "--policy", "random", "--episodes", "40", "--out", str(tmp_path / "mine")]
+    cli.run(["data", "collect", *own])
+    config = tmp_path / "own.yaml"
+    config.write_text(
+        f"tasks: {{CartPole-v1: 5}}\ndemonstrations_from: {tmp_path / 'mine'}\nsteps: 6\nepisodes: 2\nseeds: [0]\n"
+    )
+    for name, said in (("ablation", "the demonstrations are yours"), ("baselines", "within 0.1 of its specialists")):
+        out = tmp_path / name
+        cli.run(["experiment", name, "--config", str(config), "--out", str(out), "--parallel", "0"])
+        assert any(said in finding for finding in json.loads((out / "results.json").read_text())["findings"])
+
+
+@pytest.mark.slow
 def test_a_small_experiment_from_the_command_line_to_its_picture(tmp_path: Path) -> None:
     config = tmp_path / "few.yaml"
     config.write_text(
         "tasks: {classic/cartpole: 6}\nheld_out: [classic/mountain-car-continuous]\ndemonstrations: [1, 4]\n"
-        f"steps: 6\ntuning_steps: 3\nscratch_steps: 3\nepisodes: 2\nseeds: [0]\ndatasets: {tmp_path / 'datasets'}\n"
+        "steps: 6\ntuning_steps: 3\nscratch_steps: 3\nlora_rank: 2\nepisodes: 2\nseeds: [0]\n"
+        f"datasets: {tmp_path / 'datasets'}\n"
     )
     command = ["experiment", "few-shot", "--config", str(config), "--out", str(tmp_path / "out"), "--parallel", "2"]
     cli.run(command)
     values = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert len(values["parts"]) == 5
+    assert len(values["parts"]) == 7
     assert any("fine-tuned with a quarter of the demonstrations" in finding for finding in values["findings"])
     assert (tmp_path / "out" / "few-shot.png").read_bytes()[:4] == b"\x89PNG"
     times = {path: path.stat().st_mtime for path in (tmp_path / "out" / "parts").rglob("result.json")}

@@ -16,12 +16,11 @@ from gatito.baselines.evaluate import check_tasks, evaluate_baseline
 from gatito.baselines.retrieval import Retrieval
 from gatito.data.store import open_store
 from gatito.data.tasks import domain_of
-from gatito.eval.config import EvaluationConfig
 from gatito.eval.evaluate import baselines_of
 from gatito.eval.results import Results, write_results
 from gatito.experiment.estimates import Estimate, mean_score
 from gatito.experiment.lessons import Lessons, OnLessons
-from gatito.experiment.measuring import trained
+from gatito.experiment.measuring import find_task, trained
 from gatito.experiment.plan import Measured, Part, Summary, Table
 
 GENERALIST, DOMAIN, SPECIALIST = "generalist", "domain specialists", "task specialists"
@@ -120,9 +119,9 @@ class Baselines(OnLessons):
 
     def _play(self, out: Path, task: str, make: Callable[[Demonstrations], Memoryless], folder: Path) -> None:
         """Make a policy of the demonstrations of a task and play its episodes."""
-        how = EvaluationConfig(episodes=self.settings.episodes)
+        how = self.evaluation([task]).how
         ((dataset, _),) = self.demonstrations({task: self.settings.tasks[task]}).values()
-        (checked,) = check_tasks([task], str(dataset), how)
+        (checked,) = check_tasks([find_task(task)], str(dataset), how)
         shown = load_demonstrations(checked.spec, checked.layout, str(dataset), self.settings.tasks[task])
         results = Results(
             records=evaluate_baseline([checked], lambda _: make(shown), how),
@@ -170,11 +169,10 @@ class Baselines(OnLessons):
         rows.append(["mean", *(means[method].words() for method in METHODS)])
         findings = []
         for method in METHODS[1:]:
-            less = means[GENERALIST].minus(means[method])
-            findings.append(f"{GENERALIST} less {method}, mean over {len(self.tasks)} tasks: {less.words()}")
-        less = means[GENERALIST].minus(means[SPECIALIST])
-        reached = "is" if less.mean >= -WITHIN else "is not"
-        findings.append(f"the generalist {reached} within {WITHIN:g} of its specialists at equal compute per task")
+            difference = means[GENERALIST].minus(means[method])
+            findings.append(f"{GENERALIST} less {method}, mean over {len(self.tasks)} tasks: {difference.words()}")
+        reached = means[GENERALIST].minus(means[SPECIALIST]).reaches(-WITHIN)
+        findings.append(f"within {WITHIN:g} of its specialists at equal compute per task: {reached}")
         title = f"score; {self.settings.steps} steps for all tasks together, {self._share(self.tasks[:1])} for each"
         values = {
             method: {task: scores[method, task].to_json() for task in self.tasks} | {"mean": means[method].to_json()}

@@ -1,5 +1,6 @@
 """Ideas beyond the paper, at equal minutes on one mixture; only those whose interval says so are kept."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ CHANGES = {
     DEFAULT: Change(choice="as in the paper", words="nothing"),
     "muon": Change(choice="AdamW", words="Muon for the matrices", train={"optimizer": "muon"}),
     "muon-fast": Change(
-        choice="AdamW", words="Muon at twice the learning rate", train={"optimizer": "muon", "lr": 0.003}
+        choice="AdamW", words="Muon at twice the learning rate", train={"optimizer": "muon"}, lr_times=2.0
     ),
     "muon-average": Change(
         choice="AdamW", words="Muon, and the running average", train={"optimizer": "muon", "average": 0.995}
@@ -65,5 +66,6 @@ class Beyond(Changed):
 
     def changed_recipe(self, change: Change, seed: int) -> Recipe:
         """The recipe of a change, which ends with its minutes."""
-        train = {**PAPER, **change.train, "minutes": self.settings.minutes}
-        return self.recipe(seed, model={"target_spread": 0.0, **change.model}, train=train)
+        model, train = {"target_spread": 0.0, **change.model}, {**PAPER, **change.train}
+        changed = super().changed_recipe(dataclasses.replace(change, model=model, train=train), seed)
+        return dataclasses.replace(changed, train=dataclasses.replace(changed.train, minutes=self.settings.minutes))

@@ -14,6 +14,7 @@ from gatito.experiment.estimates import Estimate, mean_of, mean_score
 from gatito.experiment.lessons import OnLessons
 from gatito.experiment.measuring import played, trained
 from gatito.experiment.plan import RESULT, Measured, Part, Summary, Table, folder_of
+from gatito.recipes import load_recipe
 from gatito.train.configs import Recipe
 
 DEFAULT = "default"
@@ -32,6 +33,8 @@ class Change:
     """Changes of the recipe's model."""
     train: Mapping[str, Any] = field(default_factory=dict)
     """Changes of its training."""
+    lr_times: float = 1.0
+    """Times the learning rate of the recipe."""
     agent: str = "noisy"
     """Who demonstrates."""
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -47,7 +50,8 @@ class Change:
     @property
     def is_of_acting_alone(self) -> bool:
         """Whether it needs no run of its own."""
-        return bool(self.acting) and not (self.model or self.train or self.has_data_of_its_own)
+        other = self.model or self.train or self.lr_times != 1 or self.has_data_of_its_own
+        return bool(self.acting) and not other
 
 
 class Changed(OnLessons):
@@ -59,16 +63,30 @@ class Changed(OnLessons):
     """Which parts of a demonstration the episodes begin with; the first decides."""
     budget: str
     """What each run has, in words."""
+    measures_loss = True
 
     @property
     def changes(self) -> Mapping[str, Change]:
-        """Those that can be measured: another agent does not demonstrate in datasets of the user's."""
-        own = self.settings.demonstrations_from is not None
-        return {name: change for name, change in self.all_changes.items() if change.agent == "noisy" or not own}
+        """Those that can be measured."""
+        return {name: change for name, change in self.all_changes.items() if not self._why_left_out(change)}
+
+    def _why_left_out(self, change: Change) -> str:
+        """Why a change cannot be measured; empty where it can."""
+        if change.agent != "noisy" and self.settings.demonstrations_from is not None:
+            return "the demonstrations are yours"
+        seed = self.settings.seeds[0]
+        default = self.all_changes[DEFAULT]
+        is_like_it = self.changed_recipe(change, seed) == self.changed_recipe(default, seed)
+        if change is not default and is_like_it and not (change.has_data_of_its_own or change.acting):
+            return "the recipe does so"
+        return ""
 
     def changed_recipe(self, change: Change, seed: int) -> Recipe:
         """The recipe of a change and a training seed."""
-        return self.recipe(seed, model=change.model, train=change.train)
+        train = dict(change.train)
+        if change.lr_times != 1:
+            train["lr"] = change.lr_times * load_recipe(self.settings.recipe).train.lr
+        return self.recipe(seed, model=change.model, train=train)
 
     def prepare(self, out: Path) -> None:
         """Collect and build what all share, and what a change has of its own."""
@@ -106,8 +124,8 @@ class Changed(OnLessons):
         default = folder_of(f"{DEFAULT}-{seed}", out)
         model, processor = load_checkpoint(default / "run")
         played(model, processor, self.evaluation(prompt=",".join(self.prompts), **self.changes[name].acting), folder)
-        same = json.loads((default / RESULT).read_text())
-        return {key: same[key] for key in ("steps", "held_out_loss")}
+        of_default = json.loads((default / RESULT).read_text())
+        return {key: of_default[key] for key in ("steps", "held_out_loss")}
 
     def summary(self, measured: Sequence[Measured]) -> Summary:
         """Scores of each change, and how they differ from the default's."""
@@ -115,7 +133,7 @@ class Changed(OnLessons):
         rows, findings, values = [], [], {}
         for name, change in self.changes.items():
             own = [m for m in measured if m.facts["change"] == name]
-            less = scores[name, self.prompts[0]].minus(scores[DEFAULT, self.prompts[0]])
+            difference = scores[name, self.prompts[0]].minus(scores[DEFAULT, self.prompts[0]])
             steps = float(np.mean([m.values["steps"] for m in own]))
             loss = None if change.data else mean_of([m.values["held_out_loss"]["all"] for m in own])
             rows.append(
@@ -123,7 +141,7 @@ class Changed(OnLessons):
                     change.choice,
                     change.words,
                     *(scores[name, prompt].words() for prompt in self.prompts),
-                    less.words() if name != DEFAULT else "",
+                    difference.words() if name != DEFAULT else "",
                     loss.words(3) if loss else "",
                     f"{steps:.0f}",
                 ]
@@ -131,8 +149,11 @@ class Changed(OnLessons):
             values[name] = {prompt: scores[name, prompt].to_json() for prompt in self.prompts}
             values[name] |= {"loss": loss.to_json()} if loss else {}
             if name != DEFAULT:
-                findings.append(f"{change.choice}, {change.words}: {_verdict(less)}")
-                values[name]["less"] = less.to_json()
+                findings.append(f"{change.choice}, {change.words}: {_verdict(difference)}")
+                values[name]["difference"] = difference.to_json()
+        for change in self.all_changes.values():
+            if why := self._why_left_out(change):
+                findings.append(f"{change.choice}, {change.words}: not measured, {why}")
         said = [f"score, prompt {prompt}" for prompt in self.prompts]
         head = ["choice", "instead", *said, f"difference, prompt {self.prompts[0]}", "held-out loss", "steps"]
         table = Table(title=f"{self.budget}, {len(self.tasks)} tasks", head=head, rows=rows)
@@ -155,8 +176,8 @@ class Changed(OnLessons):
         for prompt, own in zip(self.prompts, axes, strict=False):
             bars(own, {labels[n]: scores[n, prompt] for n in labels}, xlabel="mean score", title=f"prompt: {prompt}")
         first = self.prompts[0]
-        less = {labels[n]: scores[n, first].minus(scores[DEFAULT, first]) for n in labels if n != DEFAULT}
-        bars(axes[-1], less, first=1, xlabel=f"difference of the mean score, prompt: {first}")
+        differences = {labels[n]: scores[n, first].minus(scores[DEFAULT, first]) for n in labels if n != DEFAULT}
+        bars(axes[-1], differences, first=1, xlabel=f"difference of the mean score, prompt: {first}")
         axes[-1].axvline(0.0, color="#22242a", linewidth=1)
         axes[-1].set_ylim(axes[0].get_ylim())
         for own in axes[1:]:
@@ -164,9 +185,8 @@ class Changed(OnLessons):
         save(figure, f"{self.question} {self.budget}, {len(self.settings.seeds)} seeds", path)
 
 
-def _verdict(less: Estimate) -> str:
+def _verdict(difference: Estimate) -> str:
     """How sure a difference from the default is."""
-    low, high = less.interval
-    if low > 0:
-        return f"better, {less.words()}"
-    return f"worse, {less.words()}" if high < 0 else f"undecided, {less.words()}"
+    low, high = difference.interval
+    said = "better" if low > 0 else "worse" if high < 0 else "undecided"
+    return f"{said}, {difference.words()}"

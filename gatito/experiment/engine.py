@@ -1,6 +1,6 @@
 """Measures the parts of an experiment, several at a time, and writes what came of them.
 
-OUT/experiment.json                settings: another experiment is not continued here
+OUT/experiment.json                what decides what is measured: another experiment is not continued here
 OUT/parts/PART/result.json         a finished part; beside it its run and the episodes that were played
 OUT/results.json, table.md, NAME.png
 """
@@ -10,8 +10,10 @@ import fcntl
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,13 +25,16 @@ from tqdm import tqdm
 from gatito import __version__
 from gatito.data.publish import check_writable
 from gatito.errors import UserError
-from gatito.experiment.plan import RESULT, Experiment, Measured, Part, folder_of, settings_json
+from gatito.eval.wording import counted
+from gatito.experiment.plan import RESULT, Experiment, Measured, Part, folder_of, identity_json, settings_json
 
 SCHEMA = 1
 SAID = "experiment.json"
 LOCK = ".lock"
 LOG = "log.txt"
 """What the process of a part prints, in its folder."""
+PARENT = "GATITO_EXPERIMENT"
+"""Environment variable with the process that started a part."""
 POLL_S = 0.2
 
 
@@ -41,20 +46,37 @@ def run_experiment(experiment: Experiment, out: Path, command: Sequence[str], pa
     """
     if parallel < 0:
         raise UserError(f"--parallel is {parallel}, allowed 0 (in this process) and more")
-    _begin(experiment, out)
+    identity = identity_json(experiment)
+    is_begun = _check_continues(identity, out)
+    experiment.check()
+    if not is_begun:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_json(identity, out / SAID)
     experiment.prepare(out)
     parts = experiment.parts(out)
-    _measure_all(parts, out, command, parallel)
+    _measure_all(parts, out, command, parallel, experiment.settings.threads)
     return _write(experiment, [measured_of(part, out) for part in parts], out)
 
 
 def measure_part(experiment: Experiment, out: Path, name: str) -> None:
-    """Measure one part; raises `UserError` where there is no such part."""
+    """Measure one part; raises `UserError` where there is no such part.
+
+    It ends with the process that started it for an experiment.
+    """
     parts = {part.name: part for part in experiment.parts(out)}
     if name not in parts:
         raise UserError(f"--part {name}: the experiment has {', '.join(parts)}")
+    if PARENT in os.environ:
+        threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), daemon=True).start()
     torch.set_num_threads(experiment.settings.threads)
     _measure(parts[name], out)
+
+
+def _end_with(parent: int) -> None:
+    """End this process as soon as its parent is another one than that, be it by kill -9."""
+    while os.getppid() == parent:
+        time.sleep(POLL_S)
+    os.kill(os.getpid(), signal.SIGTERM)  # a run that trains saves what it has first
 
 
 def measured_of(part: Part, out: Path) -> Measured:
@@ -68,25 +90,31 @@ def measured_of(part: Part, out: Path) -> Measured:
     return Measured(folder=folder, facts=part.facts, values=values)
 
 
-def _begin(experiment: Experiment, out: Path) -> None:
+def _check_continues(identity: Mapping[str, Any], out: Path) -> bool:
+    """Whether `out` holds what has been measured of an experiment; raises `UserError` where it is of another one."""
     check_writable(out)
-    said, settings = out / SAID, settings_json(experiment)
-    if said.is_file():
-        try:
-            found = dict(json.loads(said.read_text()))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{said} is damaged ({error}); choose another --out") from None
-        changed = sorted(key for key in settings.keys() | found.keys() if settings.get(key) != found.get(key))
-        if changed:
-            words = ", ".join(f"{key} was {found.get(key)!r}, now {settings.get(key)!r}" for key in changed)
-            raise UserError(f"{out} holds an experiment of other settings ({words}); choose another --out")
-        return
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty and holds no experiment; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = said.with_suffix(".partial")
-    temporary.write_text(json.dumps(settings, indent=1))
-    temporary.rename(said)
+    said = out / SAID
+    if not said.is_file():
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"{out} is not empty and holds no experiment; choose another --out")
+        return False
+    try:
+        found = dict(json.loads(said.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{said} is damaged ({error}); choose another --out") from None
+    changed = list(_changes(found, identity))
+    if changed:
+        raise UserError(f"{out} holds an experiment of other settings ({', '.join(changed)}); choose another --out")
+    return True
+
+
+def _changes(was: Any, now: Any, name: str = "") -> Iterator[str]:
+    """What differs between two JSON values, by name."""
+    if isinstance(was, Mapping) and isinstance(now, Mapping):
+        for key in sorted(was.keys() | now.keys()):
+            yield from _changes(was.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif was != now:
+        yield f"{name} was {was!r}, now {now!r}"
 
 
 def _measure(part: Part, out: Path) -> None:
@@ -99,24 +127,32 @@ def _measure(part: Part, out: Path) -> None:
         except OSError:
             raise UserError(f"{folder} is being measured by another process; wait for it, or end it") from None
         began = time.monotonic()
-        values = {**part.measure(folder), "seconds": time.monotonic() - began}
-        temporary = (folder / RESULT).with_suffix(".partial")
-        temporary.write_text(json.dumps(values, indent=1))
-        temporary.rename(folder / RESULT)
+        _write_json({**part.measure(folder), "seconds": time.monotonic() - began}, folder / RESULT)
 
 
-def _measure_all(parts: Sequence[Part], out: Path, command: Sequence[str], parallel: int) -> None:
+def _write_json(values: Mapping[str, Any], path: Path) -> None:
+    """Whole, or not at all."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(values, indent=1, allow_nan=False))
+    temporary.rename(path)
+
+
+def _measure_all(parts: Sequence[Part], out: Path, command: Sequence[str], parallel: int, threads: int) -> None:
     """Measure what is not finished yet, each part after those that it needs."""
     finished = {part.name for part in parts if (folder_of(part.name, out) / RESULT).is_file()}
     waiting = [part for part in parts if part.name not in finished]
     running: dict[str, subprocess.Popen[bytes]] = {}
-    failed: list[str] = []
+    failed: dict[str, str] = {}
     with _ended(running), tqdm(total=len(parts), initial=len(finished), desc="measure", unit="part") as bar:
         while waiting or running:
             for part in [part for part in waiting if set(part.needs) <= finished]:
                 if parallel == 0:
-                    _measure(part, out)
-                    finished.add(part.name)
+                    try:
+                        with _computing_with(threads):
+                            _measure(part, out)
+                        finished.add(part.name)
+                    except UserError as error:
+                        failed[part.name] = str(error)
                     bar.update()
                 elif len(running) < parallel:
                     running[part.name] = _start(part.name, out, command)
@@ -126,22 +162,39 @@ def _measure_all(parts: Sequence[Part], out: Path, command: Sequence[str], paral
             for name, process in list(running.items()):
                 if process.poll() is not None:
                     del running[name]
-                    (failed.append if process.returncode else finished.add)(name)
+                    if process.returncode:
+                        failed[name] = _last_words(folder_of(name, out) / LOG)
+                    else:
+                        finished.add(name)
                     bar.update()
                     bar.set_postfix_str(name)
-            blocked = set(failed)
-            waiting = [part for part in waiting if not blocked & set(part.needs)]
+            waiting = [part for part in waiting if not failed.keys() & set(part.needs)]
             if running:
                 time.sleep(POLL_S)
     if failed:
-        log = folder_of(failed[0], out) / LOG
-        last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-        raise UserError(f"{len(failed)} parts failed, first {failed[0]}: {last[0]} (see {log}); run it again")
+        name, why = next(iter(failed.items()))
+        raise UserError(f"{counted(len(failed), 'part')} failed, first {name}: {why}; run it again")
+
+
+@contextlib.contextmanager
+def _computing_with(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _last_words(log: Path) -> str:
+    """What a process said last."""
+    (last,) = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+    return f"{last} (see {log})"
 
 
 @contextlib.contextmanager
 def _ended(running: Mapping[str, subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Whatever ends the experiment ends its parts too; killed, it cannot, and `_measure` finds them locked."""
+    """Whatever ends the experiment ends its parts too; where it is killed, they end themselves."""
     try:
         yield
     finally:
@@ -153,8 +206,8 @@ def _start(name: str, out: Path, command: Sequence[str]) -> subprocess.Popen[byt
     folder = folder_of(name, out)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG).open("ab") as log:
-        environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        return subprocess.Popen([*command, "--part", name], stdout=log, stderr=log, env=environment)
+        own = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), PARENT: str(os.getpid())}
+        return subprocess.Popen([*command, "--part", name], stdout=log, stderr=log, env={**os.environ, **own})
 
 
 def _write(experiment: Experiment, measured: Sequence[Measured], out: Path) -> Path:
@@ -175,9 +228,7 @@ def _write(experiment: Experiment, measured: Sequence[Measured], out: Path) -> P
         "parts": [{"name": m.folder.name, "facts": dict(m.facts), **m.values} for m in measured],
     }
     target = out / "results.json"
-    temporary = target.with_suffix(".partial")
-    temporary.write_text(json.dumps(results, indent=1, allow_nan=False))
-    temporary.rename(target)
+    _write_json(results, target)
     print(f"{tables}\n\n{findings}\n\n{target}\n{out / 'table.md'}\n{out / f'{experiment.name}.png'}")
     return target
 

@@ -15,6 +15,7 @@ from gatito.errors import UserError
 from gatito.eval.results import Results
 from gatito.eval.scores import score_tasks, seed_of
 from gatito.eval.statistics import RESAMPLES, percentile_interval
+from gatito.eval.wording import with_interval
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,7 +31,7 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %."""
+        """95 %; not a number where one value is all there is."""
         return percentile_interval(self.samples)
 
     def minus(self, other: "Estimate") -> "Estimate":
@@ -39,18 +40,32 @@ class Estimate:
             mean=self.mean - other.mean,
             by_seed=[a - b for a, b in zip(self.by_seed, other.by_seed, strict=False)],
             # Both were resampled in the same order: together they would seem to go up and down as one.
-            samples=self.samples - _shuffled(other.samples, "less"),
+            samples=self.samples - _shuffled(other.samples, "difference"),
         )
+
+    def reaches(self, floor: float) -> str:
+        """Whether it is at least so much, in words: the interval decides, not the mean."""
+        low, high = self.interval
+        if low >= floor:
+            return "reached"
+        if high < floor:
+            return "not reached"
+        return f"{'reached' if self.mean >= floor else 'not reached'} on average, within the interval"
 
     def words(self, digits: int = 2) -> str:
         """As tables have it."""
-        low, high = self.interval
-        return f"{self.mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+        low, high = self._told
+        return with_interval(self.mean, low, high, f".{digits}f")
 
     def to_json(self) -> dict[str, Any]:
         """The numbers of it."""
-        low, high = self.interval
+        low, high = self._told
         return {"mean": self.mean, "low": low, "high": high, "by_seed": list(self.by_seed)}
+
+    @property
+    def _told(self) -> tuple[float, float] | tuple[None, None]:
+        """The interval, where there is one."""
+        return (None, None) if np.isnan(self.interval).any() else self.interval
 
 
 def mean_score(trained: Sequence[Results], tasks: Iterable[str] | None = None, prompt: str = "none") -> Estimate:
@@ -93,8 +108,8 @@ def check_same_episodes(compared: Sequence[Results]) -> None:
 
 
 def mean_of(values: Sequence[float]) -> Estimate:
-    """The mean of one number for each training seed, such as a loss."""
-    array = np.asarray(values, np.float64)
+    """The mean of one number for each training seed, such as a loss; one seed alone has no interval."""
+    array = np.asarray(values if len(values) > 1 else [np.nan], np.float64)
     return _over_seeds(list(values), np.repeat(array[:, None], RESAMPLES, axis=1))
 
 

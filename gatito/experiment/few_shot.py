@@ -2,6 +2,8 @@
 (Reed et al. 2022, section 5.2 and figure 9)."""
 
 import dataclasses
+import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from gatito.errors import UserError
+from gatito.eval.agent import load_checkpoint, weights_sha256
 from gatito.eval.wording import counted
 from gatito.experiment.estimates import Estimate, mean_over, mean_score
 from gatito.experiment.lessons import Lessons, OnLessons
-from gatito.experiment.measuring import check_held_out, check_tasks_are_known, trained
+from gatito.experiment.measuring import check_held_out, trained
 from gatito.experiment.plan import Measured, Part, Summary, Table
 from gatito.train.configs import LoraConfig
 
-PRETRAINED, SCRATCH = "fine-tuned", "from scratch"
+PRETRAINED, ADAPTED, SCRATCH = "fine-tuned", "adapters", "from scratch"
 PRETRAINING = "pretraining"
 QUARTER = 4
 """Training from scratch has so many times the demonstrations of what it is compared with."""
@@ -44,16 +47,20 @@ class FewShotSettings(Lessons):
     tuning_steps: int = 100
     """Optimizer steps of fine-tuning on the demonstrations: more of them forget what was learned before."""
     tuning_lr: float | None = None
-    """Peak learning rate of fine-tuning; by default half of the recipe's."""
+    """Peak learning rate of fine-tuning all weights; by default half of the recipe's."""
     scratch_steps: int = 300
     """Optimizer steps of training from scratch on the demonstrations."""
     lora_rank: int = 0
-    """Rank of adapters that are fine-tuned instead of all weights; 0 for none."""
+    """Rank of adapters (LoRA) that are fine-tuned as a third way; 0 leaves it out."""
+    lora_lr: float | None = None
+    """Peak learning rate of adapters; by default twice the recipe's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.held_out:
-            raise UserError("--held-out names no task; give at least one that is not in --tasks")
+        if not self.held_out or len(set(self.held_out)) < len(self.held_out):
+            raise UserError(
+                f"--held-out is {self.held_out}, allowed different tasks that are not in --tasks, at least one"
+            )
         for task in self.held_out:
             if task in self.tasks and self.init is None:
                 raise UserError(f"held-out task {task!r} is in --tasks, which is pretrained on; leave it out of one")
@@ -64,13 +71,16 @@ class FewShotSettings(Lessons):
         for name in ("tuning_steps", "scratch_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, allowed 1 and more")
+        for name in ("tuning_lr", "lora_lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} is {value}, allowed above 0")
 
 
 FULL: Mapping[str, Any] = {
     "demonstrations": [1, 4, 16, 64, 256, 1000],
     "seeds": [0, 1, 2, 3],
     "steps": 20_000,
-    "tuning_steps": 500,
     "scratch_steps": 2000,
 }
 """What the full protocol changes."""
@@ -84,17 +94,36 @@ class FewShot(OnLessons):
     name = "few-shot"
     question = "Does a pretrained agent need fewer demonstrations of a new task?"
 
+    def demonstrated_tasks(self) -> dict[str, int]:
+        """What is pretrained on, and what is held out."""
+        pretrained_on = self.settings.tasks if self.settings.init is None else {}
+        return {**pretrained_on, **dict.fromkeys(self.settings.held_out, self.settings.demonstrations[-1])}
+
+    def check(self) -> None:
+        """Raise `UserError` also for a checkpoint that was trained on a held-out task."""
+        super().check()
+        if self.settings.init is not None:
+            check_held_out(self.settings.held_out, self.settings.init)
+        if self.settings.lora_rank and importlib.util.find_spec("peft") is None:
+            raise UserError("--lora-rank needs peft: pip install 'gatito[lora]'")
+
+    def made_of(self) -> dict[str, Any]:
+        """The recipe, and the weights that are fine-tuned."""
+        init = self.settings.init
+        return super().made_of() | ({} if init is None else {"weights": weights_sha256(load_checkpoint(init)[0])})
+
     def prepare(self, out: Path) -> None:
         """Collect and build the mixture, and a store for each number of demonstrations of each held-out task."""
-        check_tasks_are_known(self.settings.held_out)
         if self.settings.init is None:
             super().prepare(out)
-        else:
-            check_held_out(self.settings.held_out, self.settings.init)
         for count in self.settings.demonstrations:
             self.demonstrations(dict.fromkeys(self.settings.held_out, count))  # all tasks at the same time
             for task in self.settings.held_out:
                 self.build({task: count}, self.demonstrated(out, task, count))
+
+    @property
+    def _ways(self) -> tuple[str, ...]:
+        return (PRETRAINED, *([ADAPTED] if self.settings.lora_rank else []), SCRATCH)
 
     def demonstrated(self, out: Path, task: str, count: int) -> Path:
         """Store of so many demonstrations of a task."""
@@ -107,11 +136,11 @@ class FewShot(OnLessons):
             parts.append(Part(name=PRETRAINING, facts={"way": PRETRAINING}, measure=partial(self._pretrain, out)))
         for task in self.settings.held_out:
             for count in self.settings.demonstrations:
-                for way in (PRETRAINED, SCRATCH):
+                for way in self._ways:
                     for seed in self.settings.seeds:
                         name = f"{task.replace('/', '--')}-{count}-{way.replace(' ', '-')}-{seed}"
                         facts = {"task": task, "demonstrations": count, "way": way, "seed": seed}
-                        needs = (PRETRAINING,) if way == PRETRAINED and self.settings.init is None else ()
+                        needs = (PRETRAINING,) if way != SCRATCH and self.settings.init is None else ()
                         measure = partial(self._tune, out, task, count, way, seed)
                         parts.append(Part(name=name, facts=facts, measure=measure, needs=needs))
         return parts
@@ -126,9 +155,13 @@ class FewShot(OnLessons):
         else:
             recipe = self.recipe(seed, self.settings.tuning_steps)
             init = Path(self.settings.init) if self.settings.init else out / "parts" / PRETRAINING / "run"
-            lr = self.settings.tuning_lr or recipe.train.lr / 2
+            plain = recipe.train.lr
+            if way == ADAPTED:
+                lr, rank = self.settings.lora_lr or 2 * plain, self.settings.lora_rank
+            else:
+                lr, rank = self.settings.tuning_lr or plain / 2, 0
             tuned = dataclasses.replace(recipe.train, lr=lr)
-            recipe = dataclasses.replace(recipe, train=tuned, lora=LoraConfig(rank=self.settings.lora_rank))
+            recipe = dataclasses.replace(recipe, train=tuned, lora=LoraConfig(rank=rank))
         store = self.demonstrated(out, task, count)
         return trained(folder, recipe, store, [self.evaluation([task])], init=init)
 
@@ -139,7 +172,7 @@ class FewShot(OnLessons):
                 [m.results() for m in measured if _is(m, task=task, way=way, demonstrations=count)]
             )
             for task in self.settings.held_out
-            for way in (PRETRAINED, SCRATCH)
+            for way in self._ways
             for count in self.settings.demonstrations
         }
 
@@ -150,32 +183,35 @@ class FewShot(OnLessons):
         rows = [
             [task, way, *(scores[task, way, count].words() for count in counts)]
             for task in self.settings.held_out
-            for way in (PRETRAINED, SCRATCH)
+            for way in self._ways
         ]
         head = ["held-out task", "way", *(counted(count, "demonstration") for count in counts)]
         steps = f"{self.settings.tuning_steps} steps of fine-tuning, {self.settings.scratch_steps} from scratch"
         title = f"score after {steps}"
         findings = [finding for task in self.settings.held_out for finding in self._findings(task, scores)]
+        findings.append("all fine-tuning began with one checkpoint: how pretrainings differ is in no interval")
         values = {f"{task}, {way}, {count}": estimate.to_json() for (task, way, count), estimate in scores.items()}
         return Summary(tables=[Table(title=title, head=head, rows=rows)], findings=findings, values=values)
 
     def _findings(self, task: str, scores: Mapping[tuple[str, str, int], Estimate]) -> list[str]:
         """Of one task: with equal demonstrations, and with a quarter of them."""
         counts, found = self.settings.demonstrations, []
-        gains = [scores[task, PRETRAINED, count].minus(scores[task, SCRATCH, count]).words() for count in counts]
-        listed = ", ".join(f"{gain} with {count}" for gain, count in zip(gains, counts, strict=True))
-        found.append(f"{task}: fine-tuned less from scratch {listed}")
+        for way, other in ((PRETRAINED, SCRATCH), (ADAPTED, PRETRAINED)):
+            if way not in self._ways:
+                continue
+            gains = [scores[task, way, count].minus(scores[task, other, count]).words() for count in counts]
+            listed = ", ".join(f"{gain} with {count}" for gain, count in zip(gains, counts, strict=True))
+            found.append(f"{task}: {way} less {other} {listed}")
         pairs = [(few, many) for few in counts if (many := QUARTER * few) in counts]
         if pairs:
-            less = [scores[task, PRETRAINED, few].minus(scores[task, SCRATCH, many]) for few, many in pairs]
+            differences = [scores[task, PRETRAINED, few].minus(scores[task, SCRATCH, many]) for few, many in pairs]
             listed = ", ".join(
-                f"{d.mean:.2f} with {few} less {many}" for d, (few, many) in zip(less, pairs, strict=True)
+                f"{d.mean:.2f} with {few} less {many}" for d, (few, many) in zip(differences, pairs, strict=True)
             )
-            mean = mean_over(less)
-            verdict = "reached" if mean.mean >= 0 else "not reached"
+            mean = mean_over(differences)
             found.append(
                 f"{task}: fine-tuned with a quarter of the demonstrations of training from scratch: {mean.words()} "
-                f"({listed}), {verdict}"
+                f"({listed}), {mean.reaches(0.0)}"
             )
         return found
 
@@ -188,7 +224,7 @@ class FewShot(OnLessons):
         for task, own in zip(self.settings.held_out, axes, strict=True):
             series = {
                 way: [(float(count), scores[task, way, count]) for count in self.settings.demonstrations]
-                for way in (PRETRAINED, SCRATCH)
+                for way in self._ways
             }
             lines(own, series, xscale="log", xlabel="demonstrations", ylabel="score", title=task)
         save(figure, f"{self.question} {len(self.settings.seeds)} seeds", path)

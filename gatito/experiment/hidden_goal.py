@@ -13,7 +13,7 @@ from gatito.data.tasks import groups
 from gatito.errors import UserError
 from gatito.experiment.estimates import Estimate, mean_score
 from gatito.experiment.lessons import Lessons, OnLessons
-from gatito.experiment.measuring import Evaluation, check_tasks_are_known, trained
+from gatito.experiment.measuring import Evaluation, trained
 from gatito.experiment.plan import Measured, Part, Summary, Table
 
 RIGHT, WRONG, NONE = "right prompt", "wrong prompt", "no prompt"
@@ -36,13 +36,9 @@ class HiddenGoalSettings(Lessons):
     )
     """Task ids, each with the number of its demonstrations; those of a family differ in what is hidden alone."""
     adapting: dict[str, int] = field(default_factory=lambda: dict.fromkeys(groups()["hidden-goals-dense"], 60))
-    """Tasks, of the same kind, on which it is measured whether the agent finds out by itself."""
-    held_out: list[str] = field(
-        default_factory=lambda: [
-            groups()[name][-1] for name in ("hidden-goals", "hidden-missions", "hidden-goals-dense")
-        ]
-    )
-    """Tasks of both that are not trained on."""
+    """Tasks, of the same kind, on which it is measured whether the agent finds out by itself; none leaves it out."""
+    held_out: list[str] | None = None
+    """Tasks of both that are not trained on; by default the last of every family that has three and more."""
     prompt_share: float = 0.8
     """Share of the training sequences that begin with a demonstration; runs that are to adapt have the recipe's."""
     steps: int = 3000
@@ -60,14 +56,21 @@ class HiddenGoalSettings(Lessons):
         super().__post_init__()
         for name, tasks in (("tasks", self.tasks), ("adapting", self.adapting)):
             for family, own in families(tasks).items():
-                left = [task for task in own if task not in self.held_out]
+                left = [task for task in own if task not in self.held_out_tasks]
                 if len(left) < 2:
                     raise UserError(
                         f"--{name}: of {family!r} only {left} are trained on; what is hidden needs two and more"
                     )
-        for task in self.held_out:
+        for task in self.held_out_tasks:
             if task not in {**self.tasks, **self.adapting}:
                 raise UserError(f"--held-out: {task!r} is neither in --tasks nor in --adapting")
+            if self.held_out_tasks.count(task) > 1:
+                raise UserError(f"--held-out lists {task!r} twice")
+        if not 0 < self.prompt_share <= 1:
+            raise UserError(f"--prompt-share is {self.prompt_share}, allowed above 0 to 1")
+        for task, count in self.adapting.items():
+            if count < 1:
+                raise UserError(f"--adapting: {count} demonstrations of {task}, allowed 1 and more")
         if self.episodes < 2 * self.episodes_in_context:
             raise UserError(
                 f"--episodes is {self.episodes}, allowed {2 * self.episodes_in_context} and more: two for each of "
@@ -78,6 +81,14 @@ class HiddenGoalSettings(Lessons):
         for name in ("adapting_steps", "adapting_context"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, allowed 1 and more")
+
+    @property
+    def held_out_tasks(self) -> list[str]:
+        """Tasks that are not trained on."""
+        if self.held_out is not None:
+            return self.held_out
+        found = [*families(self.tasks).values(), *families(self.adapting).values()]
+        return [tasks[-1] for tasks in found if len(tasks) > 2]
 
 
 FULL: Mapping[str, Any] = {"seeds": [0, 1, 2, 3], "steps": 20_000, "adapting_steps": 10_000, "episodes": 50}
@@ -105,16 +116,23 @@ class HiddenGoal(OnLessons):
     name = "hidden-goal"
     question = "Does a demonstration, or a reward, tell the agent what is hidden?"
 
+    def demonstrated_tasks(self) -> dict[str, int]:
+        """What is prompted, and what adapts."""
+        return {**self.settings.tasks, **self.settings.adapting}
+
     def prepare(self, out: Path) -> None:
         """Collect and build: what is prompted, and what adapts with its rewards unseen and seen."""
-        check_tasks_are_known([*self.settings.tasks, *self.settings.adapting])
-        held_out = self.settings.held_out
+        held_out = self.settings.held_out_tasks
         for family, tasks in families(self.settings.tasks).items():
             own = {task: self.settings.tasks[task] for task in tasks}
             self.build(own, self._store_of(family, out), held_out=held_out)
-        for way in (BLIND, REWARDED):
+        for way in self._ways:
             rewarded = way == REWARDED
             self.build(self.settings.adapting, self._store_of(way, out), held_out=held_out, previous_reward=rewarded)
+
+    @property
+    def _ways(self) -> tuple[str, ...]:
+        return (BLIND, REWARDED) if self.settings.adapting else ()
 
     def _store_of(self, way: str, out: Path) -> Path:
         return out / "stores" / _file(way)
@@ -127,7 +145,7 @@ class HiddenGoal(OnLessons):
                 measure = partial(self._prompted, self._store_of(family, out), family, seed)
                 facts = {"way": PROMPTED, "family": family, "seed": seed}
                 parts.append(Part(name=f"{_file(family)}-{seed}", facts=facts, measure=measure))
-            for way in (BLIND, REWARDED):
+            for way in self._ways:
                 adapting = partial(self._adapting, self._store_of(way, out), seed)
                 parts.append(Part(name=f"{_file(way)}-{seed}", facts={"way": way, "seed": seed}, measure=adapting))
         return parts
@@ -182,25 +200,19 @@ class HiddenGoal(OnLessons):
             findings.append(f"{REWARDED} less {BLIND}, {kind}, over all episodes of a context: {gain.words()}")
         several = range(self.settings.episodes_in_context)
         steps = self.settings.adapting_steps
-        tables = [
-            Table(
-                title=f"score after {self.settings.steps} steps on each family",
-                head=["tasks", "", RIGHT, WRONG, NONE],
-                rows=rows,
-            ),
-            Table(
-                title=f"score by the episode of its context, without a prompt, after {steps} steps",
-                head=["", "tasks", *(f"episode {i + 1}" for i in several)],
-                rows=adapting,
-            ),
-        ]
+        title = f"score after {self.settings.steps} steps on each family"
+        tables = [Table(title=title, head=["tasks", "", RIGHT, WRONG, NONE], rows=rows)]
+        if adapting:
+            title = f"score by the episode of its context, without a prompt, after {steps} steps"
+            head = ["", "tasks", *(f"episode {i + 1}" for i in several)]
+            tables.append(Table(title=title, head=head, rows=adapting))
         return Summary(tables=tables, findings=findings, values=values)
 
     def _kinds(self, tasks: Sequence[str]) -> dict[str, list[str]]:
         """Those that are trained on, and those that are not."""
         kinds = {
-            TRAINED: [task for task in tasks if task not in self.settings.held_out],
-            HELD_OUT: [task for task in tasks if task in self.settings.held_out],
+            TRAINED: [task for task in tasks if task not in self.settings.held_out_tasks],
+            HELD_OUT: [task for task in tasks if task in self.settings.held_out_tasks],
         }
         return {kind: own for kind, own in kinds.items() if own}
 
@@ -222,7 +234,7 @@ class HiddenGoal(OnLessons):
     def _orders(self, measured: Sequence[Measured]) -> dict[tuple[str, str], list[Estimate]]:
         """By way and kind of task, the score of each episode of a context."""
         found = {}
-        for way in (BLIND, REWARDED):
+        for way in self._ways:
             results = [m.results(ADAPTING) for m in measured if m.facts["way"] == way]
             for kind, tasks in self._kinds(list(self.settings.adapting)).items():
                 found[way, kind] = [

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ from gatito.data.build import build
 from gatito.data.collect import collect
 from gatito.data.collection import CollectConfig
 from gatito.data.mixture import DatasetConfig, HeldOutConfig, MixtureConfig
+from gatito.data.tasks import references
 from gatito.errors import UserError
 from gatito.eval.config import EvaluationConfig
 from gatito.eval.prompts import datasets_of
-from gatito.experiment.measuring import Evaluation, check_tasks_are_known
+from gatito.eval.references import baseline_of
+from gatito.experiment.measuring import Evaluation, find_task
 from gatito.experiment.plan import Experiment, Settings
 from gatito.recipes import load_recipe
 from gatito.train.configs import Recipe
@@ -49,7 +51,8 @@ class Lessons(Settings):
     datasets: str = "experiments/datasets"
     """Folder that demonstrations are collected into, for all experiments."""
     demonstrations_from: str | None = None
-    """Folder with Minari datasets of yours, one for each task in FOLDER/TASK/NAME; nothing is collected then."""
+    """Folder with Minari datasets of yours, one for each task in FOLDER/TASK/NAME; nothing is collected then, and
+    prompts are taken from them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,18 +69,55 @@ class OnLessons(Experiment):
     """An experiment that trains on a mixture of tasks."""
 
     settings: Lessons
+    measures_loss = False
+    """Whether losses on held-out episodes are measured."""
 
     @property
     def tasks(self) -> list[str]:
         """Those that are trained on."""
         return list(self.settings.tasks)
 
+    def demonstrated_tasks(self) -> dict[str, int]:
+        """All tasks that there have to be demonstrations of, with their largest number."""
+        return self.settings.tasks
+
+    def check(self) -> None:
+        """Raise `UserError` for a task or recipe that is unknown, and for more demonstrations than the user has."""
+        self.made_of()
+        wanted = self.demonstrated_tasks()
+        for task in wanted:
+            spec = find_task(task)
+            if self.settings.demonstrations_from is None and not spec.has_expert:
+                raise UserError(
+                    f"task {task!r} has no scripted expert to demonstrate; give demonstrations of yours by "
+                    "--demonstrations-from"
+                )
+            if task not in references():
+                baseline = baseline_of(spec, self.settings.demonstrations_from)
+                if not baseline.is_scored:
+                    raise UserError(
+                        f"task {task!r} has no score: the random policy returns {baseline.random}, those who "
+                        f"demonstrate {baseline.expert}; give better demonstrations"
+                    )
+        if self.settings.demonstrations_from is not None:
+            self.demonstrations(wanted)
+            if self.measures_loss:
+                self.demonstrations(self._unseen, is_held_out=True)
+
+    def made_of(self) -> dict[str, Any]:
+        """The recipe, whatever its file is called."""
+        return {"recipe": asdict(load_recipe(self.settings.recipe))}
+
     def prepare(self, out: Path) -> None:
-        """Collect the demonstrations, and build the store that is trained on and the one of held-out episodes."""
-        check_tasks_are_known(self.tasks)
+        """Collect the demonstrations, and build the store that is trained on and, where losses are measured, the one
+        of held-out episodes."""
         self.build(self.settings.tasks, self.store(out))
-        unseen = dict.fromkeys(self.tasks, HELD_OUT_EPISODES)
-        self.build(unseen, self.held_out(out), first_seed=HELD_OUT_SEED)
+        if self.measures_loss:
+            self.build(self._unseen, self.held_out(out), is_held_out=True)
+
+    @property
+    def _unseen(self) -> dict[str, int]:
+        return dict.fromkeys(self.tasks, HELD_OUT_EPISODES)
 
     def store(self, out: Path) -> Path:
         """Of what is trained on."""
@@ -92,7 +132,7 @@ class OnLessons(Experiment):
         tasks: Mapping[str, int],
         store: Path,
         *,
-        first_seed: int = 0,
+        is_held_out: bool = False,
         agent: str = "noisy",
         held_out: Sequence[str] = (),
         **how: Any,
@@ -102,7 +142,7 @@ class OnLessons(Experiment):
         Tasks that are `held_out` are known to what is trained on it, but not trained on; `how` are further fields of
         each `DatasetConfig`.
         """
-        found = self.demonstrations(tasks, first_seed=first_seed, agent=agent)
+        found = self.demonstrations(tasks, is_held_out=is_held_out, agent=agent)
         entries = [
             DatasetConfig(
                 source=f"minari:{path}", expert_filter=None, episodes=tasks[task], first_episode=first, **how
@@ -113,31 +153,19 @@ class OnLessons(Experiment):
         build(MixtureConfig(datasets=entries, held_out=rule), store)
 
     def demonstrations(
-        self, tasks: Mapping[str, int], *, first_seed: int = 0, agent: str = "noisy"
+        self, tasks: Mapping[str, int], *, is_held_out: bool = False, agent: str = "noisy"
     ) -> dict[str, tuple[Path, int]]:
-        """The dataset of each task that has so many demonstrations, and the first of them.
+        """The dataset of each task that has so many demonstrations, and the first of them; those that are held out
+        are others than those that are trained on.
 
         They are the user's own, or collected where they are missing. Raises `UserError` where the user has fewer.
         """
-        if self.settings.demonstrations_from is None:
-            found = self._collected(tasks, first_seed, agent)
+        folder = self.settings.demonstrations_from
+        if folder is None:
+            found = self._collected(tasks, HELD_OUT_SEED if is_held_out else 0, agent)
             return {task: (found[task], 0) for task in tasks}
-        return {task: self._own(task, count, first_seed) for task, count in tasks.items()}
-
-    def _own(self, task: str, count: int, first_seed: int) -> tuple[Path, int]:
-        """The user's dataset of a task; what no run is trained on comes after what is."""
-        folder = self.settings.demonstrations_from or ""
-        datasets = datasets_of(task, folder)
-        if len(datasets) > 1:
-            named = ", ".join(str(dataset.path) for dataset in datasets)
-            raise UserError(
-                f"--demonstrations-from {folder} has several datasets of {task!r}: {named}; leave one there"
-            )
-        first = self.settings.tasks.get(task, 0) if first_seed else 0
-        if first + count > len(datasets[0]):
-            why = f"{count}, after the {first} that are trained on" if first else str(count)
-            raise UserError(f"{datasets[0].path}: {len(datasets[0])} demonstrations of {task!r}, asked for {why}")
-        return datasets[0].path, first
+        before = self.settings.tasks if is_held_out else {}
+        return {task: _own(folder, task, count, before.get(task, 0)) for task, count in tasks.items()}
 
     def _collected(self, tasks: Mapping[str, int], first_seed: int, agent: str) -> dict[str, Path]:
         """Each number of demonstrations has a folder of its own; the first ones are the same in all of them."""
@@ -173,6 +201,19 @@ class OnLessons(Experiment):
         """Seeded episodes of tasks, by default of all."""
         name = how.pop("name", "eval")
         shown = how.pop("shown", {})
-        config = EvaluationConfig(episodes=self.settings.episodes, **how)
+        own = self.settings.demonstrations_from
+        config = EvaluationConfig(episodes=self.settings.episodes, demonstrations_from=own, **how)
         chosen: Sequence[str] = self.tasks if tasks is None else list(tasks)
         return Evaluation(tasks=chosen, how=config, name=name, shown=shown)
+
+
+def _own(folder: str, task: str, count: int, first: int) -> tuple[Path, int]:
+    """The user's dataset of a task, and the first of so many episodes; raises `UserError` where it has fewer."""
+    datasets = datasets_of(task, folder)
+    if len(datasets) > 1:
+        named = ", ".join(str(dataset.path) for dataset in datasets)
+        raise UserError(f"--demonstrations-from {folder} has several datasets of {task!r}: {named}; leave one there")
+    if first + count > len(datasets[0]):
+        why = f"{count}, after the {first} that are trained on" if first else str(count)
+        raise UserError(f"{datasets[0].path}: {len(datasets[0])} demonstrations of {task!r}, asked for {why}")
+    return datasets[0].path, first

@@ -11,13 +11,14 @@ import torch
 from gatito.data.previous_reward import known_as
 from gatito.data.sampler import Sampler
 from gatito.data.store import Store, open_store
-from gatito.data.tasks import get_task
+from gatito.data.tasks import TaskSpec, get_task, registry
 from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint
 from gatito.eval.config import EvaluationConfig
 from gatito.eval.evaluate import CheckedTask, baselines_of, check_tasks, evaluate
 from gatito.eval.results import Results, read_results, write_results
 from gatito.model import GatitoForCausalLM, GatitoProcessor
+from gatito.policies import any_environment
 from gatito.train.configs import Recipe
 from gatito.train.parameters import count_parameters
 from gatito.train.trainer import train
@@ -42,10 +43,10 @@ class Evaluation:
     """Task to the one whose expert demonstrates it, where that is another."""
 
 
-def check_tasks_are_known(tasks: Iterable[str]) -> None:
-    """Raise `UserError` for a task that is unknown, or whose simulator is not installed."""
-    for task in tasks:
-        get_task(task)
+def find_task(task: str) -> TaskSpec:
+    """A task, or an environment that an installed package has registered with Gymnasium; raises `UserError` for one
+    that is unknown, or whose simulator is not installed."""
+    return get_task(task) if task in registry() else any_environment(task)
 
 
 def trained(
@@ -85,7 +86,8 @@ def played(model: GatitoForCausalLM, processor: GatitoProcessor, evaluation: Eva
     path = folder / f"{evaluation.name}.json"
     if path.is_file():
         return read_results(path)
-    checked = [_shown_by(task, evaluation.shown) for task in check_tasks(processor, evaluation.tasks, evaluation.how)]
+    specs = [find_task(task) for task in evaluation.tasks]
+    checked = [_shown_by(task, evaluation.shown) for task in check_tasks(processor, specs, evaluation.how)]
     results = Results(
         records=evaluate(model, processor, checked, evaluation.how),
         baselines=baselines_of(checked),
@@ -100,7 +102,7 @@ def _shown_by(task: CheckedTask, shown: Mapping[str, str]) -> CheckedTask:
     other = shown.get(task.spec.id)
     if other is None:
         return task
-    return dataclasses.replace(task, demonstrated=known_as(get_task(other), task.layout))
+    return dataclasses.replace(task, demonstrated=known_as(find_task(other), task.layout))
 
 
 @torch.inference_mode()
@@ -127,7 +129,7 @@ def check_held_out(tasks: Iterable[str], init: str | Path) -> None:
     """Raise `UserError` for a task that a pretrained checkpoint was trained on."""
     _, processor = load_checkpoint(init)
     for task in tasks:
-        if task in processor.layouts:
+        if task in processor.layouts and task not in processor.held_out:
             raise UserError(
                 f"held-out task {task!r} is in the mixture that {init} was pretrained on; choose one that is not, or "
                 "pretrain without it"

@@ -1,5 +1,7 @@
 """What the pictures of experiments share."""
 
+import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,24 +19,33 @@ from matplotlib.figure import Figure
 COLOURS = ("#2f6fb3", "#d9822b", "#2c8a57", "#b5475a", "#7d5bb8", "#8a6a4a", "#d06fa8", "#6f7680")
 WIDTH, HEIGHT = 5.2, 3.6
 """Inches of a panel."""
+MOST_BESIDE = 3
+"""Panels in a row."""
+LETTERS_AN_INCH = 12
+"""Of a title."""
 
 
-def panels(count: int, *, height: float = HEIGHT) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels beside each other."""
-    figure, axes = pyplot.subplots(1, count, figsize=(WIDTH * count, height), layout="constrained", squeeze=False)
-    return figure, list(axes[0])
+def panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, up to three beside each other."""
+    rows = -(-count // MOST_BESIDE)
+    columns = -(-count // rows)
+    size = (WIDTH * columns, HEIGHT * rows)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for unused in axes.flat[count:]:
+        unused.remove()
+    return figure, list(axes.flat[:count])
 
 
 def save(figure: Figure, title: str, path: Path) -> None:
     """Write the figure under its title."""
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(textwrap.fill(title, int(figure.get_figwidth() * LETTERS_AN_INCH)), fontsize=11)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
 def lines(axes: Axes, series: Mapping[str, Sequence[tuple[float, Estimate]]], **labels: Any) -> None:
     """A line for each name over (x, estimate), with intervals as bands and a point for each training seed."""
-    for (name, points), colour in zip(series.items(), COLOURS, strict=False):
+    for (name, points), colour in zip(series.items(), itertools.cycle(COLOURS), strict=False):
         xs = [x for x, _ in points]
         lows, highs = zip(*(estimate.interval for _, estimate in points), strict=True)
         axes.plot(xs, [estimate.mean for _, estimate in points], "-", color=colour, label=name)

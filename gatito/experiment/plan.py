@@ -11,11 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gatito import __version__
 from gatito.errors import UserError
 from gatito.eval.results import Results, read_results
 
 RESULT = "result.json"
 """File that a finished part has written."""
+WITHOUT_EFFECT = ("threads", "datasets")
+"""Settings that decide how fast and where something is done, not what comes of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,7 @@ class Settings:
     episodes: int = 50
     """Seeded episodes per task of every evaluation."""
     threads: int = 1
-    """Threads that each part computes with on a CPU."""
+    """Threads that each part computes with on a CPU; they may be others when it is continued."""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
@@ -125,11 +128,16 @@ class Experiment(ABC):
     """How it is carried out."""
 
     @abstractmethod
-    def prepare(self, out: Path) -> None:
-        """Collect and build what the parts are trained on; what is there already is kept.
+    def check(self) -> None:
+        """Raise `UserError` for settings that cannot be carried out, before anything is written."""
 
-        Raises `UserError` for settings that cannot be carried out.
-        """
+    def made_of(self) -> dict[str, Any]:
+        """What decides what is measured beside the settings, as JSON: what the files that they name hold."""
+        return {}
+
+    @abstractmethod
+    def prepare(self, out: Path) -> None:
+        """Collect and build what the parts are trained on; what is there already is kept."""
 
     @abstractmethod
     def parts(self, out: Path) -> list[Part]:
@@ -145,6 +153,12 @@ class Experiment(ABC):
 
 
 def settings_json(experiment: Experiment) -> dict[str, Any]:
-    """What decides what is measured, as JSON values."""
+    """The settings of an experiment, as JSON values."""
     values = {"experiment": experiment.name, **asdict(experiment.settings)}
     return dict(json.loads(json.dumps(values)))  # tuples as they will be read
+
+
+def identity_json(experiment: Experiment) -> dict[str, Any]:
+    """What decides what is measured: parts that were measured with another one are not continued."""
+    settings = {name: value for name, value in settings_json(experiment).items() if name not in WITHOUT_EFFECT}
+    return dict(json.loads(json.dumps({**settings, "gatito": __version__, **experiment.made_of()})))

@@ -2,7 +2,7 @@
 (Reed et al. 2022, figure 8)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gatito.errors import UserError
 from gatito.eval.statistics import percentile_interval
+from gatito.eval.wording import with_interval
 from gatito.experiment.estimates import Estimate, mean_of, mean_score
 from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import trained
@@ -37,11 +38,10 @@ class ScalingSettings(Lessons):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.looks <= self.steps or self.look_episodes < 1:
-            raise UserError(
-                f"--looks is {self.looks}, allowed 1 to the {self.steps} steps; --look-episodes is "
-                f"{self.look_episodes}, allowed 1 and more"
-            )
+        if self.looks < 1 or self.steps % self.looks:
+            raise UserError(f"--looks is {self.looks}, allowed a divisor of --steps {self.steps}")
+        if self.look_episodes < 1:
+            raise UserError(f"--look-episodes is {self.look_episodes}, allowed 1 and more")
         if len(self.sizes) < 2 or len(set(self.sizes)) < len(self.sizes):
             raise UserError(f"--sizes is {self.sizes}, allowed two different recipes and more")
         rows = {(recipe.train.batch, recipe.train.context) for recipe in map(load_recipe, self.sizes)}
@@ -64,6 +64,11 @@ class Scaling(OnLessons):
     settings: ScalingSettings
     name = "scaling"
     question = "Do larger models learn more of the same tokens?"
+    measures_loss = True
+
+    def made_of(self) -> dict[str, Any]:
+        """The recipes of the sizes."""
+        return super().made_of() | {"sizes": {size: asdict(load_recipe(size)) for size in self.settings.sizes}}
 
     def parts(self, out: Path) -> list[Part]:
         """One for each size and seed."""
@@ -104,13 +109,13 @@ class Scaling(OnLessons):
                 "held_out_loss": losses[size].to_json(),
                 "score": scores[size].to_json(),
             }
-        exponent, interval = self._power_law(by_size)
+        law = self._power_law(by_size)
+        low, high = law.interval
         first, last = self.settings.sizes[0], self.settings.sizes[-1]
         gain, less = scores[last].minus(scores[first]), losses[last].minus(losses[first])
         findings = [
             f"{last} against {first}, at equal tokens: held-out loss {less.words(3)}, score {gain.words()}",
-            f"held-out loss falls as non-embedding parameters to the power of {-exponent:.3f} "
-            f"({-interval[1]:.3f} to {-interval[0]:.3f})",
+            f"held-out loss ~ non-embedding parameters to the power {with_interval(law.power, low, high, '.3f')}",
             _monotone("held-out loss", [losses[size].mean for size in self.settings.sizes], falling=True),
             _monotone("score", [scores[size].mean for size in self.settings.sizes], falling=False),
         ]
@@ -123,7 +128,7 @@ class Scaling(OnLessons):
             head=["size", *seen],
             rows=[[size, *(f"{e.mean:.2f}" for _, e in curve)] for size, curve in curves.items()],
         )
-        fit = {"exponent": exponent, "low": interval[0], "high": interval[1]}
+        fit = {"power": law.power, "low": low, "high": high}
         tables = [table, against_tokens]
         return Summary(tables=tables, findings=findings, values={"sizes": values, "power_law": fit})
 
@@ -134,14 +139,10 @@ class Scaling(OnLessons):
         steps = [step for step, _ in own[0].values["scores"]]
         return [(step * per_step, mean_of([m.values["scores"][i][1] for m in own])) for i, step in enumerate(steps)]
 
-    def _power_law(self, by_size: dict[str, list[Measured]]) -> tuple[float, tuple[float, float]]:
-        """The exponent b of loss = a x parameters^-b, by least squares of the logarithms, and its 95 % interval over
-        training seeds drawn with replacement."""
-        x = np.log([own[0].values["non_embedding"] for own in by_size.values()])
-        y = np.log([[m.values["held_out_loss"]["all"] for m in own] for own in by_size.values()])  # (sizes, seeds)
-        rng, (sizes, seeds) = np.random.default_rng(0), y.shape
-        drawn = np.take_along_axis(y[None], rng.integers(0, seeds, (FITS, sizes, seeds)), axis=2).mean(axis=2)
-        return -_slope(x, y.mean(axis=1)[None])[0], percentile_interval(-_slope(x, drawn))
+    def _power_law(self, by_size: dict[str, list[Measured]]) -> "PowerLaw":
+        x = [m.values["non_embedding"] for own in by_size.values() for m in own]
+        y = [m.values["held_out_loss"]["all"] for own in by_size.values() for m in own]
+        return PowerLaw.fit(np.log(x), np.log(y))
 
     def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
         """Training loss and score against tokens, and held-out loss and score against size."""
@@ -156,22 +157,27 @@ class Scaling(OnLessons):
                 xs = [line["step"] * per_step for line in curve]
                 left.plot(xs, _smooth([line["loss"] for line in curve]), color=colour, linewidth=1, alpha=0.8)
             left.plot([], [], color=colour, label=size)
-        left.set(xscale="log", yscale="log", xlabel="positions seen", ylabel="training loss, nats a target")
+        left.set(
+            xscale="log", yscale="log", xlabel="positions seen", title="training loss, nats a target, of each seed"
+        )
         left.legend(fontsize=8)
         left.grid(alpha=0.25)
         lines(
             scored, {size: self._score_curve(measured, size) for size in self.settings.sizes}, xlabel="positions seen"
         )
         scored.set(title=f"mean score, {self.settings.look_episodes} episodes a task")
+        scored.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:.1f} M")
         points: dict[str, list[tuple[float, Estimate]]] = {"held-out loss": [], "score": []}
         for size in self.settings.sizes:
             own = [m for m in measured if m.facts["size"] == size]
             x = own[0].values["non_embedding"]
             points["held-out loss"].append((x, mean_of([m.values["held_out_loss"]["all"] for m in own])))
             points["score"].append((x, mean_score([m.results() for m in own])))
-        law = summary.values["power_law"]
-        label = f"held-out loss ~ N^{-law['exponent']:.3f}"
-        lines(middle, {label: points["held-out loss"]}, xscale="log", xlabel="non-embedding parameters N")
+        lines(middle, {"held-out loss": points["held-out loss"]}, xscale="log", xlabel="non-embedding parameters N")
+        law = self._power_law({s: [m for m in measured if m.facts["size"] == s] for s in self.settings.sizes})
+        middle.plot(*law.line(), "--", color="#22242a", label=f"N^{law.power:.3f}, and its interval")
+        middle.fill_between(*law.band(), color="#22242a", alpha=0.1, linewidth=0)
+        middle.legend(fontsize=8)
         lines(right, {"mean score": points["score"]}, xscale="log", xlabel="non-embedding parameters N")
         for axes in (middle, right):
             sizes = [x for x, _ in points["score"]]
@@ -181,8 +187,55 @@ class Scaling(OnLessons):
         save(figure, f"{self.question} {len(self.tasks)} tasks, {self.settings.steps} steps, {seeds} seeds", path)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PowerLaw:
+    """loss = a x parameters^-b, by least squares of the logarithms."""
+
+    x: NDArray[np.float64]
+    """(n,) logarithms of the parameters of each run."""
+    slopes: NDArray[np.float64]
+    """(1 + FITS,): -b of the fit, then of fits to what it predicts with residuals drawn with replacement, which know
+    how seeds differ and how far the points are from a line; not a number where two points are all there is."""
+    heights: NDArray[np.float64]
+    """(1 + FITS,) of each at the mean of x."""
+
+    @classmethod
+    def fit(cls, x: NDArray[np.float64], y: NDArray[np.float64]) -> "PowerLaw":
+        """Of runs with logarithms x (n,) of their parameters and y (n,) of their losses."""
+        count = len(x)
+        fitted = y.mean() + _slope(x, y[None]) * (x - x.mean())
+        # Two parameters are fitted: residuals are as much smaller than deviations.
+        scale = np.sqrt(count / (count - 2)) if count > 2 else np.nan
+        drawn = np.random.default_rng(0).integers(0, count, (FITS, count))
+        rows = np.concatenate([y[None], fitted + scale * (y - fitted)[drawn]])
+        return cls(x=x, slopes=_slope(x, rows), heights=rows.mean(axis=1))
+
+    @property
+    def power(self) -> float:
+        """-b."""
+        return float(self.slopes[0])
+
+    @property
+    def interval(self) -> tuple[float, float] | tuple[None, None]:
+        """95 %, where there is one."""
+        low, high = percentile_interval(self.slopes[1:])
+        return (None, None) if np.isnan(low) else (low, high)
+
+    def line(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Parameters and losses of the fit."""
+        at = np.linspace(self.x.min(), self.x.max(), 50)
+        return np.exp(at), np.exp(self.heights[0] + self.slopes[0] * (at - self.x.mean()))
+
+    def band(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Parameters, and the ends of the 95 % interval of the fit there."""
+        at = np.linspace(self.x.min(), self.x.max(), 50)
+        fits = self.heights[1:, None] + self.slopes[1:, None] * (at - self.x.mean())
+        low, high = np.exp(np.percentile(fits, [2.5, 97.5], axis=0))
+        return np.exp(at), low, high
+
+
 def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Least-squares slopes (n,) of rows y (n, sizes) over x (sizes,)."""
+    """Least-squares slopes (n,) of rows y (n, points) over x (points,)."""
     centred = x - x.mean()
     slopes: NDArray[np.float64] = (y - y.mean(axis=1, keepdims=True)) @ centred / (centred @ centred)
     return slopes

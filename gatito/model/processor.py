@@ -33,8 +33,12 @@ class GatitoProcessor(ProcessorMixin):
 
     attributes: list[str] = []  # noqa: RUF012
 
-    def __init__(self, trunk: Trunk, text: TextTokenizer, layouts: Mapping[str, Layout]) -> None:
-        """`layouts` maps task ids to layouts; `trunk` tells how many positions an image takes."""
+    def __init__(
+        self, trunk: Trunk, text: TextTokenizer, layouts: Mapping[str, Layout], held_out: Sequence[str] = ()
+    ) -> None:
+        """`layouts` maps task ids to layouts; `trunk` tells how many positions an image takes. Tasks that are
+        `held_out` are known by their layouts, and were not trained on."""
+        self.held_out = tuple(held_out)
         self.trunk, self.vocabulary, self.text, self.layouts = trunk, trunk.vocabulary, text, dict(layouts)
         self.chat_template = None
 
@@ -144,6 +148,7 @@ class GatitoProcessor(ProcessorMixin):
             "processor_class": "GatitoProcessor",
             "vocabulary": self.vocabulary.to_json(),
             "trunk": self.trunk.to_json(),
+            "held_out": list(self.held_out),
         }
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1))
         return [str(folder / name) for name in (TOKENIZER_FILE, LAYOUTS_FILE, CONFIG_FILE)]
@@ -171,7 +176,8 @@ class GatitoProcessor(ProcessorMixin):
         vocabulary = Vocabulary(**config["vocabulary"])
         # Checkpoints from before there were other trunks say nothing: theirs are flat.
         trunk = Trunk(vocabulary=vocabulary, **config.get("trunk", {}))
-        return cls(trunk, text, {task: Layout.from_json(values, text) for task, values in layouts.items()})
+        known = {task: Layout.from_json(values, text) for task, values in layouts.items()}
+        return cls(trunk, text, known, config.get("held_out", ()))
 
 
 def _pixels(image: Any, where: str) -> np.ndarray:

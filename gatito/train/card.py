@@ -1,6 +1,6 @@
 """What a checkpoint says about its data: the processor's layouts, and the model card."""
 
-from gatito.data.store import Store
+from gatito.data.store import Store, layouts_of
 from gatito.errors import UserError
 from gatito.model import GatitoProcessor
 from gatito.tokenizers import Layout
@@ -22,9 +22,10 @@ def processor_of(store: Store, trunk: Trunk, before: GatitoProcessor | None = No
                 f"{known[task].sha256[:12]} in the checkpoint of --init; give the new one another name"
             )
     layouts = known | layouts
+    trained_on = layouts_of(store.datasets).keys() | known.keys() - set(before.held_out if before else ())
     for task, layout in layouts.items():
         trunk.check_action(layout.num_action_tokens, f"task {task!r}")
-    return GatitoProcessor(trunk, store.text, layouts)
+    return GatitoProcessor(trunk, store.text, layouts, sorted(layouts.keys() - trained_on))
 
 
 def model_card(recipe: Recipe, store: Store, step: int, init: str | None = None) -> str:

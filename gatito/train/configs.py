@@ -123,7 +123,8 @@ class TrainConfig:
     weight_decay: float = 0.1
     """Of matrices; not of embeddings, norms and biases."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon` turns the matrices of the layers by Muon (orthogonal steps), all else by AdamW; not under fsdp."""
+    """`muon` turns the matrices by Muon (orthogonal steps), all else by AdamW: token tables, norms, biases and
+    kernels of convolutions; not under fsdp."""
     average: float = 0.0
     """Share of the running average of the weights that a step keeps, such as 0.99; the average is what is saved to be
     used, and evaluated. 0 uses the last weights."""
