@@ -133,7 +133,7 @@ class Changed(OnLessons):
         rows, findings, values = [], [], {}
         for name, change in self.changes.items():
             own = [m for m in measured if m.facts["change"] == name]
-            difference = scores[name, self.prompts[0]].minus(scores[DEFAULT, self.prompts[0]])
+            differences = {p: scores[name, p].minus(scores[DEFAULT, p]) for p in self.prompts if name != DEFAULT}
             steps = float(np.mean([m.values["steps"] for m in own]))
             loss = None if change.data else mean_of([m.values["held_out_loss"]["all"] for m in own])
             rows.append(
@@ -141,21 +141,22 @@ class Changed(OnLessons):
                     change.choice,
                     change.words,
                     *(scores[name, prompt].words() for prompt in self.prompts),
-                    difference.words() if name != DEFAULT else "",
+                    *(differences[p].words() if p in differences else "" for p in self.prompts),
                     loss.words(3) if loss else "",
                     f"{steps:.0f}",
                 ]
             )
             values[name] = {prompt: scores[name, prompt].to_json() for prompt in self.prompts}
             values[name] |= {"loss": loss.to_json()} if loss else {}
-            if name != DEFAULT:
-                findings.append(f"{change.choice}, {change.words}: {_verdict(difference)}")
-                values[name]["difference"] = difference.to_json()
+            if differences:
+                said = "; ".join(f"{_verdict(difference)}, prompt {p}" for p, difference in differences.items())
+                findings.append(f"{change.choice}, {change.words}: {said}")
+                values[name]["differences"] = {p: difference.to_json() for p, difference in differences.items()}
         for change in self.all_changes.values():
             if why := self._why_left_out(change):
                 findings.append(f"{change.choice}, {change.words}: not measured, {why}")
-        said = [f"score, prompt {prompt}" for prompt in self.prompts]
-        head = ["choice", "instead", *said, f"difference, prompt {self.prompts[0]}", "held-out loss", "steps"]
+        columns = [f"{what}, prompt {prompt}" for what in ("score", "difference") for prompt in self.prompts]
+        head = ["choice", "instead", *columns, "held-out loss", "steps"]
         table = Table(title=f"{self.budget}, {len(self.tasks)} tasks", head=head, rows=rows)
         return Summary(tables=[table], findings=findings, values=values)
 

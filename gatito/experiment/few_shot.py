@@ -53,7 +53,7 @@ class FewShotSettings(Lessons):
     lora_rank: int = 0
     """Rank of adapters (LoRA) that are fine-tuned as a third way; 0 leaves it out."""
     lora_lr: float | None = None
-    """Peak learning rate of adapters; by default twice the recipe's."""
+    """Peak learning rate of adapters; by default the recipe's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -157,7 +157,7 @@ class FewShot(OnLessons):
             init = Path(self.settings.init) if self.settings.init else out / "parts" / PRETRAINING / "run"
             plain = recipe.train.lr
             if way == ADAPTED:
-                lr, rank = self.settings.lora_lr or 2 * plain, self.settings.lora_rank
+                lr, rank = self.settings.lora_lr or plain, self.settings.lora_rank
             else:
                 lr, rank = self.settings.tuning_lr or plain / 2, 0
             tuned = dataclasses.replace(recipe.train, lr=lr)

@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = ("#2f6fb3", "#d9822b", "#2c8a57", "#b5475a", "#7d5bb8", "#8a6a4a", "#d06fa8", "#6f7680")
 WIDTH, HEIGHT = 5.2, 3.6
@@ -70,6 +71,7 @@ def bars(axes: Axes, values: Mapping[str, Estimate], *, first: int = 0, **labels
         axes.plot(estimate.by_seed, [y] * len(estimate.by_seed), "o", color="#22242a", markersize=3)
     axes.set(yticks=range(first, first + len(values)), yticklabels=list(values), **labels)
     axes.invert_yaxis()
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="x", alpha=0.25)
 
 

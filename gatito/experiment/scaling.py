@@ -68,7 +68,7 @@ class Scaling(OnLessons):
 
     def made_of(self) -> dict[str, Any]:
         """The recipes of the sizes."""
-        return super().made_of() | {"sizes": {size: asdict(load_recipe(size)) for size in self.settings.sizes}}
+        return super().made_of() | {"recipes": {size: asdict(load_recipe(size)) for size in self.settings.sizes}}
 
     def parts(self, out: Path) -> list[Part]:
         """One for each size and seed."""
