@@ -170,7 +170,7 @@ class Baselines(OnLessons):
         findings = []
         for method in METHODS[1:]:
             difference = means[GENERALIST].minus(means[method])
-            findings.append(f"{GENERALIST} less {method}, mean over {len(self.tasks)} tasks: {difference.words()}")
+            findings.append(f"{GENERALIST} against {method}, mean over {len(self.tasks)} tasks: {difference.words()}")
         reached = means[GENERALIST].minus(means[SPECIALIST]).reaches(-WITHIN)
         findings.append(f"within {WITHIN:g} of its specialists at equal compute per task: {reached}")
         title = f"score; {self.settings.steps} steps for all tasks together, {self._share(self.tasks[:1])} for each"

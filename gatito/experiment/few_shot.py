@@ -50,7 +50,7 @@ class FewShotSettings(Lessons):
     """Peak learning rate of fine-tuning all weights; by default half of the recipe's."""
     scratch_steps: int = 300
     """Optimizer steps of training from scratch on the demonstrations."""
-    lora_rank: int = 0
+    lora_rank: int = 8
     """Rank of adapters (LoRA) that are fine-tuned as a third way; 0 leaves it out."""
     lora_lr: float | None = None
     """Peak learning rate of adapters; by default the recipe's."""
@@ -201,16 +201,16 @@ class FewShot(OnLessons):
                 continue
             gains = [scores[task, way, count].minus(scores[task, other, count]).words() for count in counts]
             listed = ", ".join(f"{gain} with {count}" for gain, count in zip(gains, counts, strict=True))
-            found.append(f"{task}: {way} less {other} {listed}")
+            found.append(f"{task}: {way} against {other}: {listed}")
         pairs = [(few, many) for few in counts if (many := QUARTER * few) in counts]
-        if pairs:
-            differences = [scores[task, PRETRAINED, few].minus(scores[task, SCRATCH, many]) for few, many in pairs]
+        for way in self._ways[:-1] if pairs else ():
+            differences = [scores[task, way, few].minus(scores[task, SCRATCH, many]) for few, many in pairs]
             listed = ", ".join(
-                f"{d.mean:.2f} with {few} less {many}" for d, (few, many) in zip(differences, pairs, strict=True)
+                f"{d.mean:.2f} with {few} against {many}" for d, (few, many) in zip(differences, pairs, strict=True)
             )
             mean = mean_over(differences)
             found.append(
-                f"{task}: fine-tuned with a quarter of the demonstrations of training from scratch: {mean.words()} "
+                f"{task}: {way} with a quarter of the demonstrations of training from scratch: {mean.words()} "
                 f"({listed}), {mean.reaches(0.0)}"
             )
         return found

@@ -189,7 +189,7 @@ class HiddenGoal(OnLessons):
         for (way, kind), row in orders.items():
             adapting.append([way, kind, *(estimate.words() for estimate in row)])
             gain = row[-1].minus(row[0])
-            findings.append(f"{way}, {kind}: episode {len(row)} of a context less the first: {gain.words()}")
+            findings.append(f"{way}, {kind}: episode {len(row)} of a context against the first: {gain.words()}")
             values[f"{way}, {kind}"] = {"by_order": [estimate.to_json() for estimate in row]}
         for kind, tasks in self._kinds(list(self.settings.adapting)).items():
             seen, unseen = (
@@ -197,7 +197,7 @@ class HiddenGoal(OnLessons):
                 for way in (REWARDED, BLIND)
             )
             gain = seen.minus(unseen)
-            findings.append(f"{REWARDED} less {BLIND}, {kind}, over all episodes of a context: {gain.words()}")
+            findings.append(f"{REWARDED} against {BLIND}, {kind}, over all episodes of a context: {gain.words()}")
         several = range(self.settings.episodes_in_context)
         steps = self.settings.adapting_steps
         title = f"score after {self.settings.steps} steps on each family"

@@ -82,8 +82,7 @@ class OnLessons(Experiment):
         return self.settings.tasks
 
     def check(self) -> None:
-        """Raise `UserError` for a task or recipe that is unknown, and for more demonstrations than the user has."""
-        self.made_of()
+        """Raise `UserError` for a task that is unknown or has no score, and for too many demonstrations."""
         wanted = self.demonstrated_tasks()
         for task in wanted:
             spec = find_task(task)
