@@ -10,16 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gatito.data.store import open_store
 from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint, weights_sha256
 from gatito.eval.wording import counted
 from gatito.experiment.estimates import Estimate, mean_over, mean_score
 from gatito.experiment.lessons import Lessons, OnLessons
-from gatito.experiment.measuring import check_held_out, trained
+from gatito.experiment.measuring import check_held_out, played, trained
 from gatito.experiment.plan import Measured, Part, Summary, Table
+from gatito.tokenizers import Layout
 from gatito.train.configs import LoraConfig
 
 PRETRAINED, ADAPTED, SCRATCH = "fine-tuned", "adapters", "from scratch"
+UNSEEN = "as pretrained"
 PRETRAINING = "pretraining"
 QUARTER = 4
 """Training from scratch has so many times the demonstrations of what it is compared with."""
@@ -134,19 +137,33 @@ class FewShot(OnLessons):
         parts = []
         if self.settings.init is None:
             parts.append(Part(name=PRETRAINING, facts={"way": PRETRAINING}, measure=partial(self._pretrain, out)))
+        needed = (PRETRAINING,) if self.settings.init is None else ()
         for task in self.settings.held_out:
+            name, facts = f"{task.replace('/', '--')}-unseen", {"task": task, "demonstrations": 0, "way": UNSEEN}
+            parts.append(Part(name=name, facts=facts, measure=partial(self._play_unseen, out, task), needs=needed))
             for count in self.settings.demonstrations:
                 for way in self._ways:
                     for seed in self.settings.seeds:
                         name = f"{task.replace('/', '--')}-{count}-{way.replace(' ', '-')}-{seed}"
                         facts = {"task": task, "demonstrations": count, "way": way, "seed": seed}
-                        needs = (PRETRAINING,) if way != SCRATCH and self.settings.init is None else ()
                         measure = partial(self._tune, out, task, count, way, seed)
+                        needs = () if way == SCRATCH else needed
                         parts.append(Part(name=name, facts=facts, measure=measure, needs=needs))
         return parts
 
     def _pretrain(self, out: Path, folder: Path) -> dict[str, Any]:
         return trained(folder, self.recipe(self.settings.seeds[0]), self.store(out), [self.evaluation()])
+
+    def _init(self, out: Path) -> Path:
+        return Path(self.settings.init) if self.settings.init else out / "parts" / PRETRAINING / "run"
+
+    def _play_unseen(self, out: Path, task: str, folder: Path) -> dict[str, Any]:
+        """The pretrained checkpoint, told of the task no more than its spaces."""
+        model, processor = load_checkpoint(self._init(out))
+        store = open_store(self.demonstrated(out, task, self.settings.demonstrations[0]))
+        processor.layouts |= {task: Layout.from_json(store.layouts()[task], processor.text)}
+        played(model, processor, self.evaluation([task]), folder)
+        return {}
 
     def _tune(self, out: Path, task: str, count: int, way: str, seed: int, folder: Path) -> dict[str, Any]:
         init = None
@@ -154,7 +171,7 @@ class FewShot(OnLessons):
             recipe = self.recipe(seed, self.settings.scratch_steps)
         else:
             recipe = self.recipe(seed, self.settings.tuning_steps)
-            init = Path(self.settings.init) if self.settings.init else out / "parts" / PRETRAINING / "run"
+            init = self._init(out)
             plain = recipe.train.lr
             if way == ADAPTED:
                 lr, rank = self.settings.lora_lr or plain, self.settings.lora_rank
@@ -176,21 +193,34 @@ class FewShot(OnLessons):
             for count in self.settings.demonstrations
         }
 
+    def _of_unseen(self, measured: Sequence[Measured]) -> dict[str, Estimate]:
+        """By task, the score of the pretrained checkpoint."""
+        return {
+            task: mean_score([m.results() for m in measured if _is(m, task=task, way=UNSEEN)])
+            for task in self.settings.held_out
+        }
+
     def summary(self, measured: Sequence[Measured]) -> Summary:
         """Scores by number of demonstrations, and where fine-tuning reaches with a quarter of them what training from
         scratch reaches."""
-        scores, counts = self._scores(measured), self.settings.demonstrations
+        scores, unseen, counts = self._scores(measured), self._of_unseen(measured), self.settings.demonstrations
         rows = [
-            [task, way, *(scores[task, way, count].words() for count in counts)]
+            [
+                task,
+                way,
+                "" if way == SCRATCH else unseen[task].words(),
+                *(scores[task, way, c].words() for c in counts),
+            ]
             for task in self.settings.held_out
             for way in self._ways
         ]
-        head = ["held-out task", "way", *(counted(count, "demonstration") for count in counts)]
+        head = ["held-out task", "way", UNSEEN, *(counted(count, "demonstration") for count in counts)]
         steps = f"{self.settings.tuning_steps} steps of fine-tuning, {self.settings.scratch_steps} from scratch"
         title = f"score after {steps}"
         findings = [finding for task in self.settings.held_out for finding in self._findings(task, scores)]
         findings.append("all fine-tuning began with one checkpoint: how pretrainings differ is in no interval")
         values = {f"{task}, {way}, {count}": estimate.to_json() for (task, way, count), estimate in scores.items()}
+        values |= {f"{task}, {UNSEEN}": estimate.to_json() for task, estimate in unseen.items()}
         return Summary(tables=[Table(title=title, head=head, rows=rows)], findings=findings, values=values)
 
     def _findings(self, task: str, scores: Mapping[tuple[str, str, int], Estimate]) -> list[str]:
@@ -219,13 +249,14 @@ class FewShot(OnLessons):
         """A panel for each held-out task."""
         from gatito.experiment.pictures import lines, panels, save
 
-        scores = self._scores(measured)
+        scores, unseen = self._scores(measured), self._of_unseen(measured)
         figure, axes = panels(len(self.settings.held_out))
         for task, own in zip(self.settings.held_out, axes, strict=True):
             series = {
                 way: [(float(count), scores[task, way, count]) for count in self.settings.demonstrations]
                 for way in self._ways
             }
+            own.axhline(unseen[task].mean, color="#22242a", linestyle="--", linewidth=1, label=UNSEEN)
             lines(own, series, xscale="log", xlabel="demonstrations", ylabel="score", title=task)
         save(figure, f"{self.question} {len(self.settings.seeds)} seeds", path)
 
