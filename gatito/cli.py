@@ -135,7 +135,7 @@ def build_parser(arguments: Sequence[str] = ()) -> Parser:
         own.add_class_arguments(entry.settings, None)
         if "--full" in arguments:
             own.set_defaults(dict(entry.full))
-        own.add_argument("--full", type=bool, default=False, help="the full protocol instead of the short form")
+        own.add_argument("--full", action="store_true", help="the full protocol instead of the short form")
         own.add_argument("--out", type=str, required=True, help="folder of the experiment; it is continued there")
         own.add_argument("--parallel", type=int, default=2, help="parts that are measured at a time")
         own.add_argument("--part", type=str, help="measure this part alone, as --parallel does")
@@ -211,6 +211,8 @@ def run(arguments: Sequence[str]) -> None:
         from gatito.experiment.command import run_named
 
         typed = chosen[chosen.name].as_dict()
+        if typed["full"] and "--full" not in arguments:
+            raise UserError("full is for the command line alone: --full")
         run_named(chosen.name, typed, arguments)
     elif values.verb == "play":
         from gatito.play.config import PlayConfig

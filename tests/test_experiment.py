@@ -1,8 +1,10 @@
 """Experiments: what their estimates are, how they are carried out, and what they refuse."""
 
+import dataclasses
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -38,7 +40,7 @@ from gatito.experiment.hidden_goal import HiddenGoalSettings, families
 from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import check_held_out
 from gatito.experiment.plan import Experiment, Measured, Part, Settings, Summary, Table
-from gatito.experiment.scaling import PowerLaw, ScalingSettings, _smooth
+from gatito.experiment.scaling import PowerLaw, Scaling, ScalingSettings, _smooth
 from gatito.tokenizers import TextTokenizer, Vocabulary
 from gatito.train.trainer import train
 
@@ -286,9 +288,65 @@ def test_a_part_that_there_is_not_is_named(tmp_path: Path) -> None:
         measure_part(Toy(ToySettings()), tmp_path, "part-9")
 
 
+def test_a_part_is_measured_only_in_the_folder_of_its_experiment(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no experiment yet; begin it without --part"):
+        measure_part(Toy(ToySettings()), tmp_path, "part-1")
+    run_experiment(Toy(ToySettings()), tmp_path, [], parallel=0)
+    for other in (Toy(ToySettings(episodes=7)), Toy(ToySettings(), made="tin")):
+        with pytest.raises(UserError, match="holds an experiment of other settings"):
+            measure_part(other, tmp_path, "part-1")
+
+
+def test_a_part_that_was_killed_is_told_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    with pytest.raises(UserError, match=r"first part-1: it was ended by signal 9 \(out of memory\?\); run it again"):
+        run_experiment(Toy(ToySettings()), tmp_path, command, parallel=1)
+
+
+def test_other_demonstrations_behind_the_same_name_make_another_experiment(tmp_path: Path) -> None:
+    settings = Lessons(tasks={"classic/cartpole": 3}, demonstrations_from=str(tmp_path))
+    collect(["classic/cartpole"], tmp_path, CollectConfig(episodes=3, agents={"noisy": 1.0}, processes=1))
+    before = Own(settings).made_of()
+    assert Own(settings).made_of() == before
+    shutil.rmtree(tmp_path / "classic")
+    again = CollectConfig(episodes=3, agents={"noisy": 1.0}, processes=1, first_seed=50)
+    collect(["classic/cartpole"], tmp_path, again)
+    assert Own(settings).made_of() != before
+
+
+def test_sizes_grow_and_are_played_while_they_train() -> None:
+    with pytest.raises(UserError, match="name the smallest first"):
+        Scaling(ScalingSettings(sizes=["ladder-1m", "ladder-0.3m"])).check()
+    with pytest.raises(UserError, match="'CartPole-v1' is no registered task"):
+        Scaling(ScalingSettings(tasks={"CartPole-v1": 3}, demonstrations_from="mine")).check()
+
+
+@pytest.mark.parametrize("text", ["model: {wdith: 64}\ntrain: {}\n", "train: {}\n", "model: 3\ntrain: {lr: abc}\n"])
+def test_a_file_that_is_no_recipe_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"own.yaml: no recipe \(.*\); it needs `model` and `train`"):
+        Own(Lessons(recipe=str(tmp_path / "own.yaml"))).made_of()
+
+
+def test_failed_episodes_are_not_left_out_of_a_mean() -> None:
+    trained = results_of({"a/b": [1.0, 1.0]})
+    trained.records[1] = dataclasses.replace(trained.records[1], total_return=None, failure="it hung")
+    with pytest.raises(UserError, match="1 of 2 episodes failed, first a/b, seed 1: it hung; remove the part"):
+        mean_score([trained])
+
+
+def test_the_full_protocol_is_asked_for_on_the_command_line_alone(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("full: true\n")
+    with pytest.raises(UserError, match="full is for the command line alone"):
+        cli.run(["experiment", "beyond", "--config", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "x")])
+    with pytest.raises(UserError):
+        cli.run(["experiment", "beyond", "--full=false", "--out", str(tmp_path / "x")])
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_part_that_another_process_measures_is_left_to_it(tmp_path: Path) -> None:
+    run_experiment(Toy(ToySettings()), tmp_path, [], parallel=0)
     folder = tmp_path / "parts/part-1"
-    folder.mkdir(parents=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="part-1 is being measured by another process; wait for it, or end it"):
@@ -317,7 +375,7 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
         (lambda: Settings(seeds=[]), "--seeds is"),
         (lambda: Settings(seeds=[1, 1]), "--seeds is"),
         (lambda: Settings(episodes=0), "--episodes is 0"),
-        (lambda: ScalingSettings(sizes=["ladder-1m"]), "two different recipes"),
+        (lambda: ScalingSettings(sizes=["ladder-1m"]), "two recipes of different names"),
         (lambda: ScalingSettings(sizes=["ladder-1m", "79m"]), "tokens must be equal"),
         (lambda: ScalingSettings(tasks={}), "--tasks names none"),
         (lambda: ScalingSettings(looks=0), "--looks is 0, allowed a divisor of --steps 1500"),

@@ -18,6 +18,7 @@ from gatito.data.store import open_store
 from gatito.data.tasks import domain_of
 from gatito.eval.evaluate import baselines_of
 from gatito.eval.results import Results, write_results
+from gatito.eval.wording import counted
 from gatito.experiment.estimates import Estimate, mean_score
 from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import find_task, trained
@@ -190,5 +191,5 @@ class Baselines(OnLessons):
         means = self._means(measured)
         bars(left, means, xlabel="mean score")
         grid = [[scores[method, task].mean for task in self.tasks] for method in METHODS]
-        heat(right, grid, [task.partition("/")[2] for task in self.tasks])
-        save(figure, f"{self.question} {len(self.settings.seeds)} seeds", path)
+        heat(right, grid, [task.split("/")[-1] for task in self.tasks])
+        save(figure, f"{self.question} {counted(len(self.settings.seeds), 'seed')}", path)

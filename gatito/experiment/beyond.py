@@ -58,6 +58,7 @@ class Beyond(Changed):
     question = "Which ideas beyond the paper help?"
     all_changes = CHANGES
     prompts = ("none",)
+    without_effect = ("datasets",)  # threads decide how many steps the minutes have
 
     @property
     def budget(self) -> str:  # type: ignore[override]

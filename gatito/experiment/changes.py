@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gatito.eval.agent import load_checkpoint
+from gatito.eval.wording import counted
 from gatito.experiment.estimates import Estimate, mean_of, mean_score
 from gatito.experiment.lessons import OnLessons
 from gatito.experiment.measuring import played, trained
@@ -183,7 +184,7 @@ class Changed(OnLessons):
         axes[-1].set_ylim(axes[0].get_ylim())
         for own in axes[1:]:
             own.set_yticklabels([])
-        save(figure, f"{self.question} {self.budget}, {len(self.settings.seeds)} seeds", path)
+        save(figure, f"{self.question} {self.budget}, {counted(len(self.settings.seeds), 'seed')}", path)
 
 
 def _verdict(difference: Estimate) -> str:

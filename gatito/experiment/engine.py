@@ -66,6 +66,8 @@ def measure_part(experiment: Experiment, out: Path, name: str) -> None:
     parts = {part.name: part for part in experiment.parts(out)}
     if name not in parts:
         raise UserError(f"--part {name}: the experiment has {', '.join(parts)}")
+    if not _check_continues(identity_json(experiment), out):
+        raise UserError(f"--part {name}: {out} holds no experiment yet; begin it without --part")
     if PARENT in os.environ:
         threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), daemon=True).start()
     torch.set_num_threads(experiment.settings.threads)
@@ -162,7 +164,9 @@ def _measure_all(parts: Sequence[Part], out: Path, command: Sequence[str], paral
             for name, process in list(running.items()):
                 if process.poll() is not None:
                     del running[name]
-                    if process.returncode:
+                    if process.returncode < 0:
+                        failed[name] = f"it was ended by signal {-process.returncode} (out of memory?)"
+                    elif process.returncode:
                         failed[name] = _last_words(folder_of(name, out) / LOG)
                     else:
                         finished.add(name)
@@ -200,6 +204,8 @@ def _ended(running: Mapping[str, subprocess.Popen[bytes]]) -> Iterator[None]:
     finally:
         for process in running.values():
             process.terminate()
+        for process in running.values():
+            process.wait()
 
 
 def _start(name: str, out: Path, command: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -222,6 +228,7 @@ def _write(experiment: Experiment, measured: Sequence[Measured], out: Path) -> P
         "gatito": __version__,
         "machine": machine(),
         "settings": settings_json(experiment),
+        "made_of": experiment.made_of(),
         "part_seconds": sum(m.values["seconds"] for m in measured),
         "findings": list(summary.findings),
         "summary": dict(summary.values),

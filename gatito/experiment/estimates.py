@@ -79,6 +79,13 @@ def mean_score(trained: Sequence[Results], tasks: Iterable[str] | None = None, p
     for number, results in enumerate(trained):
         records = [r for r in results.records if r.prompt == prompt and (wanted is None or r.task in wanted)]
         rows = score_tasks(records, results.baselines)
+        failed = [record for record in records if not record.is_finished]
+        if failed:
+            first = failed[0]
+            raise UserError(
+                f"{results.checkpoint}: {len(failed)} of {len(records)} episodes failed, first {first.task}, seed "
+                f"{first.seed}: {first.failure or 'no finite return'}; remove the part, and it is measured again"
+            )
         for row in rows:
             if row.result.score is None:
                 raise UserError(f"{results.checkpoint}: {row.result.id} has no score: no episode was finished")

@@ -19,7 +19,8 @@ from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import check_held_out, played, trained
 from gatito.experiment.plan import Measured, Part, Summary, Table
 from gatito.tokenizers import Layout
-from gatito.train.configs import LoraConfig
+from gatito.train.configs import LoraConfig, ModelConfig, Recipe
+from gatito.train.init import OF_TRAINING
 
 PRETRAINED, ADAPTED, SCRATCH = "fine-tuned", "adapters", "from scratch"
 UNSEEN = "as pretrained"
@@ -154,6 +155,15 @@ class FewShot(OnLessons):
     def _pretrain(self, out: Path, folder: Path) -> dict[str, Any]:
         return trained(folder, self.recipe(self.settings.seeds[0]), self.store(out), [self.evaluation()])
 
+    def _recipe(self, seed: int, steps: int) -> Recipe:
+        """Of the shape of what is fine-tuned, from scratch too."""
+        recipe = self.recipe(seed, steps)
+        if self.settings.init is None:
+            return recipe
+        shape = ModelConfig.of(load_checkpoint(self.settings.init)[0].config)
+        own = {name: getattr(recipe.model, name) for name in OF_TRAINING}
+        return dataclasses.replace(recipe, model=dataclasses.replace(shape, **own))
+
     def _init(self, out: Path) -> Path:
         return Path(self.settings.init) if self.settings.init else out / "parts" / PRETRAINING / "run"
 
@@ -168,9 +178,9 @@ class FewShot(OnLessons):
     def _tune(self, out: Path, task: str, count: int, way: str, seed: int, folder: Path) -> dict[str, Any]:
         init = None
         if way == SCRATCH:
-            recipe = self.recipe(seed, self.settings.scratch_steps)
+            recipe = self._recipe(seed, self.settings.scratch_steps)
         else:
-            recipe = self.recipe(seed, self.settings.tuning_steps)
+            recipe = self._recipe(seed, self.settings.tuning_steps)
             init = self._init(out)
             plain = recipe.train.lr
             if way == ADAPTED:
@@ -217,21 +227,33 @@ class FewShot(OnLessons):
         head = ["held-out task", "way", UNSEEN, *(counted(count, "demonstration") for count in counts)]
         steps = f"{self.settings.tuning_steps} steps of fine-tuning, {self.settings.scratch_steps} from scratch"
         title = f"score after {steps}"
-        findings = [finding for task in self.settings.held_out for finding in self._findings(task, scores)]
+        findings = [
+            finding for task in self.settings.held_out for finding in self._findings(task, scores, unseen[task])
+        ]
         findings.append("all fine-tuning began with one checkpoint: how pretrainings differ is in no interval")
         values = {f"{task}, {way}, {count}": estimate.to_json() for (task, way, count), estimate in scores.items()}
         values |= {f"{task}, {UNSEEN}": estimate.to_json() for task, estimate in unseen.items()}
         return Summary(tables=[Table(title=title, head=head, rows=rows)], findings=findings, values=values)
 
-    def _findings(self, task: str, scores: Mapping[tuple[str, str, int], Estimate]) -> list[str]:
-        """Of one task: with equal demonstrations, and with a quarter of them."""
-        counts, found = self.settings.demonstrations, []
+    def _findings(self, task: str, scores: Mapping[tuple[str, str, int], Estimate], unseen: Estimate) -> list[str]:
+        """Of one task: without demonstrations, with equal ones, and with a quarter of them, where that says much."""
+        counts = self.settings.demonstrations
+        most, found = (
+            scores[task, SCRATCH, counts[-1]],
+            [f"{task}: {UNSEEN}, with no demonstration: {unseen.words()}"],
+        )
         for way, other in ((PRETRAINED, SCRATCH), (ADAPTED, PRETRAINED)):
             if way not in self._ways:
                 continue
             gains = [scores[task, way, count].minus(scores[task, other, count]).words() for count in counts]
             listed = ", ".join(f"{gain} with {count}" for gain, count in zip(gains, counts, strict=True))
             found.append(f"{task}: {way} against {other}: {listed}")
+        if unseen.mean >= most.mean:
+            found.append(f"{task}: needs no demonstrations, it is {UNSEEN} as good as from scratch with {counts[-1]}")
+            return found
+        if not most.interval[0] > 0:
+            found.append(f"{task}: from scratch nothing is learned that a quarter could be compared with")
+            return found
         pairs = [(few, many) for few in counts if (many := QUARTER * few) in counts]
         for way in self._ways[:-1] if pairs else ():
             differences = [scores[task, way, few].minus(scores[task, SCRATCH, many]) for few, many in pairs]
@@ -258,7 +280,9 @@ class FewShot(OnLessons):
             }
             own.axhline(unseen[task].mean, color="#22242a", linestyle="--", linewidth=1, label=UNSEEN)
             lines(own, series, xscale="log", xlabel="demonstrations", ylabel="score", title=task)
-        save(figure, f"{self.question} {len(self.settings.seeds)} seeds", path)
+            own.minorticks_off()
+            own.set_xticks(self.settings.demonstrations, [str(count) for count in self.settings.demonstrations])
+        save(figure, f"{self.question} {counted(len(self.settings.seeds), 'seed')}", path)
 
 
 def _is(measured: Measured, **facts: Any) -> bool:

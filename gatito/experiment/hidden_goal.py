@@ -11,6 +11,7 @@ from typing import Any
 
 from gatito.data.tasks import groups
 from gatito.errors import UserError
+from gatito.eval.wording import counted
 from gatito.experiment.estimates import Estimate, mean_score
 from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import Evaluation, trained
@@ -88,7 +89,7 @@ class HiddenGoalSettings(Lessons):
         if self.held_out is not None:
             return self.held_out
         found = [*families(self.tasks).values(), *families(self.adapting).values()]
-        return [tasks[-1] for tasks in found if len(tasks) > 2]
+        return list(dict.fromkeys(tasks[-1] for tasks in found if len(tasks) > 2))
 
 
 FULL: Mapping[str, Any] = {"seeds": [0, 1, 2, 3], "steps": 20_000, "adapting_steps": 10_000, "episodes": 50}
@@ -118,7 +119,8 @@ class HiddenGoal(OnLessons):
 
     def demonstrated_tasks(self) -> dict[str, int]:
         """What is prompted, and what adapts."""
-        return {**self.settings.tasks, **self.settings.adapting}
+        tasks, adapting = self.settings.tasks, self.settings.adapting
+        return {task: max(tasks.get(task, 0), adapting.get(task, 0)) for task in {**tasks, **adapting}}
 
     def prepare(self, out: Path) -> None:
         """Collect and build: what is prompted, and what adapts with its rewards unseen and seen."""
@@ -267,7 +269,9 @@ class HiddenGoal(OnLessons):
         }
         lines(axes[-1], series, xlabel="episode of the context", ylabel="score", title="no prompt")
         axes[-1].set_xticks(range(1, self.settings.episodes_in_context + 1))
-        save(figure, f"{self.question} {self.settings.steps} steps, {len(self.settings.seeds)} seeds", path)
+        save(
+            figure, f"{self.question} {self.settings.steps} steps, {counted(len(self.settings.seeds), 'seed')}", path
+        )
 
 
 def _file(name: str) -> str:

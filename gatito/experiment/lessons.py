@@ -1,6 +1,7 @@
 """What experiments on one mixture share: its tasks and demonstrations, the recipe, and the store."""
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -104,8 +105,10 @@ class OnLessons(Experiment):
                 self.demonstrations(self._unseen, is_held_out=True)
 
     def made_of(self) -> dict[str, Any]:
-        """The recipe, whatever its file is called."""
-        return {"recipe": asdict(load_recipe(self.settings.recipe))}
+        """The recipe, whatever its file is called, and the user's demonstrations."""
+        made = {"recipe": asdict(load_recipe(self.settings.recipe))}
+        folder = self.settings.demonstrations_from
+        return made if folder is None else made | {"demonstrations": _hashes(folder, self.demonstrated_tasks())}
 
     def prepare(self, out: Path) -> None:
         """Collect the demonstrations, and build the store that is trained on and, where losses are measured, the one
@@ -204,6 +207,17 @@ class OnLessons(Experiment):
         config = EvaluationConfig(episodes=self.settings.episodes, demonstrations_from=own, **how)
         chosen: Sequence[str] = self.tasks if tasks is None else list(tasks)
         return Evaluation(tasks=chosen, how=config, name=name, shown=shown)
+
+
+def _hashes(folder: str, tasks: Iterable[str]) -> dict[str, list[str]]:
+    """Of the datasets of each task: of the names, sizes and times of their files."""
+    return {task: [_hash(dataset.path) for dataset in datasets_of(task, folder)] for task in tasks}
+
+
+def _hash(dataset: Path) -> str:
+    files = sorted(path for path in dataset.rglob("*") if path.is_file())
+    said = [(str(path.relative_to(dataset)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
 def _own(folder: str, task: str, count: int, first: int) -> tuple[Path, int]:

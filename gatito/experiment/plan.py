@@ -17,8 +17,6 @@ from gatito.eval.results import Results, read_results
 
 RESULT = "result.json"
 """File that a finished part has written."""
-WITHOUT_EFFECT = ("threads", "datasets")
-"""Settings that decide how fast and where something is done, not what comes of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +124,8 @@ class Experiment(ABC):
     """What it asks, in a sentence."""
     settings: Settings
     """How it is carried out."""
+    without_effect: Sequence[str] = ("threads", "datasets")
+    """Settings that decide how fast and where something is done, not what comes of it."""
 
     @abstractmethod
     def check(self) -> None:
@@ -160,5 +160,6 @@ def settings_json(experiment: Experiment) -> dict[str, Any]:
 
 def identity_json(experiment: Experiment) -> dict[str, Any]:
     """What decides what is measured: parts that were measured with another one are not continued."""
-    settings = {name: value for name, value in settings_json(experiment).items() if name not in WITHOUT_EFFECT}
+    free = experiment.without_effect
+    settings = {name: value for name, value in settings_json(experiment).items() if name not in free}
     return dict(json.loads(json.dumps({**settings, "gatito": __version__, **experiment.made_of()})))

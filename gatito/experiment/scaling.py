@@ -1,6 +1,7 @@
 """The ladder on one mixture at equal tokens: loss and score against tokens, a line for each size, and a power law
 (Reed et al. 2022, figure 8)."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -10,17 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gatito.data.tasks import registry
 from gatito.errors import UserError
 from gatito.eval.statistics import percentile_interval
-from gatito.eval.wording import with_interval
+from gatito.eval.wording import counted, with_interval
 from gatito.experiment.estimates import Estimate, mean_of, mean_score
 from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import trained
 from gatito.experiment.plan import Measured, Part, Summary, Table
 from gatito.recipes import load_recipe
+from gatito.tokenizers import TextTokenizer, Vocabulary
+from gatito.train.parameters import count_parameters
 
-FITS = 2000
-"""Resampled fits of the power law."""
+FITS = 20_000
+"""Draws of the power law."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +46,8 @@ class ScalingSettings(Lessons):
             raise UserError(f"--looks is {self.looks}, allowed a divisor of --steps {self.steps}")
         if self.look_episodes < 1:
             raise UserError(f"--look-episodes is {self.look_episodes}, allowed 1 and more")
-        if len(self.sizes) < 2 or len(set(self.sizes)) < len(self.sizes):
-            raise UserError(f"--sizes is {self.sizes}, allowed two different recipes and more")
+        if len(self.sizes) < 2 or len({Path(size).stem for size in self.sizes}) < len(self.sizes):
+            raise UserError(f"--sizes is {self.sizes}, allowed two recipes of different names and more")
         rows = {(recipe.train.batch, recipe.train.context) for recipe in map(load_recipe, self.sizes)}
         if len(rows) > 1:
             raise UserError(f"--sizes: the recipes differ in batch and context {sorted(rows)}; tokens must be equal")
@@ -65,6 +69,24 @@ class Scaling(OnLessons):
     name = "scaling"
     question = "Do larger models learn more of the same tokens?"
     measures_loss = True
+
+    def check(self) -> None:
+        """Raise `UserError` also for sizes that do not grow, and for tasks that a run cannot play while it trains."""
+        for task in self.tasks:
+            if task not in registry():
+                raise UserError(
+                    f"{task!r} is no registered task: scaling plays while it trains, which those alone can; register "
+                    "it as a task of gatito"
+                )
+        super().check()
+        text = TextTokenizer.load()
+        parameters = [
+            count_parameters(recipe.model.build(Vocabulary(text_size=text.size), recipe.train.context, text.end))
+            for recipe in map(load_recipe, self.settings.sizes)
+        ]
+        counts = [found.non_embedding for found in parameters]
+        if any(second <= first for first, second in itertools.pairwise(counts)):
+            raise UserError(f"--sizes {self.settings.sizes} have {counts} parameters; name the smallest first")
 
     def made_of(self) -> dict[str, Any]:
         """The recipes of the sizes."""
@@ -149,7 +171,7 @@ class Scaling(OnLessons):
         from gatito.experiment.pictures import COLOURS, lines, panels, save
 
         figure, (left, scored, middle, right) = panels(4)
-        for size, colour in zip(self.settings.sizes, COLOURS, strict=False):
+        for size, colour in zip(self.settings.sizes, itertools.cycle(COLOURS), strict=False):
             own = [m for m in measured if m.facts["size"] == size]
             per_step = own[0].values["positions"] / own[0].values["steps"]
             for m in own:
@@ -184,7 +206,11 @@ class Scaling(OnLessons):
             axes.minorticks_off()
             axes.set_xticks(sizes, [f"{x / 1e6:.2g} M" for x in sizes])
         seeds = len(self.settings.seeds)
-        save(figure, f"{self.question} {len(self.tasks)} tasks, {self.settings.steps} steps, {seeds} seeds", path)
+        save(
+            figure,
+            f"{self.question} {len(self.tasks)} tasks, {self.settings.steps} steps, {counted(seeds, 'seed')}",
+            path,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -194,21 +220,22 @@ class PowerLaw:
     x: NDArray[np.float64]
     """(n,) logarithms of the parameters of each run."""
     slopes: NDArray[np.float64]
-    """(1 + FITS,): -b of the fit, then of fits to what it predicts with residuals drawn with replacement, which know
-    how seeds differ and how far the points are from a line; not a number where two points are all there is."""
+    """(1 + FITS,): -b of the fit, then draws of what it may be, not a number where two points are all. Their percentiles
+    are the t interval of least squares, which knows how seeds differ and how far the points are from a line."""
     heights: NDArray[np.float64]
     """(1 + FITS,) of each at the mean of x."""
 
     @classmethod
     def fit(cls, x: NDArray[np.float64], y: NDArray[np.float64]) -> "PowerLaw":
         """Of runs with logarithms x (n,) of their parameters and y (n,) of their losses."""
-        count = len(x)
-        fitted = y.mean() + _slope(x, y[None]) * (x - x.mean())
-        # Two parameters are fitted: residuals are as much smaller than deviations.
-        scale = np.sqrt(count / (count - 2)) if count > 2 else np.nan
-        drawn = np.random.default_rng(0).integers(0, count, (FITS, count))
-        rows = np.concatenate([y[None], fitted + scale * (y - fitted)[drawn]])
-        return cls(x=x, slopes=_slope(x, rows), heights=rows.mean(axis=1))
+        centred, freedom = x - x.mean(), len(x) - 2
+        slope = float((y - y.mean()) @ centred / (centred @ centred))
+        squares = float(np.sum((y - y.mean() - slope * centred) ** 2))
+        rng = np.random.default_rng(0)
+        spread = np.sqrt(squares / rng.chisquare(freedom, FITS)) if freedom > 0 else np.full(FITS, np.nan)
+        slopes = slope + spread * rng.standard_normal(FITS) / np.sqrt(centred @ centred)
+        heights = y.mean() + spread * rng.standard_normal(FITS) / np.sqrt(len(x))
+        return cls(x=x, slopes=np.append(slope, slopes), heights=np.append(y.mean(), heights))
 
     @property
     def power(self) -> float:
@@ -232,13 +259,6 @@ class PowerLaw:
         fits = self.heights[1:, None] + self.slopes[1:, None] * (at - self.x.mean())
         low, high = np.exp(np.percentile(fits, [2.5, 97.5], axis=0))
         return np.exp(at), low, high
-
-
-def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Least-squares slopes (n,) of rows y (n, points) over x (points,)."""
-    centred = x - x.mean()
-    slopes: NDArray[np.float64] = (y - y.mean(axis=1, keepdims=True)) @ centred / (centred @ centred)
-    return slopes
 
 
 def _monotone(what: str, means: Sequence[float], *, falling: bool) -> str:

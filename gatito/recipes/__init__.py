@@ -38,9 +38,18 @@ def check_yaml(path: Path) -> None:
 
 
 def load_recipe(name: str) -> Recipe:
-    """A recipe of the package, or of a YAML file that has both of its sections; its `data` is not read."""
-    values = yaml.safe_load(Path(recipe_path(name)).read_text())
-    return Recipe(model=ModelConfig(**values["model"]), train=TrainConfig(**values["train"]))
+    """A recipe of the package, or of a YAML file that has both of its sections; its `data` is not read.
+
+    Raises `UserError` for a file that is no recipe.
+    """
+    path = Path(recipe_path(name))
+    values = yaml.safe_load(path.read_text())
+    try:
+        return Recipe(model=ModelConfig(**values["model"]), train=TrainConfig(**values["train"]))
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: no recipe ({error}); it needs `model` and `train` with settings of gatito train"
+        ) from None
 
 
 def is_recipe(name: str) -> bool:
