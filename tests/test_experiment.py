@@ -630,7 +630,7 @@ def test_a_small_experiment_from_the_command_line_to_its_picture(tmp_path: Path)
     values = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(values["parts"]) == 8
     assert "classic/mountain-car-continuous, as pretrained" in values["summary"]
-    assert any("fine-tuned with a quarter of the demonstrations" in finding for finding in values["findings"])
+    assert any("adapters against fine-tuned" in finding for finding in values["findings"])
     assert (tmp_path / "out" / "few-shot.png").read_bytes()[:4] == b"\x89PNG"
     times = {path: path.stat().st_mtime for path in (tmp_path / "out" / "parts").rglob("result.json")}
     cli.run(command)

@@ -220,8 +220,10 @@ class PowerLaw:
     x: NDArray[np.float64]
     """(n,) logarithms of the parameters of each run."""
     slopes: NDArray[np.float64]
-    """(1 + FITS,): -b of the fit, then draws of what it may be, not a number where two points are all. Their percentiles
-    are the t interval of least squares, which knows how seeds differ and how far the points are from a line."""
+    """(1 + FITS,): -b of the fit, then draws of what it may be, not a number where two points are all.
+
+    Their percentiles are the t interval of least squares: of how seeds differ, and of how far points are off a line.
+    """
     heights: NDArray[np.float64]
     """(1 + FITS,) of each at the mean of x."""
 
