@@ -180,7 +180,7 @@ class Toy(Experiment):
         return {"measured": sum(json.loads(file.read_text())["measured"] for file in files)}
 
     def summary(self, measured: Sequence[Measured]) -> Summary:
-        total = measured[0].values["measured"]
+        total = measured[0].value("measured")
         table = Table(title="sums", head=["value", "measured"], rows=[["all", str(total)]])
         return Summary(tables=[table], findings=[f"together {total}"], values={"total": total})
 
@@ -268,7 +268,7 @@ def test_parts_end_with_an_experiment_that_is_killed(tmp_path: Path) -> None:
     wait_for(lambda: not is_alive(part))
 
 
-def wait_for(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], limit_s: float = 300.0) -> None:
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < limit_s
@@ -314,6 +314,16 @@ def test_other_demonstrations_behind_the_same_name_make_another_experiment(tmp_p
     assert Own(settings).made_of() != before
 
 
+def test_a_part_without_its_episodes_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"or remove .*, and the part is measured again"):
+        Measured(folder=tmp_path, facts={}, values={}).results()
+
+
+def test_adapters_are_no_wider_than_the_network() -> None:
+    with pytest.raises(UserError, match="--lora-rank is 4000, allowed up to the width of the network 128"):
+        FewShot(FewShotSettings(lora_rank=4000)).check()
+
+
 def test_sizes_grow_and_are_played_while_they_train() -> None:
     with pytest.raises(UserError, match="name the smallest first"):
         Scaling(ScalingSettings(sizes=["ladder-1m", "ladder-0.3m"])).check()
@@ -357,6 +367,11 @@ def test_a_part_that_another_process_measures_is_left_to_it(tmp_path: Path) -> N
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     out = tmp_path / "toy"
     run_experiment(Toy(ToySettings()), out, [], parallel=0)
+    (out / "parts/last/result.json").write_text('{"seconds": 1.0}')
+    with pytest.raises(
+        UserError, match=r"last/result.json lacks 'measured'; remove it, and the part is measured again"
+    ):
+        run_experiment(Toy(ToySettings()), out, [], parallel=0)
     for damaged in ("{", "{}", "[]"):
         (out / "parts/part-1/result.json").write_text(damaged)
         with pytest.raises(UserError, match=r"part-1/result.json: .* the part is measured again"):
@@ -601,6 +616,63 @@ def test_other_small_experiments_write_what_they_found(name: str, settings: str,
     values = json.loads((tmp_path / "out" / "results.json").read_text())
     assert any(said in finding for finding in values["findings"])
     assert (tmp_path / "out" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+def test_an_experiment_that_was_killed_finds_what_an_uninterrupted_one_finds(tmp_path: Path) -> None:
+    config = tmp_path / "few.yaml"
+    config.write_text(
+        "tasks: {classic/cartpole: 6}\nheld_out: [classic/mountain-car-continuous]\ndemonstrations: [1]\nseeds: [0]\n"
+        "steps: 6\ntuning_steps: 3\nscratch_steps: 300\nlora_rank: 0\nepisodes: 2\n"
+        f"datasets: {tmp_path / 'datasets'}\n"
+    )
+    command = ["experiment", "few-shot", "--config", str(config)]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    cli.run([*command, "--out", str(whole), "--parallel", "0"])
+    begun = subprocess.Popen([sys.executable, "-m", "gatito", *command, "--out", str(killed), "--parallel", "1"])
+    name = "classic--mountain-car-continuous-1-from-scratch-0"
+    wait_for(lambda: (killed / "parts" / name / "run/metrics.jsonl").is_file())
+    begun.kill()
+    begun.wait()
+    wait_for(lambda: is_free(killed / "parts" / name / ".lock"))
+    assert (killed / "parts/pretraining/result.json").is_file()
+    assert not (killed / "parts" / name / "result.json").exists()
+    cli.run([*command, "--out", str(killed), "--parallel", "0"])
+    found = [json.loads((out / "results.json").read_text()) for out in (whole, killed)]
+    assert found[0]["summary"] == found[1]["summary"]
+    for part, again in zip(found[0]["parts"], found[1]["parts"], strict=True):
+        curve, resumed = part.pop("curve", [0]), again.pop("curve", [0])
+        assert curve[-1] == resumed[-1]  # the line after the interruption is of fewer steps
+        assert {**part, "seconds": 0} == {**again, "seconds": 0}
+
+
+def is_free(lock: Path) -> bool:
+    """Whether nobody measures a part."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.slow
+def test_hidden_goals_are_prompted_rightly_wrongly_and_not_and_adapted_to(tmp_path: Path) -> None:
+    goals, dense = (
+        ", ".join(f"metaworld/{family}-hidden-{i}: 2" for i in range(3)) for family in ("reach", "reach-dense")
+    )
+    config = tmp_path / "hidden.yaml"
+    config.write_text(
+        f"tasks: {{{goals}}}\nadapting: {{{dense}}}\nsteps: 4\nadapting_steps: 4\nepisodes: 4\nseeds: [0]\n"
+        f"episodes_in_context: 2\ndatasets: {tmp_path / 'datasets'}\n"
+    )
+    cli.run(["experiment", "hidden-goal", "--config", str(config), "--out", str(tmp_path / "out"), "--parallel", "0"])
+    summary = json.loads((tmp_path / "out/results.json").read_text())["summary"]
+    for kind in ("trained on", "held out"):
+        assert list(summary[f"metaworld/reach, {kind}"]) == ["right prompt", "wrong prompt", "no prompt"]
+        for way in ("rewards unseen", "rewards seen"):
+            assert len(summary[f"{way}, {kind}"]["by_order"]) == 2
+    assert (tmp_path / "out/hidden-goal.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.slow

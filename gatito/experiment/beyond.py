@@ -8,6 +8,7 @@ from typing import Any
 from gatito.errors import UserError
 from gatito.experiment.changes import DEFAULT, Change, Changed
 from gatito.experiment.lessons import Lessons
+from gatito.experiment.plan import PLACES
 from gatito.train.configs import Recipe
 
 PAPER = {"optimizer": "adamw", "average": 0.0, "final_lr": 0.1}
@@ -58,7 +59,7 @@ class Beyond(Changed):
     question = "Which ideas beyond the paper help?"
     all_changes = CHANGES
     prompts = ("none",)
-    without_effect = ("datasets",)  # threads decide how many steps the minutes have
+    without_effect = PLACES  # threads decide how many steps the minutes have
 
     @property
     def budget(self) -> str:  # type: ignore[override]

@@ -135,8 +135,8 @@ class Changed(OnLessons):
         for name, change in self.changes.items():
             own = [m for m in measured if m.facts["change"] == name]
             differences = {p: scores[name, p].minus(scores[DEFAULT, p]) for p in self.prompts if name != DEFAULT}
-            steps = float(np.mean([m.values["steps"] for m in own]))
-            loss = None if change.data else mean_of([m.values["held_out_loss"]["all"] for m in own])
+            steps = float(np.mean([m.value("steps") for m in own]))
+            loss = None if change.data else mean_of([m.value("held_out_loss")["all"] for m in own])
             rows.append(
                 [
                     change.choice,

@@ -45,7 +45,7 @@ class FewShotSettings(Lessons):
     demonstrations: list[int] = field(default_factory=lambda: [1, 4, 16, 64])
     """Numbers of demonstrations, the fewest first; the first ones are the same in all of them."""
     init: str | None = None
-    """Pretrained checkpoint or run; by default one is pretrained on `tasks`."""
+    """Pretrained checkpoint or run, in place of one that is pretrained on `tasks` for `steps`."""
     steps: int = 2000
     """Optimizer steps of pretraining."""
     tuning_steps: int = 100
@@ -110,6 +110,11 @@ class FewShot(OnLessons):
             check_held_out(self.settings.held_out, self.settings.init)
         if self.settings.lora_rank and importlib.util.find_spec("peft") is None:
             raise UserError("--lora-rank needs peft: pip install 'gatito[lora]'")
+        width = self._recipe(self.settings.seeds[0], self.settings.tuning_steps).model.width
+        if self.settings.lora_rank > width:
+            raise UserError(
+                f"--lora-rank is {self.settings.lora_rank}, allowed up to the width of the network {width}"
+            )
 
     def made_of(self) -> dict[str, Any]:
         """The recipe, and the weights that are fine-tuned."""
@@ -165,7 +170,8 @@ class FewShot(OnLessons):
         return dataclasses.replace(recipe, model=dataclasses.replace(shape, **own))
 
     def _init(self, out: Path) -> Path:
-        return Path(self.settings.init) if self.settings.init else out / "parts" / PRETRAINING / "run"
+        given = Path(self.settings.init or out / "parts" / PRETRAINING / "run")
+        return given.resolve() if given.exists() else given  # one on the hub is named as it is
 
     def _play_unseen(self, out: Path, task: str, folder: Path) -> dict[str, Any]:
         """The pretrained checkpoint, told of the task no more than its spaces."""

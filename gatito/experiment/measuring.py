@@ -69,6 +69,8 @@ def trained(
     for evaluation in evaluations:
         played(model, processor, evaluation, folder)
     lines, played_lines = (read_lines(folder / "run" / name) for name in (METRICS, EVALUATIONS))
+    if not lines:
+        raise UserError(f"{folder / 'run' / METRICS} is empty; remove {folder}, and the part is measured again")
     values = {
         "non_embedding": count_parameters(model.config).non_embedding,
         "steps": int(lines[-1]["step"]),

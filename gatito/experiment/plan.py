@@ -17,6 +17,8 @@ from gatito.eval.results import Results, read_results
 
 RESULT = "result.json"
 """File that a finished part has written."""
+PLACES = ("datasets", "demonstrations_from", "init")
+"""Settings that name files: what they hold counts (`Experiment.made_of`), not how they are called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +70,14 @@ class Measured:
     values: Mapping[str, Any]
     """What `measure` returned."""
 
+    def value(self, key: str) -> Any:
+        """One of the values; raises `UserError` where the result was changed since, and lacks it."""
+        if key not in self.values:
+            raise UserError(f"{self.folder / RESULT} lacks {key!r}; remove it, and the part is measured again")
+        return self.values[key]
+
     def results(self, name: str = "eval") -> Results:
-        """The episodes of one of its evaluations."""
+        """The episodes of one of its evaluations; raises `UserError` where they cannot be read."""
         return self._results[name] if name in self._results else self._read(name)
 
     @cached_property
@@ -77,7 +85,10 @@ class Measured:
         return {}
 
     def _read(self, name: str) -> Results:
-        self._results[name] = read_results(self.folder / f"{name}.json")
+        try:
+            self._results[name] = read_results(self.folder / f"{name}.json")
+        except UserError as error:
+            raise UserError(f"{error}; or remove {self.folder}, and the part is measured again") from None
         return self._results[name]
 
     @property
@@ -124,7 +135,7 @@ class Experiment(ABC):
     """What it asks, in a sentence."""
     settings: Settings
     """How it is carried out."""
-    without_effect: Sequence[str] = ("threads", "datasets")
+    without_effect: Sequence[str] = ("threads", *PLACES)
     """Settings that decide how fast and where something is done, not what comes of it."""
 
     @abstractmethod

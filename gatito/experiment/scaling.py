@@ -120,8 +120,8 @@ class Scaling(OnLessons):
         losses: dict[str, Estimate] = {}
         for size, own in by_size.items():
             scores[size] = mean_score([m.results() for m in own])
-            losses[size] = mean_of([m.values["held_out_loss"]["all"] for m in own])
-            parameters = own[0].values["non_embedding"]
+            losses[size] = mean_of([m.value("held_out_loss")["all"] for m in own])
+            parameters = own[0].value("non_embedding")
             rows.append(
                 [size, f"{parameters / 1e6:.2f} M", losses[size].words(3), scores[size].words(),
                  f"{own[0].values['positions'] / 1e6:.2f} M"]
@@ -157,13 +157,13 @@ class Scaling(OnLessons):
     def _score_curve(self, measured: Sequence[Measured], size: str) -> list[tuple[float, Estimate]]:
         """Mean scores of a size over positions seen; their intervals know of training seeds alone."""
         own = [m for m in measured if m.facts["size"] == size]
-        per_step = own[0].values["positions"] / own[0].values["steps"]
-        steps = [step for step, _ in own[0].values["scores"]]
-        return [(step * per_step, mean_of([m.values["scores"][i][1] for m in own])) for i, step in enumerate(steps)]
+        per_step = own[0].value("positions") / own[0].value("steps")
+        steps = [step for step, _ in own[0].value("scores")]
+        return [(step * per_step, mean_of([m.value("scores")[i][1] for m in own])) for i, step in enumerate(steps)]
 
     def _power_law(self, by_size: dict[str, list[Measured]]) -> "PowerLaw":
-        x = [m.values["non_embedding"] for own in by_size.values() for m in own]
-        y = [m.values["held_out_loss"]["all"] for own in by_size.values() for m in own]
+        x = [m.value("non_embedding") for own in by_size.values() for m in own]
+        y = [m.value("held_out_loss")["all"] for own in by_size.values() for m in own]
         return PowerLaw.fit(np.log(x), np.log(y))
 
     def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
@@ -173,9 +173,9 @@ class Scaling(OnLessons):
         figure, (left, scored, middle, right) = panels(4)
         for size, colour in zip(self.settings.sizes, itertools.cycle(COLOURS), strict=False):
             own = [m for m in measured if m.facts["size"] == size]
-            per_step = own[0].values["positions"] / own[0].values["steps"]
+            per_step = own[0].value("positions") / own[0].value("steps")
             for m in own:
-                curve = m.values["curve"]
+                curve = m.value("curve")
                 xs = [line["step"] * per_step for line in curve]
                 left.plot(xs, _smooth([line["loss"] for line in curve]), color=colour, linewidth=1, alpha=0.8)
             left.plot([], [], color=colour, label=size)
@@ -192,8 +192,8 @@ class Scaling(OnLessons):
         points: dict[str, list[tuple[float, Estimate]]] = {"held-out loss": [], "score": []}
         for size in self.settings.sizes:
             own = [m for m in measured if m.facts["size"] == size]
-            x = own[0].values["non_embedding"]
-            points["held-out loss"].append((x, mean_of([m.values["held_out_loss"]["all"] for m in own])))
+            x = own[0].value("non_embedding")
+            points["held-out loss"].append((x, mean_of([m.value("held_out_loss")["all"] for m in own])))
             points["score"].append((x, mean_score([m.results() for m in own])))
         lines(middle, {"held-out loss": points["held-out loss"]}, xscale="log", xlabel="non-embedding parameters N")
         law = self._power_law({s: [m for m in measured if m.facts["size"] == s] for s in self.settings.sizes})
