@@ -156,15 +156,15 @@ def test_a_collection_of_which_a_worker_is_killed_is_the_same(tmp_path: Path) ->
 
 
 def test_an_interrupted_collection_leaves_no_process_and_continues(tmp_path: Path) -> None:
-    running = collecting(tmp_path / "ray", episodes=600)  # it must not be over before it is interrupted
+    running = collecting(tmp_path / "ray", episodes=1500)  # it must not be over before it is interrupted
     players_of(running)
     children = psutil.Process(running.pid).children(recursive=True)
     running.send_signal(signal.SIGINT)
     assert running.wait(60) == 130
     assert "gatito: interrupted" in (tmp_path / "ray.log").read_text()
     assert psutil.wait_procs(children, timeout=30)[1] == []
-    again = collecting(tmp_path / "ray", episodes=600)
-    assert again.wait(120) == 0
+    again = collecting(tmp_path / "ray", episodes=1500)
+    assert again.wait(300) == 0
     assert (tmp_path / "ray/classic/acrobot/noisy-v0").is_dir()
 
 
