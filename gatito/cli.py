@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from gatito.errors import UserError
 from gatito.live_verbs import chat, clone, generate, play, retrieve, serve
-from gatito.parsing import Parser, normalised, switches
+from gatito.parsing import Parser, normalised
 from gatito.verbs import (
     card,
     check,
@@ -179,7 +179,7 @@ def run(arguments: Sequence[str]) -> None:
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = build_parser(arguments)
     parser.words = [word for word in arguments if not word.startswith("-")][:2]
-    values = parser.parse_args(normalised(arguments, switches(parser)))
+    values = parser.parse_args(normalised(arguments, parser))
     chosen = values[values.verb]
     if values.verb == "data":
         _run_data(parser, chosen)

@@ -4,7 +4,8 @@ import re
 import traceback
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, get_origin
 
 from jsonargparse import ArgumentParser
 
@@ -38,14 +39,17 @@ class Parser(ArgumentParser):
         return parser
 
 
-def normalised(arguments: Sequence[str], switches: set[str]) -> list[str]:
+def normalised(arguments: Sequence[str], parser: ArgumentParser) -> list[str]:
     """Options may be written with dashes or underscores and switches without a value; `--config NAME` names a
     recipe of the package."""
+    switches, mappings = _options_of(parser, bool), _options_of(parser, dict)
     result: list[str] = []
     for i, argument in enumerate(arguments):
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
-            argument = "--" + name[2:].replace("-", "_") + equals + value
+            option, dot, key = name.partition(".")
+            option = "--" + option[2:].replace("-", "_")
+            argument = option + dot + (key if option in mappings else key.replace("-", "_")) + equals + value
             following = arguments[i + 1] if i + 1 < len(arguments) else "--"
             if argument in switches and following.lower() not in ("true", "false"):
                 argument += "=true"
@@ -64,18 +68,21 @@ def normalised(arguments: Sequence[str], switches: set[str]) -> list[str]:
 
 def _config_file(verb: str, name: str) -> str:
     """The YAML file that `--config` names, or the file of a recipe or mixture of the package."""
-    from gatito.recipes import mixture_path, recipe_path
+    from gatito.recipes import check_yaml, mixture_path, recipe_path
 
+    if verb == "experiment":
+        check_yaml(Path(name))
+        return name
     return recipe_path(name) if verb == "train" else mixture_path(name)
 
 
-def switches(parser: ArgumentParser) -> set[str]:
-    """Options that are true or false."""
+def _options_of(parser: ArgumentParser, kind: type) -> set[str]:
+    """Options of a type, such as bool, or dict whatever is in it."""
     return {
         option
         for p in _all_parsers(parser)
         for action in p._actions
-        if getattr(action, "_typehint", None) is bool
+        if (hint := getattr(action, "_typehint", None)) is kind or get_origin(hint) is kind
         for option in action.option_strings
     }
 

@@ -30,6 +30,7 @@ from gatito.errors import UserError
 from gatito.eval.results import Results
 from gatito.eval.scores import Baseline, EpisodeRecord
 from gatito.experiment.ablation import Ablation, AblationSettings
+from gatito.experiment.baselines import Baselines, BaselinesSettings
 from gatito.experiment.beyond import Beyond, BeyondSettings
 from gatito.experiment.catalogue import EXPERIMENTS
 from gatito.experiment.command import run_named
@@ -37,10 +38,11 @@ from gatito.experiment.engine import measure_part, run_experiment
 from gatito.experiment.estimates import mean_of, mean_score
 from gatito.experiment.few_shot import FewShot, FewShotSettings
 from gatito.experiment.hidden_goal import HiddenGoalSettings, families
-from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import check_held_out
+from gatito.experiment.on_mixture import MixtureSettings, OnMixture
 from gatito.experiment.plan import Experiment, Measured, Part, Settings, Summary, Table
-from gatito.experiment.scaling import PowerLaw, Scaling, ScalingSettings, _smooth
+from gatito.experiment.power_law import PowerLaw
+from gatito.experiment.scaling import Scaling, ScalingSettings, _smooth
 from gatito.tokenizers import TextTokenizer, Vocabulary
 from gatito.train.trainer import train
 
@@ -182,9 +184,10 @@ class Toy(Experiment):
     def summary(self, measured: Sequence[Measured]) -> Summary:
         total = measured[0].value("measured")
         table = Table(title="sums", head=["value", "measured"], rows=[["all", str(total)]])
-        return Summary(tables=[table], findings=[f"together {total}"], values={"total": total})
+        values = {"total": total}
+        return Summary(tables=[table], findings=[f"together {total}"], values=values, draw=self._draw)
 
-    def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
+    def _draw(self, path: Path) -> None:
         path.write_bytes(b"picture")
 
 
@@ -304,7 +307,7 @@ def test_a_part_that_was_killed_is_told_so(tmp_path: Path) -> None:
 
 
 def test_other_demonstrations_behind_the_same_name_make_another_experiment(tmp_path: Path) -> None:
-    settings = Lessons(tasks={"classic/cartpole": 3}, demonstrations_from=str(tmp_path))
+    settings = MixtureSettings(tasks={"classic/cartpole": 3}, demonstrations_from=str(tmp_path))
     collect(["classic/cartpole"], tmp_path, CollectConfig(episodes=3, agents={"noisy": 1.0}, processes=1))
     before = Own(settings).made_of()
     assert Own(settings).made_of() == before
@@ -335,7 +338,7 @@ def test_sizes_grow_and_are_played_while_they_train() -> None:
 def test_a_file_that_is_no_recipe_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(text)
     with pytest.raises(UserError, match=r"own.yaml: no recipe \(.*\); it needs `model` and `train`"):
-        Own(Lessons(recipe=str(tmp_path / "own.yaml"))).made_of()
+        Ablation(AblationSettings(recipe=str(tmp_path / "own.yaml"))).made_of()
 
 
 def test_failed_episodes_are_not_left_out_of_a_mean() -> None:
@@ -405,6 +408,7 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
         (lambda: FewShotSettings(demonstrations=[10, 1]), "the smallest first"),
         (lambda: FewShotSettings(held_out=["classic/cartpole"]), "'classic/cartpole' is in --tasks"),
         (lambda: FewShotSettings(held_out=[]), "--held-out is \\[\\], allowed different tasks"),
+        (lambda: FewShotSettings(init="run", steps=7), "--init run has behind it"),
         (lambda: FewShotSettings(lora_rank=-1), "--lora.rank is -1"),
         (lambda: FewShotSettings(tuning_steps=0), "--tuning-steps is 0"),
         (lambda: HiddenGoalSettings(tasks={"classic/cartpole": 3}), "hides nothing"),
@@ -424,11 +428,10 @@ def test_a_held_out_task_that_was_pretrained_on_is_refused(
     train(tiny_recipe(steps=1), store, tmp_path / "run")
     with pytest.raises(UserError, match="held-out task 'classic/cartpole' is in the mixture"):
         check_held_out(["classic/acrobot", "classic/cartpole"], tmp_path / "run")
-    settings = FewShotSettings(
-        held_out=["classic/cartpole"], init=str(tmp_path / "run"), tasks={"classic/acrobot": 1}
-    )
     with pytest.raises(UserError, match="pretrain without it"):
-        FewShot(settings).check()
+        FewShot(FewShotSettings(held_out=["classic/cartpole"], init=str(tmp_path / "run"))).check()
+    with pytest.raises(UserError, match=r"'CartPole-v1' is in the mixture .* pretrained on as 'classic/cartpole'"):
+        check_held_out(["Acrobot-v1", "CartPole-v1"], tmp_path / "run")
 
 
 def test_a_task_that_the_mixture_held_out_can_be_learned_from_few_demonstrations(
@@ -450,6 +453,12 @@ def test_the_command_line_knows_the_experiments(tmp_path: Path) -> None:
         cli.run(["experiment", "scalign", "--out", str(tmp_path / "x")])
     with pytest.raises(UserError, match="--episodes is 0"):
         cli.run(["experiment", "scaling", "--episodes", "0", "--out", str(tmp_path / "x")])
+    with pytest.raises(UserError, match="did you mean"):  # its sizes are recipes
+        cli.run(["experiment", "scaling", "--recipe", "tiny", "--out", str(tmp_path / "x")])
+    with pytest.raises(UserError, match=r"no file nowhere\.yaml"):
+        cli.run(["experiment", "few-shot", "--config", "nowhere.yaml", "--out", str(tmp_path / "x")])
+    with pytest.raises(UserError, match="0 demonstrations of classic/mountain-car,"):
+        cli.run(["experiment", "beyond", "--tasks.classic/mountain-car", "0", "--out", str(tmp_path / "x")])
     for entry in EXPERIMENTS.values():
         assert entry.experiment(entry.settings(**entry.full)).question.endswith("?")
 
@@ -508,21 +517,18 @@ def test_families_are_told_apart_by_what_they_share() -> None:
     assert list(own) == ["babyai/pickup", "metaworld/reach"]
 
 
-class Own(OnLessons):
+class Own(OnMixture):
     """An experiment as far as its data go."""
 
     measures_loss = True
 
-    def __init__(self, settings: Lessons) -> None:
+    def __init__(self, settings: MixtureSettings) -> None:
         self.settings = settings
 
     def parts(self, out: Path) -> list[Part]:
         raise NotImplementedError
 
     def summary(self, measured: Sequence[Measured]) -> Summary:
-        raise NotImplementedError
-
-    def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
         raise NotImplementedError
 
 
@@ -537,7 +543,7 @@ def own_datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_experiment_learns_from_datasets_of_the_user_and_collects_nothing(
     tmp_path: Path, own_datasets: Path
 ) -> None:
-    settings = Lessons(
+    settings = MixtureSettings(
         tasks={"classic/cartpole": 3}, demonstrations_from=str(own_datasets), datasets=str(tmp_path / "none")
     )
     Own(settings).prepare(tmp_path / "out")
@@ -560,14 +566,14 @@ def test_more_demonstrations_than_the_user_has_are_refused(
     tasks: dict[str, int], said: str, tmp_path: Path, own_datasets: Path
 ) -> None:
     with pytest.raises(UserError, match=said):
-        Own(Lessons(tasks=tasks, demonstrations_from=str(own_datasets))).check()
+        Own(MixtureSettings(tasks=tasks, demonstrations_from=str(own_datasets))).check()
 
 
 def test_an_environment_that_nobody_demonstrates_is_refused() -> None:
     with pytest.raises(UserError, match=r"'FrozenLake-v1' has no scripted expert .* --demonstrations-from"):
-        Own(Lessons(tasks={"FrozenLake-v1": 1})).check()
+        Own(MixtureSettings(tasks={"FrozenLake-v1": 1})).check()
     with pytest.raises(UserError, match="CartPole-v1"):
-        Own(Lessons(tasks={"CartPool-v1": 1})).check()
+        Own(MixtureSettings(tasks={"CartPool-v1": 1})).check()
 
 
 def test_an_ablation_of_who_demonstrates_needs_demonstrations_of_the_experts() -> None:
@@ -585,6 +591,16 @@ def test_what_a_recipe_does_already_is_no_change_of_it(tmp_path: Path) -> None:
         0.002,
         0.004,
     ]
+
+
+def test_the_only_task_of_a_domain_has_one_specialist_for_both(tmp_path: Path) -> None:
+    tasks = {"classic/cartpole": 1, "classic/acrobot": 1, "box2d/lunar-lander": 1}
+    parts = Baselines(BaselinesSettings(tasks=tasks, seeds=[0])).parts(tmp_path)
+    of_domains = {part.name: part.facts["tasks"] for part in parts if "domain specialists" in part.facts["methods"]}
+    assert of_domains == {
+        "domain-specialists-classic-0": ["classic/cartpole", "classic/acrobot"],
+        "task-specialists-box2d--lunar-lander-0": ["box2d/lunar-lander"],
+    }
 
 
 def test_the_last_of_a_family_is_held_out_where_nothing_else_is_said() -> None:

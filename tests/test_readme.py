@@ -18,7 +18,7 @@ from gatito.data.mixture import DatasetConfig, MixtureConfig
 from gatito.eval.agent import load_agent
 from gatito.eval.config import EvaluationConfig
 from gatito.eval.evaluate import evaluate_task
-from gatito.parsing import normalised, switches
+from gatito.parsing import normalised
 from gatito.train.configs import ModelConfig, Recipe, TrainConfig
 from gatito.train.trainer import train
 
@@ -91,7 +91,7 @@ def test_the_readme_mixture_and_commands_parse(tmp_path: Path, monkeypatch: pyte
     assert len(commands) >= 6
     for command in commands:
         parser = cli.build_parser(command)
-        parser.parse_args(normalised(command, switches(parser)))
+        parser.parse_args(normalised(command, parser))
     for task in re.findall(r"\b(?:classic|box2d|babyai|metaworld)/[a-z0-9-]+", text):
         if not task.endswith("noisy-v0"):
             assert task in tasks.registry(), task

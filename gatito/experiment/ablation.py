@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gatito.experiment.changes import DEFAULT, Change, Changed
-from gatito.experiment.lessons import Lessons
+from gatito.experiment.on_mixture import RecipeSettings
 
 CHANGES = {
     DEFAULT: Change(choice="as it is", words="the recipe"),
@@ -19,7 +19,7 @@ CHANGES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblationSettings(Lessons):
+class AblationSettings(RecipeSettings):
     """What is trained, and on what."""
 
     tasks: dict[str, int] = field(
@@ -51,6 +51,6 @@ class Ablation(Changed):
     prompts = ("none", "beginning")
 
     @property
-    def budget(self) -> str:  # type: ignore[override]
+    def budget(self) -> str:
         """The steps of each run."""
         return f"{self.settings.steps} steps"

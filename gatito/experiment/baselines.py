@@ -20,8 +20,8 @@ from gatito.eval.evaluate import baselines_of
 from gatito.eval.results import Results, write_results
 from gatito.eval.wording import counted
 from gatito.experiment.estimates import Estimate, mean_score
-from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import find_task, trained
+from gatito.experiment.on_mixture import OnRecipe, RecipeSettings
 from gatito.experiment.plan import Measured, Part, Summary, Table
 
 GENERALIST, DOMAIN, SPECIALIST = "generalist", "domain specialists", "task specialists"
@@ -32,7 +32,7 @@ WITHIN = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaselinesSettings(Lessons):
+class BaselinesSettings(RecipeSettings):
     """What all methods learn from; every task costs each of them as many training rows."""
 
     tasks: dict[str, int] = field(
@@ -55,7 +55,7 @@ FULL: Mapping[str, Any] = {"seeds": [0, 1, 2, 3], "steps": 20_000}
 
 
 @dataclass(frozen=True)
-class Baselines(OnLessons):
+class Baselines(OnRecipe):
     """One network for all against one for each."""
 
     settings: BaselinesSettings
@@ -65,7 +65,7 @@ class Baselines(OnLessons):
     def prepare(self, out: Path) -> None:
         """Collect and build the mixture, and a store of each domain and task."""
         super().prepare(out)
-        for name, tasks in {**self._domains(), **{task: [task] for task in self.tasks}}.items():
+        for _, name, tasks in self._specialists():
             self.build({task: self.settings.tasks[task] for task in tasks}, self._store_of(name, out))
 
     def _domains(self) -> dict[str, list[str]]:
@@ -75,6 +75,13 @@ class Baselines(OnLessons):
             found.setdefault(domain_of(task), []).append(task)
         return found
 
+    def _specialists(self) -> list[tuple[list[str], str, list[str]]]:
+        """Methods, name and tasks of each; the only task of a domain has one for both."""
+        domains = self._domains()
+        several = [([DOMAIN], domain, tasks) for domain, tasks in domains.items() if len(tasks) > 1]
+        alone = {task for tasks in domains.values() if len(tasks) == 1 for task in tasks}
+        return several + [([SPECIALIST, *([DOMAIN] if task in alone else [])], task, [task]) for task in self.tasks]
+
     def _store_of(self, name: str, out: Path) -> Path:
         return out / "stores" / name.replace("/", "--")
 
@@ -82,21 +89,18 @@ class Baselines(OnLessons):
         """A run for all, for each domain and for each task; then what is no transformer."""
         parts = []
         for seed in self.settings.seeds:
-            groups = [(GENERALIST, "all", self.tasks)]
-            groups += [(DOMAIN, domain, tasks) for domain, tasks in self._domains().items()]
-            groups += [(SPECIALIST, task, [task]) for task in self.tasks]
-            for method, name, tasks in groups:
+            for methods, name, tasks in [([GENERALIST], "all", self.tasks), *self._specialists()]:
                 measure = partial(self._train, out, name, tasks, seed)
-                parts.append(self._part(method, name, tasks, seed, measure))
+                parts.append(self._part(methods, name, tasks, seed, measure))
             for task in self.tasks:
-                parts.append(self._part(CLONED, task, [task], seed, partial(self._clone, out, task, seed)))
+                parts.append(self._part([CLONED], task, [task], seed, partial(self._clone, out, task, seed)))
         for task in self.tasks:  # it draws nothing
-            parts.append(self._part(RETRIEVED, task, [task], 0, partial(self._retrieve, out, task)))
+            parts.append(self._part([RETRIEVED], task, [task], 0, partial(self._retrieve, out, task)))
         return parts
 
-    def _part(self, method: str, name: str, tasks: Sequence[str], seed: int, measure: Any) -> Part:
-        folder = f"{method}-{name}-{seed}".replace("/", "--").replace(" ", "-")
-        return Part(name=folder, facts={"method": method, "tasks": list(tasks), "seed": seed}, measure=measure)
+    def _part(self, methods: Sequence[str], name: str, tasks: Sequence[str], seed: int, measure: Any) -> Part:
+        folder = f"{methods[0]}-{name}-{seed}".replace("/", "--").replace(" ", "-")
+        return Part(name=folder, facts={"methods": methods, "tasks": list(tasks), "seed": seed}, measure=measure)
 
     def _share(self, tasks: Sequence[str]) -> int:
         """Optimizer steps that so many tasks cost the generalist."""
@@ -136,7 +140,7 @@ class Baselines(OnLessons):
         """By method and task."""
         return {
             (method, task): mean_score(
-                [m.results() for m in measured if m.facts["method"] == method and task in m.facts["tasks"]],
+                [m.results() for m in measured if method in m.facts["methods"] and task in m.facts["tasks"]],
                 [task],
             )
             for method in METHODS
@@ -149,7 +153,7 @@ class Baselines(OnLessons):
         for method in METHODS:
             by_seed: dict[int, list[Results]] = {}
             for m in measured:
-                if m.facts["method"] == method:
+                if method in m.facts["methods"]:
                     by_seed.setdefault(m.facts["seed"], []).append(m.results())
             joined = [
                 Results(
@@ -180,15 +184,13 @@ class Baselines(OnLessons):
             for method in METHODS
         }
         table = Table(title=title, head=["task", *METHODS], rows=rows)
-        return Summary(tables=[table], findings=findings, values=values)
+        return Summary(tables=[table], findings=findings, values=values, draw=partial(self._draw, scores, means))
 
-    def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
+    def _draw(self, scores: Mapping[tuple[str, str], Estimate], means: Mapping[str, Estimate], path: Path) -> None:
         """Means over tasks, and every task."""
         from gatito.experiment.pictures import bars, heat, panels, save
 
-        scores = self._scores(measured)
-        figure, (left, right) = panels(2)
-        means = self._means(measured)
+        figure, (left, right) = panels(2, len(self.tasks))
         bars(left, means, xlabel="mean score")
         grid = [[scores[method, task].mean for task in self.tasks] for method in METHODS]
         heat(right, grid, [task.split("/")[-1] for task in self.tasks])

@@ -7,7 +7,7 @@ from typing import Any
 
 from gatito.errors import UserError
 from gatito.experiment.changes import DEFAULT, Change, Changed
-from gatito.experiment.lessons import Lessons
+from gatito.experiment.on_mixture import RecipeSettings
 from gatito.experiment.plan import PLACES
 from gatito.train.configs import Recipe
 
@@ -32,7 +32,7 @@ CHANGES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class BeyondSettings(Lessons):
+class BeyondSettings(RecipeSettings):
     """What is trained, and on what."""
 
     minutes: float = 1.5
@@ -62,7 +62,7 @@ class Beyond(Changed):
     without_effect = PLACES  # threads decide how many steps the minutes have
 
     @property
-    def budget(self) -> str:  # type: ignore[override]
+    def budget(self) -> str:
         """The minutes of each run."""
         return f"{self.settings.minutes:g} minutes"
 

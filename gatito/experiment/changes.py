@@ -1,6 +1,7 @@
 """A recipe against the same recipe with one thing changed: how choices and new ideas are measured."""
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,8 +13,8 @@ import numpy as np
 from gatito.eval.agent import load_checkpoint
 from gatito.eval.wording import counted
 from gatito.experiment.estimates import Estimate, mean_of, mean_score
-from gatito.experiment.lessons import OnLessons
 from gatito.experiment.measuring import played, trained
+from gatito.experiment.on_mixture import OnRecipe
 from gatito.experiment.plan import RESULT, Measured, Part, Summary, Table, folder_of
 from gatito.recipes import load_recipe
 from gatito.train.configs import Recipe
@@ -55,16 +56,19 @@ class Change:
         return bool(self.acting) and not other
 
 
-class Changed(OnLessons):
+class Changed(OnRecipe):
     """One change at a time."""
 
     all_changes: Mapping[str, Change]
     """By name of their parts; the first is `DEFAULT`."""
     prompts: Sequence[str]
     """Which parts of a demonstration the episodes begin with; the first decides."""
-    budget: str
-    """What each run has, in words."""
     measures_loss = True
+
+    @property
+    @abstractmethod
+    def budget(self) -> str:
+        """What each run has, in words."""
 
     @property
     def changes(self) -> Mapping[str, Change]:
@@ -159,7 +163,7 @@ class Changed(OnLessons):
         columns = [f"{what}, prompt {prompt}" for what in ("score", "difference") for prompt in self.prompts]
         head = ["choice", "instead", *columns, "held-out loss", "steps"]
         table = Table(title=f"{self.budget}, {len(self.tasks)} tasks", head=head, rows=rows)
-        return Summary(tables=[table], findings=findings, values=values)
+        return Summary(tables=[table], findings=findings, values=values, draw=partial(self._draw, scores))
 
     def _scores(self, measured: Sequence[Measured]) -> dict[tuple[str, str], Estimate]:
         return {
@@ -168,11 +172,10 @@ class Changed(OnLessons):
             for prompt in self.prompts
         }
 
-    def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
+    def _draw(self, scores: Mapping[tuple[str, str], Estimate], path: Path) -> None:
         """Scores of each prompt, and how those of the first differ from the default's."""
-        from gatito.experiment.pictures import bars, panels, save
+        from gatito.experiment.pictures import INK, bars, panels, save
 
-        scores = self._scores(measured)
         figure, axes = panels(len(self.prompts) + 1)
         labels = {name: f"{change.choice}: {change.words}" for name, change in self.changes.items()}
         for prompt, own in zip(self.prompts, axes, strict=False):
@@ -180,7 +183,7 @@ class Changed(OnLessons):
         first = self.prompts[0]
         differences = {labels[n]: scores[n, first].minus(scores[DEFAULT, first]) for n in labels if n != DEFAULT}
         bars(axes[-1], differences, first=1, xlabel=f"difference of the mean score, prompt: {first}")
-        axes[-1].axvline(0.0, color="#22242a", linewidth=1)
+        axes[-1].axvline(0.0, color=INK, linewidth=1)
         axes[-1].set_ylim(axes[0].get_ylim())
         for own in axes[1:]:
             own.set_yticklabels([])

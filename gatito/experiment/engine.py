@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from tqdm import tqdm
@@ -29,7 +29,7 @@ from gatito.eval.wording import counted
 from gatito.experiment.plan import RESULT, Experiment, Measured, Part, folder_of, identity_json, settings_json
 
 SCHEMA = 1
-SAID = "experiment.json"
+IDENTITY = "experiment.json"
 LOCK = ".lock"
 LOG = "log.txt"
 """What the process of a part prints, in its folder."""
@@ -51,7 +51,7 @@ def run_experiment(experiment: Experiment, out: Path, command: Sequence[str], pa
     experiment.check()
     if not is_begun:
         out.mkdir(parents=True, exist_ok=True)
-        _write_json(identity, out / SAID)
+        _write_json(identity, out / IDENTITY)
     experiment.prepare(out)
     parts = experiment.parts(out)
     _measure_all(parts, out, command, parallel, experiment.settings.threads)
@@ -95,7 +95,7 @@ def measured_of(part: Part, out: Path) -> Measured:
 def _check_continues(identity: Mapping[str, Any], out: Path) -> bool:
     """Whether `out` holds what has been measured of an experiment; raises `UserError` where it is of another one."""
     check_writable(out)
-    said = out / SAID
+    said = out / IDENTITY
     if not said.is_file():
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"{out} is not empty and holds no experiment; choose another --out")
@@ -143,41 +143,84 @@ def _measure_all(parts: Sequence[Part], out: Path, command: Sequence[str], paral
     """Measure what is not finished yet, each part after those that it needs."""
     finished = {part.name for part in parts if (folder_of(part.name, out) / RESULT).is_file()}
     waiting = [part for part in parts if part.name not in finished]
-    running: dict[str, subprocess.Popen[bytes]] = {}
     failed: dict[str, str] = {}
-    with _ended(running), tqdm(total=len(parts), initial=len(finished), desc="measure", unit="part") as bar:
-        while waiting or running:
+    bar = tqdm(total=len(parts), initial=len(finished), desc="measure", unit="part")
+    with _Workers(out, command, parallel, threads) as workers, bar:
+        while waiting or workers.are_busy:
             for part in [part for part in waiting if set(part.needs) <= finished]:
-                if parallel == 0:
-                    try:
-                        with _computing_with(threads):
-                            _measure(part, out)
-                        finished.add(part.name)
-                    except UserError as error:
-                        failed[part.name] = str(error)
-                    bar.update()
-                elif len(running) < parallel:
-                    running[part.name] = _start(part.name, out, command)
+                if workers.take(part):
+                    waiting.remove(part)
+            for name, failure in workers.ended().items():
+                if failure is None:
+                    finished.add(name)
                 else:
-                    continue
-                waiting.remove(part)
-            for name, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[name]
-                    if process.returncode < 0:
-                        failed[name] = f"it was ended by signal {-process.returncode} (out of memory?)"
-                    elif process.returncode:
-                        failed[name] = _last_words(folder_of(name, out) / LOG)
-                    else:
-                        finished.add(name)
-                    bar.update()
-                    bar.set_postfix_str(name)
+                    failed[name] = failure
+                bar.update()
+                bar.set_postfix_str(name)
             waiting = [part for part in waiting if not failed.keys() & set(part.needs)]
-            if running:
-                time.sleep(POLL_S)
     if failed:
         name, why = next(iter(failed.items()))
         raise UserError(f"{counted(len(failed), 'part')} failed, first {name}: {why}; run it again")
+
+
+class _Workers:
+    """The processes that measure parts, or with `parallel` 0 this one; they end with the experiment.
+
+    Where it is killed, they end themselves.
+    """
+
+    def __init__(self, out: Path, command: Sequence[str], parallel: int, threads: int) -> None:
+        self.out, self.command, self.parallel, self.threads = out, command, parallel, threads
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.measured_here: dict[str, str | None] = {}
+
+    @property
+    def are_busy(self) -> bool:
+        """Whether there is more to come from `ended`."""
+        return bool(self.running or self.measured_here)
+
+    def take(self, part: Part) -> bool:
+        """Begin with a part; returns whether anybody is free to."""
+        if len(self.running) + len(self.measured_here) >= max(1, self.parallel):
+            return False
+        if self.parallel:
+            self.running[part.name] = _start(part.name, self.out, self.command)
+        else:
+            self.measured_here[part.name] = self._measure_here(part)
+        return True
+
+    def _measure_here(self, part: Part) -> str | None:
+        try:
+            with _computing_with(self.threads):
+                _measure(part, self.out)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def ended(self) -> dict[str, str | None]:
+        """The parts that have ended since, each with why it failed, None where it did not; waits a moment for one."""
+        codes = {name: code for name, process in self.running.items() if (code := process.poll()) is not None}
+        for name in codes:
+            del self.running[name]
+        ended = self.measured_here | {name: self._failure(name, code) for name, code in codes.items()}
+        self.measured_here = {}
+        if not ended and self.running:
+            time.sleep(POLL_S)
+        return ended
+
+    def _failure(self, name: str, code: int) -> str | None:
+        if code < 0:
+            return f"it was ended by signal {-code} (out of memory?)"
+        return _last_words(folder_of(name, self.out) / LOG) if code else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.running.values():
+            process.terminate()
+        for process in self.running.values():
+            process.wait()
 
 
 @contextlib.contextmanager
@@ -196,18 +239,6 @@ def _last_words(log: Path) -> str:
     return f"{last} (see {log})"
 
 
-@contextlib.contextmanager
-def _ended(running: Mapping[str, subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Whatever ends the experiment ends its parts too; where it is killed, they end themselves."""
-    try:
-        yield
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
-
-
 def _start(name: str, out: Path, command: Sequence[str]) -> subprocess.Popen[bytes]:
     folder = folder_of(name, out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -222,7 +253,7 @@ def _write(experiment: Experiment, measured: Sequence[Measured], out: Path) -> P
     tables = "\n\n".join(table.markdown() for table in summary.tables)
     findings = "\n".join(f"- {finding}" for finding in summary.findings)
     (out / "table.md").write_text(f"# {experiment.question}\n\n{tables}\n\n{findings}\n")
-    experiment.draw(measured, summary, out / f"{experiment.name}.png")
+    summary.draw(out / f"{experiment.name}.png")
     results: dict[str, Any] = {
         "schema": SCHEMA,
         "gatito": __version__,

@@ -15,8 +15,8 @@ from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint, weights_sha256
 from gatito.eval.wording import counted
 from gatito.experiment.estimates import Estimate, mean_over, mean_score
-from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import check_held_out, played, trained
+from gatito.experiment.on_mixture import OnRecipe, RecipeSettings
 from gatito.experiment.plan import Measured, Part, Summary, Table
 from gatito.tokenizers import Layout
 from gatito.train.configs import LoraConfig, ModelConfig, Recipe
@@ -29,10 +29,26 @@ QUARTER = 4
 """Training from scratch has so many times the demonstrations of what it is compared with."""
 
 
+PRETRAINED_ON = {
+    "classic/cartpole": 60,
+    "classic/mountain-car": 150,
+    "classic/acrobot": 150,
+    "box2d/lunar-lander": 200,
+    "metaworld/door-unlock": 150,
+    "metaworld/handle-press-side": 150,
+    "metaworld/plate-slide": 150,
+    "babyai/go-to-obj": 1500,
+}
+STEPS, FULL_STEPS = 2000, 20_000
+"""Of pretraining."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class FewShotSettings(Lessons):
+class FewShotSettings(RecipeSettings):
     """What is pretrained on, what is held out, and how many demonstrations there are."""
 
+    tasks: dict[str, int] = field(default_factory=lambda: dict(PRETRAINED_ON))
+    """Task ids that are pretrained on, each with the number of its demonstrations; all are trained on alike."""
     held_out: list[str] = field(
         default_factory=lambda: [
             "metaworld/button-press-topdown",
@@ -46,7 +62,7 @@ class FewShotSettings(Lessons):
     """Numbers of demonstrations, the fewest first; the first ones are the same in all of them."""
     init: str | None = None
     """Pretrained checkpoint or run, in place of one that is pretrained on `tasks` for `steps`."""
-    steps: int = 2000
+    steps: int = STEPS
     """Optimizer steps of pretraining."""
     tuning_steps: int = 100
     """Optimizer steps of fine-tuning on the demonstrations: more of them forget what was learned before."""
@@ -68,6 +84,10 @@ class FewShotSettings(Lessons):
         for task in self.held_out:
             if task in self.tasks and self.init is None:
                 raise UserError(f"held-out task {task!r} is in --tasks, which is pretrained on; leave it out of one")
+        if self.init is not None and (self.tasks != PRETRAINED_ON or self.steps not in (STEPS, FULL_STEPS)):
+            raise UserError(
+                f"--tasks and --steps are of pretraining, which --init {self.init} has behind it: drop them"
+            )
         counts = self.demonstrations
         if not counts or counts != sorted(set(counts)) or counts[0] < 1:
             raise UserError(f"--demonstrations is {counts}, allowed different numbers from 1, the smallest first")
@@ -84,14 +104,14 @@ class FewShotSettings(Lessons):
 FULL: Mapping[str, Any] = {
     "demonstrations": [1, 4, 16, 64, 256, 1000],
     "seeds": [0, 1, 2, 3],
-    "steps": 20_000,
+    "steps": FULL_STEPS,
     "scratch_steps": 2000,
 }
 """What the full protocol changes."""
 
 
 @dataclass(frozen=True)
-class FewShot(OnLessons):
+class FewShot(OnRecipe):
     """Fine-tuning against training from scratch."""
 
     settings: FewShotSettings
@@ -239,7 +259,8 @@ class FewShot(OnLessons):
         findings.append("all fine-tuning began with one checkpoint: how pretrainings differ is in no interval")
         values = {f"{task}, {way}, {count}": estimate.to_json() for (task, way, count), estimate in scores.items()}
         values |= {f"{task}, {UNSEEN}": estimate.to_json() for task, estimate in unseen.items()}
-        return Summary(tables=[Table(title=title, head=head, rows=rows)], findings=findings, values=values)
+        table, draw = Table(title=title, head=head, rows=rows), partial(self._draw, scores, unseen)
+        return Summary(tables=[table], findings=findings, values=values, draw=draw)
 
     def _findings(self, task: str, scores: Mapping[tuple[str, str, int], Estimate], unseen: Estimate) -> list[str]:
         """Of one task: without demonstrations, with equal ones, and with a quarter of them, where that says much."""
@@ -273,18 +294,19 @@ class FewShot(OnLessons):
             )
         return found
 
-    def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
+    def _draw(
+        self, scores: Mapping[tuple[str, str, int], Estimate], unseen: Mapping[str, Estimate], path: Path
+    ) -> None:
         """A panel for each held-out task."""
-        from gatito.experiment.pictures import lines, panels, save
+        from gatito.experiment.pictures import level, lines, panels, save
 
-        scores, unseen = self._scores(measured), self._of_unseen(measured)
         figure, axes = panels(len(self.settings.held_out))
         for task, own in zip(self.settings.held_out, axes, strict=True):
             series = {
                 way: [(float(count), scores[task, way, count]) for count in self.settings.demonstrations]
                 for way in self._ways
             }
-            own.axhline(unseen[task].mean, color="#22242a", linestyle="--", linewidth=1, label=UNSEEN)
+            level(own, unseen[task], UNSEEN)
             lines(own, series, xscale="log", xlabel="demonstrations", ylabel="score", title=task)
             own.minorticks_off()
             own.set_xticks(self.settings.demonstrations, [str(count) for count in self.settings.demonstrations])

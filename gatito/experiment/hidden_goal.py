@@ -13,8 +13,8 @@ from gatito.data.tasks import groups
 from gatito.errors import UserError
 from gatito.eval.wording import counted
 from gatito.experiment.estimates import Estimate, mean_score
-from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import Evaluation, trained
+from gatito.experiment.on_mixture import OnRecipe, RecipeSettings
 from gatito.experiment.plan import Measured, Part, Summary, Table
 
 RIGHT, WRONG, NONE = "right prompt", "wrong prompt", "no prompt"
@@ -26,7 +26,7 @@ PROMPT = "end"
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiddenGoalSettings(Lessons):
+class HiddenGoalSettings(RecipeSettings):
     """Families of tasks that differ in what is hidden, and how they are trained."""
 
     tasks: dict[str, int] = field(
@@ -110,7 +110,7 @@ def families(tasks: Sequence[str] | Mapping[str, int]) -> dict[str, list[str]]:
 
 
 @dataclass(frozen=True)
-class HiddenGoal(OnLessons):
+class HiddenGoal(OnRecipe):
     """The right prompt against a wrong one and none; rewards seen against unseen."""
 
     settings: HiddenGoalSettings
@@ -208,7 +208,8 @@ class HiddenGoal(OnLessons):
             title = f"score by the episode of its context, without a prompt, after {steps} steps"
             head = ["", "tasks", *(f"episode {i + 1}" for i in several)]
             tables.append(Table(title=title, head=head, rows=adapting))
-        return Summary(tables=tables, findings=findings, values=values)
+        draw = partial(self._draw, scores, orders)
+        return Summary(tables=tables, findings=findings, values=values, draw=draw)
 
     def _kinds(self, tasks: Sequence[str]) -> dict[str, list[str]]:
         """Those that are trained on, and those that are not."""
@@ -248,13 +249,17 @@ class HiddenGoal(OnLessons):
                 ]
         return found
 
-    def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
+    def _draw(
+        self,
+        scores: Mapping[tuple[str, str], Mapping[str, Estimate]],
+        orders: Mapping[tuple[str, str], Sequence[Estimate]],
+        path: Path,
+    ) -> None:
         """A panel for each family, and one for adaptation."""
         from gatito.experiment.pictures import bars, lines, panels, save
 
-        scores = self._scores(measured)
         names = list(families(self.settings.tasks))
-        figure, axes = panels(len(names) + 1)
+        figure, axes = panels(len(names) + bool(orders))
         for family, own in zip(names, axes, strict=False):
             bars_of = {
                 f"{prompt}, {kind}": estimate
@@ -263,12 +268,13 @@ class HiddenGoal(OnLessons):
                 for prompt, estimate in prompts.items()
             }
             bars(own, bars_of, xlabel="score", title=f"{family}-hidden-…")
-        series = {
-            f"{way}, {kind}": [(float(i + 1), estimate) for i, estimate in enumerate(row)]
-            for (way, kind), row in self._orders(measured).items()
-        }
-        lines(axes[-1], series, xlabel="episode of the context", ylabel="score", title="no prompt")
-        axes[-1].set_xticks(range(1, self.settings.episodes_in_context + 1))
+        if orders:
+            series = {
+                f"{way}, {kind}": [(float(i + 1), estimate) for i, estimate in enumerate(row)]
+                for (way, kind), row in orders.items()
+            }
+            lines(axes[-1], series, xlabel="episode of the context", ylabel="score", title="no prompt")
+            axes[-1].set_xticks(range(1, self.settings.episodes_in_context + 1))
         save(
             figure, f"{self.question} {self.settings.steps} steps, {counted(len(self.settings.seeds), 'seed')}", path
         )

@@ -128,11 +128,36 @@ def held_out_loss(model: GatitoForCausalLM, store: Store) -> dict[str, float]:
 
 
 def check_held_out(tasks: Iterable[str], init: str | Path) -> None:
-    """Raise `UserError` for a task that a pretrained checkpoint was trained on."""
+    """Raise `UserError` for a task that a pretrained checkpoint was trained on, be it under another id."""
     _, processor = load_checkpoint(init)
+    known = sorted(processor.layouts.keys() - set(processor.held_out))
     for task in tasks:
-        if task in processor.layouts and task not in processor.held_out:
-            raise UserError(
-                f"held-out task {task!r} is in the mixture that {init} was pretrained on; choose one that is not, or "
-                "pretrain without it"
-            )
+        for other in known:
+            if task == other or _have_one_environment(task, other):
+                named = "" if task == other else f" as {other!r}"
+                raise UserError(
+                    f"held-out task {task!r} is in the mixture that {init} was pretrained on{named}; choose one that "
+                    "is not, or pretrain without it"
+                )
+
+
+def _have_one_environment(task: str, other: str) -> bool:
+    """Whether a registered task and an id of Gymnasium are the same environment, where both can be built here."""
+    if (task in registry()) == (other in registry()):
+        return False
+    try:
+        first, second = (_environment(name) for name in (task, other))
+    except UserError:
+        return False
+    return first is not None and first == second
+
+
+def _environment(task: str) -> tuple[str, Mapping[str, Any], Sequence[str]] | None:
+    """Gymnasium's id of a task's environment, with what it is made with and wrapped into; None where it has none."""
+    env = find_task(task).make()
+    spec = env.spec
+    env.close()
+    if spec is None:
+        return None
+    given = {name: value for name, value in spec.kwargs.items() if value is not None}
+    return spec.id, given, [wrapper.name for wrapper in spec.additional_wrappers]

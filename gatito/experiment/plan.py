@@ -124,6 +124,8 @@ class Summary:
     """A sentence for each question that was asked, with its interval, failures too."""
     values: Mapping[str, Any]
     """The numbers of tables and picture, as JSON."""
+    draw: Callable[[Path], None]
+    """Draws the picture, a PNG; what it needs is imported then."""
 
 
 class Experiment(ABC):
@@ -157,10 +159,6 @@ class Experiment(ABC):
     @abstractmethod
     def summary(self, measured: Sequence[Measured]) -> Summary:
         """What is made of the finished parts."""
-
-    @abstractmethod
-    def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
-        """The picture, as a PNG."""
 
 
 def settings_json(experiment: Experiment) -> dict[str, Any]:

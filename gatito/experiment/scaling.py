@@ -2,7 +2,7 @@
 (Reed et al. 2022, figure 8)."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,22 +13,19 @@ from numpy.typing import NDArray
 
 from gatito.data.tasks import registry
 from gatito.errors import UserError
-from gatito.eval.statistics import percentile_interval
 from gatito.eval.wording import counted, with_interval
 from gatito.experiment.estimates import Estimate, mean_of, mean_score
-from gatito.experiment.lessons import Lessons, OnLessons
 from gatito.experiment.measuring import trained
+from gatito.experiment.on_mixture import MixtureSettings, OnMixture
 from gatito.experiment.plan import Measured, Part, Summary, Table
+from gatito.experiment.power_law import PowerLaw
 from gatito.recipes import load_recipe
 from gatito.tokenizers import TextTokenizer, Vocabulary
 from gatito.train.parameters import count_parameters
 
-FITS = 20_000
-"""Draws of the power law."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class ScalingSettings(Lessons):
+class ScalingSettings(MixtureSettings):
     """Which sizes are trained, and on what."""
 
     sizes: list[str] = field(default_factory=lambda: ["ladder-0.3m", "ladder-1m", "ladder-3m"])
@@ -62,7 +59,7 @@ FULL: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Scaling(OnLessons):
+class Scaling(OnMixture):
     """Larger models at equal tokens."""
 
     settings: ScalingSettings
@@ -109,18 +106,16 @@ class Scaling(OnLessons):
             "evaluate_every": self.settings.steps // self.settings.looks,
             "evaluate_episodes": self.settings.look_episodes,
         }
-        recipe = self.recipe(seed, recipe=size, train=looking)
+        recipe = self.budgeted(size, seed, train=looking)
         return trained(folder, recipe, self.store(out), [self.evaluation()], held_out=self.held_out(out))
 
     def summary(self, measured: Sequence[Measured]) -> Summary:
         """Losses and scores by size, and the power law."""
         by_size = {size: [m for m in measured if m.facts["size"] == size] for size in self.settings.sizes}
+        scores = {size: mean_score([m.results() for m in own]) for size, own in by_size.items()}
+        losses = {size: mean_of([m.value("held_out_loss")["all"] for m in own]) for size, own in by_size.items()}
         rows, values = [], {}
-        scores: dict[str, Estimate] = {}
-        losses: dict[str, Estimate] = {}
         for size, own in by_size.items():
-            scores[size] = mean_score([m.results() for m in own])
-            losses[size] = mean_of([m.value("held_out_loss")["all"] for m in own])
             parameters = own[0].value("non_embedding")
             rows.append(
                 [size, f"{parameters / 1e6:.2f} M", losses[size].words(3), scores[size].words(),
@@ -131,7 +126,10 @@ class Scaling(OnLessons):
                 "held_out_loss": losses[size].to_json(),
                 "score": scores[size].to_json(),
             }
-        law = self._power_law(by_size)
+        runs = [m for own in by_size.values() for m in own]
+        law = PowerLaw.fit(
+            np.log([m.value("non_embedding") for m in runs]), np.log([m.value("held_out_loss")["all"] for m in runs])
+        )
         low, high = law.interval
         first, last = self.settings.sizes[0], self.settings.sizes[-1]
         gain, less = scores[last].minus(scores[first]), losses[last].minus(losses[first])
@@ -143,7 +141,7 @@ class Scaling(OnLessons):
         ]
         head = ["size", "parameters", "held-out loss", "mean score (95 %)", "positions seen"]
         table = Table(title=f"{self.settings.steps} steps each", head=head, rows=rows)
-        curves = {size: self._score_curve(measured, size) for size in self.settings.sizes}
+        curves = {size: _score_curve(own) for size, own in by_size.items()}
         seen = [f"{x / 1e6:.2f} M" for x, _ in curves[first]]
         against_tokens = Table(
             title=f"mean score against positions seen, {self.settings.look_episodes} episodes a task",
@@ -152,27 +150,23 @@ class Scaling(OnLessons):
         )
         fit = {"power": law.power, "low": low, "high": high}
         tables = [table, against_tokens]
-        return Summary(tables=tables, findings=findings, values={"sizes": values, "power_law": fit})
+        draw = partial(self._draw, by_size, curves, losses, scores, law)
+        return Summary(tables=tables, findings=findings, values={"sizes": values, "power_law": fit}, draw=draw)
 
-    def _score_curve(self, measured: Sequence[Measured], size: str) -> list[tuple[float, Estimate]]:
-        """Mean scores of a size over positions seen; their intervals know of training seeds alone."""
-        own = [m for m in measured if m.facts["size"] == size]
-        per_step = own[0].value("positions") / own[0].value("steps")
-        steps = [step for step, _ in own[0].value("scores")]
-        return [(step * per_step, mean_of([m.value("scores")[i][1] for m in own])) for i, step in enumerate(steps)]
-
-    def _power_law(self, by_size: dict[str, list[Measured]]) -> "PowerLaw":
-        x = [m.value("non_embedding") for own in by_size.values() for m in own]
-        y = [m.value("held_out_loss")["all"] for own in by_size.values() for m in own]
-        return PowerLaw.fit(np.log(x), np.log(y))
-
-    def draw(self, measured: Sequence[Measured], summary: Summary, path: Path) -> None:
+    def _draw(
+        self,
+        by_size: Mapping[str, Sequence[Measured]],
+        curves: Mapping[str, Sequence[tuple[float, Estimate]]],
+        losses: Mapping[str, Estimate],
+        scores: Mapping[str, Estimate],
+        law: PowerLaw,
+        path: Path,
+    ) -> None:
         """Training loss and score against tokens, and held-out loss and score against size."""
-        from gatito.experiment.pictures import COLOURS, lines, panels, save
+        from gatito.experiment.pictures import COLOURS, INK, lines, panels, save
 
         figure, (left, scored, middle, right) = panels(4)
-        for size, colour in zip(self.settings.sizes, itertools.cycle(COLOURS), strict=False):
-            own = [m for m in measured if m.facts["size"] == size]
+        for (size, own), colour in zip(by_size.items(), itertools.cycle(COLOURS), strict=False):
             per_step = own[0].value("positions") / own[0].value("steps")
             for m in own:
                 curve = m.value("curve")
@@ -184,27 +178,20 @@ class Scaling(OnLessons):
         )
         left.legend(fontsize=8)
         left.grid(alpha=0.25)
-        lines(
-            scored, {size: self._score_curve(measured, size) for size in self.settings.sizes}, xlabel="positions seen"
-        )
+        lines(scored, curves, xlabel="positions seen")
         scored.set(title=f"mean score, {self.settings.look_episodes} episodes a task")
         scored.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:.1f} M")
-        points: dict[str, list[tuple[float, Estimate]]] = {"held-out loss": [], "score": []}
-        for size in self.settings.sizes:
-            own = [m for m in measured if m.facts["size"] == size]
-            x = own[0].value("non_embedding")
-            points["held-out loss"].append((x, mean_of([m.value("held_out_loss")["all"] for m in own])))
-            points["score"].append((x, mean_score([m.results() for m in own])))
-        lines(middle, {"held-out loss": points["held-out loss"]}, xscale="log", xlabel="non-embedding parameters N")
-        law = self._power_law({s: [m for m in measured if m.facts["size"] == s] for s in self.settings.sizes})
-        middle.plot(*law.line(), "--", color="#22242a", label=f"N^{law.power:.3f}, and its interval")
-        middle.fill_between(*law.band(), color="#22242a", alpha=0.1, linewidth=0)
+        parameters = [own[0].value("non_embedding") for own in by_size.values()]
+        loss_of = list(zip(parameters, losses.values(), strict=True))
+        lines(middle, {"held-out loss": loss_of}, xscale="log", xlabel="non-embedding parameters N")
+        middle.plot(*law.line(), "--", color=INK, label=f"N^{law.power:.3f}, and its interval")
+        middle.fill_between(*law.band(), color=INK, alpha=0.1, linewidth=0)
         middle.legend(fontsize=8)
-        lines(right, {"mean score": points["score"]}, xscale="log", xlabel="non-embedding parameters N")
+        score_of = list(zip(parameters, scores.values(), strict=True))
+        lines(right, {"mean score": score_of}, xscale="log", xlabel="non-embedding parameters N")
         for axes in (middle, right):
-            sizes = [x for x, _ in points["score"]]
             axes.minorticks_off()
-            axes.set_xticks(sizes, [f"{x / 1e6:.2g} M" for x in sizes])
+            axes.set_xticks(parameters, [f"{x / 1e6:.2g} M" for x in parameters])
         seeds = len(self.settings.seeds)
         save(
             figure,
@@ -213,54 +200,11 @@ class Scaling(OnLessons):
         )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PowerLaw:
-    """loss = a x parameters^-b, by least squares of the logarithms."""
-
-    x: NDArray[np.float64]
-    """(n,) logarithms of the parameters of each run."""
-    slopes: NDArray[np.float64]
-    """(1 + FITS,): -b of the fit, then draws of what it may be, not a number where two points are all.
-
-    Their percentiles are the t interval of least squares: of how seeds differ, and of how far points are off a line.
-    """
-    heights: NDArray[np.float64]
-    """(1 + FITS,) of each at the mean of x."""
-
-    @classmethod
-    def fit(cls, x: NDArray[np.float64], y: NDArray[np.float64]) -> "PowerLaw":
-        """Of runs with logarithms x (n,) of their parameters and y (n,) of their losses."""
-        centred, freedom = x - x.mean(), len(x) - 2
-        slope = float((y - y.mean()) @ centred / (centred @ centred))
-        squares = float(np.sum((y - y.mean() - slope * centred) ** 2))
-        rng = np.random.default_rng(0)
-        spread = np.sqrt(squares / rng.chisquare(freedom, FITS)) if freedom > 0 else np.full(FITS, np.nan)
-        slopes = slope + spread * rng.standard_normal(FITS) / np.sqrt(centred @ centred)
-        heights = y.mean() + spread * rng.standard_normal(FITS) / np.sqrt(len(x))
-        return cls(x=x, slopes=np.append(slope, slopes), heights=np.append(y.mean(), heights))
-
-    @property
-    def power(self) -> float:
-        """-b."""
-        return float(self.slopes[0])
-
-    @property
-    def interval(self) -> tuple[float, float] | tuple[None, None]:
-        """95 %, where there is one."""
-        low, high = percentile_interval(self.slopes[1:])
-        return (None, None) if np.isnan(low) else (low, high)
-
-    def line(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Parameters and losses of the fit."""
-        at = np.linspace(self.x.min(), self.x.max(), 50)
-        return np.exp(at), np.exp(self.heights[0] + self.slopes[0] * (at - self.x.mean()))
-
-    def band(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Parameters, and the ends of the 95 % interval of the fit there."""
-        at = np.linspace(self.x.min(), self.x.max(), 50)
-        fits = self.heights[1:, None] + self.slopes[1:, None] * (at - self.x.mean())
-        low, high = np.exp(np.percentile(fits, [2.5, 97.5], axis=0))
-        return np.exp(at), low, high
+def _score_curve(own: Sequence[Measured]) -> list[tuple[float, Estimate]]:
+    """Mean scores of a size over positions seen; their intervals know of training seeds alone."""
+    per_step = own[0].value("positions") / own[0].value("steps")
+    steps = [step for step, _ in own[0].value("scores")]
+    return [(step * per_step, mean_of([m.value("scores")[i][1] for m in own])) for i, step in enumerate(steps)]
 
 
 def _monotone(what: str, means: Sequence[float], *, falling: bool) -> str:

@@ -6,11 +6,13 @@ vocabulary. The new checkpoint knows the old tasks and the new ones.
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from gatito.data.store import Store
 from gatito.errors import UserError
-from gatito.eval.agent import load_checkpoint
+from gatito.eval.agent import load_checkpoint, weights_sha256
 from gatito.model import GatitoConfig, GatitoForCausalLM, GatitoProcessor
 from gatito.train.configs import ModelConfig, Recipe
 
@@ -61,3 +63,17 @@ def begin_with(source: str | Path, store: Store) -> Beginning:
             f"{store.text.sha256[:12]}; build the store with the checkpoint's tokenizer.model"
         )
     return Beginning(model=model, processor=processor)
+
+
+def began_with(init: str | Path, model: GatitoForCausalLM | None, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What the settings of a run say of its beginning: a name, and the hash of the weights behind it.
+
+    `model` has the weights, None where they were not loaded; `saved` are the settings of the run that is continued.
+    Weights that have another name by now, such as those of a folder that was moved, are the same by their hash; those
+    of the same name may be gone. Raises `UserError` for weights that cannot be loaded.
+    """
+    if model is None and str(init) == saved.get("init"):
+        return {name: saved.get(name) for name in ("init", "init.weights")}
+    own = weights_sha256(load_checkpoint(init)[0] if model is None else model)
+    name = saved["init"] if own == saved.get("init.weights") else str(init)
+    return {"init": name, "init.weights": own}

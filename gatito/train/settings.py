@@ -31,13 +31,12 @@ BEFORE = {
 """What a run had that was begun before these settings were there."""
 
 
-def run_settings(recipe: Recipe, store: Store, init: str | Path | None = None) -> dict[str, Any]:
-    """The settings of a run as a checkpoint keeps them, with the hash of its data, and what it began with."""
+def run_settings(recipe: Recipe, store: Store) -> dict[str, Any]:
+    """The settings of a run as a checkpoint keeps them, with the hash of its data; it began with nothing."""
     train = {f"train.{name}": value for name, value in asdict(recipe.train).items() if name not in FREE}
-    began = {"data": store.sha256, "init": None if init is None else str(init)}
     if recipe.lora.rank:
         train |= {f"lora.{name}": value for name, value in asdict(recipe.lora).items()}
-    return began | train | {f"model.{k}": v for k, v in asdict(recipe.model).items()}
+    return {"data": store.sha256, "init": None} | train | {f"model.{k}": v for k, v in asdict(recipe.model).items()}
 
 
 def check_same_settings(

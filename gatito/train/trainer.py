@@ -20,7 +20,6 @@ from gatito.data.publish import check_writable
 from gatito.data.sampler import Sampler, smallest_observation
 from gatito.data.store import Store, open_store
 from gatito.errors import UserError
-from gatito.eval.agent import weights_sha256
 from gatito.model import GatitoConfig, GatitoForCausalLM, GatitoProcessor
 from gatito.train.card import model_card, processor_of
 from gatito.train.checkpoint import (
@@ -36,7 +35,7 @@ from gatito.train.configs import Recipe, TrainConfig
 from gatito.train.evaluation import evaluate_while_training, tasks_to_evaluate
 from gatito.train.flops import batch_counts, batch_flops
 from gatito.train.info import expected_epochs
-from gatito.train.init import Beginning, begin_with
+from gatito.train.init import Beginning, began_with, begin_with
 from gatito.train.lora import add_adapters, merged, read_adapter, write_adapter
 from gatito.train.memory import available_bytes, check_fits, rows_per_gpu, training_memory
 from gatito.train.optimizer import (
@@ -82,9 +81,10 @@ def train(recipe: Recipe, data: Path, out: Path, *, init: str | Path | None = No
     else:
         shape, recipe = beginning.shape(recipe), beginning.recipe(recipe)
     sampler = stream_of(store, shape.trunk, config)
-    settings = run_settings(recipe, store, init)
-    if recipe.lora.rank and beginning is not None:
-        settings["lora.base"] = weights_sha256(beginning.model)
+    settings = run_settings(recipe, store)
+    if beginning is not None and init is not None:
+        is_it = found is None or recipe.lora.rank  # otherwise it is the run's own checkpoint
+        settings |= began_with(init, beginning.model if is_it else None, found[1].settings if found else {})
     if found:
         accepted = check_same_settings(found[1].settings, settings, found[0], accept_changes=config.accept_changes)
         for change in accepted:
@@ -305,7 +305,8 @@ class _Loop:
     def _why_aborted(self, step: int, rows: list[str]) -> str:
         if not rows:
             rows = [f"{(step - MAX_SKIPPED) * self.config.batch} to {step * self.config.batch - 1}"]
-        return f"the loss is not finite at step {step} (stream rows {', '.join(rows)}); lower --train.lr"
+        named = ", ".join(rows)
+        return f"the loss is not finite at step {step} (stream rows {named}); lower the learning rate, --train.lr"
 
     def _whole_model(self, *, kept: bool = True) -> GatitoForCausalLM | None:
         """The model, or a copy where it has adapters or each process holds a shard of it; None where that is not

@@ -1,4 +1,4 @@
-"""What experiments on one mixture share: its tasks and demonstrations, the recipe, and the store."""
+"""What experiments on one mixture share: its tasks and demonstrations, recipes, and stores."""
 
 import dataclasses
 import hashlib
@@ -29,7 +29,7 @@ HELD_OUT_EPISODES = 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lessons(Settings):
+class MixtureSettings(Settings):
     """What is trained, and on what."""
 
     tasks: dict[str, int] = field(
@@ -45,8 +45,6 @@ class Lessons(Settings):
         }
     )
     """Task ids, each with the number of its demonstrations; all are trained on alike."""
-    recipe: str = "demo"
-    """Recipe of the package, or a YAML file: shape, batch, context and learning rate."""
     steps: int = 1000
     """Optimizer steps of a run, whatever minutes the recipe says."""
     datasets: str = "experiments/datasets"
@@ -66,10 +64,18 @@ class Lessons(Settings):
             raise UserError(f"--steps is {self.steps}, allowed 1 and more")
 
 
-class OnLessons(Experiment):
+@dataclass(frozen=True, kw_only=True)
+class RecipeSettings(MixtureSettings):
+    """What is trained by one recipe."""
+
+    recipe: str = "demo"
+    """Recipe of the package, or a YAML file: shape, batch, context and learning rate."""
+
+
+class OnMixture(Experiment):
     """An experiment that trains on a mixture of tasks."""
 
-    settings: Lessons
+    settings: MixtureSettings
     measures_loss = False
     """Whether losses on held-out episodes are measured."""
 
@@ -105,10 +111,9 @@ class OnLessons(Experiment):
                 self.demonstrations(self._unseen, is_held_out=True)
 
     def made_of(self) -> dict[str, Any]:
-        """The recipe, whatever its file is called, and the user's demonstrations."""
-        made = {"recipe": asdict(load_recipe(self.settings.recipe))}
+        """The user's demonstrations."""
         folder = self.settings.demonstrations_from
-        return made if folder is None else made | {"demonstrations": _hashes(folder, self.demonstrated_tasks())}
+        return {} if folder is None else {"demonstrations": _hashes(folder, self.demonstrated_tasks())}
 
     def prepare(self, out: Path) -> None:
         """Collect the demonstrations, and build the store that is trained on and, where losses are measured, the one
@@ -181,17 +186,18 @@ class OnLessons(Experiment):
             found |= zip(own, collect(own, folder, how), strict=True)
         return found
 
-    def recipe(
+    def budgeted(
         self,
+        name: str,
         seed: int,
         steps: int | None = None,
         *,
-        recipe: str | None = None,
         model: Mapping[str, Any] | None = None,
         train: Mapping[str, Any] | None = None,
     ) -> Recipe:
-        """The recipe of a training seed, by default that of the settings; `model` and `train` change its sections."""
-        loaded = load_recipe(recipe or self.settings.recipe)
+        """A recipe, by its name or file, of a training seed and so many steps, by default those of the settings;
+        `model` and `train` change its sections."""
+        loaded = load_recipe(name)
         count = steps or self.settings.steps
         budget = {"seed": seed, "steps": count, "minutes": None, "warmup": min(loaded.train.warmup, count // 5)}
         return Recipe(
@@ -207,6 +213,20 @@ class OnLessons(Experiment):
         config = EvaluationConfig(episodes=self.settings.episodes, demonstrations_from=own, **how)
         chosen: Sequence[str] = self.tasks if tasks is None else list(tasks)
         return Evaluation(tasks=chosen, how=config, name=name, shown=shown)
+
+
+class OnRecipe(OnMixture):
+    """An experiment whose runs are all of one recipe."""
+
+    settings: RecipeSettings
+
+    def made_of(self) -> dict[str, Any]:
+        """The recipe, whatever its file is called, and the user's demonstrations."""
+        return {"recipe": asdict(load_recipe(self.settings.recipe)), **super().made_of()}
+
+    def recipe(self, seed: int, steps: int | None = None, **changes: Any) -> Recipe:
+        """The recipe of a training seed and so many steps; `changes` are those of `budgeted`."""
+        return self.budgeted(self.settings.recipe, seed, steps, **changes)
 
 
 def _hashes(folder: str, tasks: Iterable[str]) -> dict[str, list[str]]:
