@@ -211,7 +211,7 @@ def _monotone(what: str, means: Sequence[float], *, falling: bool) -> str:
     """Whether each size is better than the one before."""
     steps = np.diff(means)
     better = steps < 0 if falling else steps > 0
-    return f"{what} is better with every size" if better.all() else f"{what} is not better with every size"
+    return f"on average, {what} is {'' if better.all() else 'not '}better with every size"
 
 
 def _smooth(values: Sequence[float], width: int = 5) -> NDArray[np.float64]:
