@@ -97,9 +97,11 @@ def _all_parsers(parser: ArgumentParser) -> list[ArgumentParser]:
 
 
 def _keys(parser: ArgumentParser) -> list[str]:
-    names = [o for action in parser._actions for o in action.option_strings if o.startswith("--") and o[-1] != "+"]
-    verbs = [name for action in parser._actions for name in (getattr(action, "_name_parser_map", None) or {})]
-    return [*names, *verbs, *(_entry_keys() if "--datasets" in names else [])]
+    actions = [action for action in parser._actions if action.dest not in ("help", "config")]
+    names = [o for action in actions for o in action.option_strings if o.startswith("--") and o[-1] != "+"]
+    verbs = [name for action in actions for name in (getattr(action, "_name_parser_map", None) or {})]
+    is_of_mixtures = any(a.dest == "datasets" and getattr(a, "_typehint", None) is not str for a in actions)
+    return [*names, *verbs, *(_entry_keys() if is_of_mixtures else [])]
 
 
 def _entry_keys() -> list[str]:
@@ -116,7 +118,7 @@ def _one_line(message: str, valid: list[str]) -> str:
     if match:
         return nearest(match.group(1).partition("=")[0], valid, "option")
     match = re.search(r"does not accept option '([^']+)'", text) or re.search(r"'([^']+)' is not accepted", text)
-    if match and match.group(1) in _entry_keys():
+    if match and match.group(1) in set(valid) & set(_entry_keys()):
         return f"key {match.group(1)!r} belongs in an entry of 'datasets:', beside its source"
     if match:
         return nearest(match.group(1), [v.removeprefix("--") for v in valid], "key")

@@ -576,6 +576,11 @@ def test_an_environment_that_nobody_demonstrates_is_refused() -> None:
         Own(MixtureSettings(tasks={"CartPool-v1": 1})).check()
 
 
+def test_demonstrations_that_are_nowhere_are_asked_for_as_a_folder_of_tasks() -> None:
+    with pytest.raises(UserError, match=r"--demonstrations-from nowhere is no folder; .* FOLDER/TASK/NAME"):
+        Own(MixtureSettings(demonstrations_from="nowhere")).check()
+
+
 def test_an_ablation_of_who_demonstrates_needs_demonstrations_of_the_experts() -> None:
     assert "clean" in Ablation(AblationSettings()).changes
     assert "clean" not in Ablation(AblationSettings(demonstrations_from="mine")).changes

@@ -46,10 +46,9 @@ def run_experiment(experiment: Experiment, out: Path, command: Sequence[str], pa
     """
     if parallel < 0:
         raise UserError(f"--parallel is {parallel}, allowed 0 (in this process) and more")
-    identity = identity_json(experiment)
-    is_begun = _check_continues(identity, out)
     experiment.check()
-    if not is_begun:
+    identity = identity_json(experiment)
+    if not _check_continues(identity, out):
         out.mkdir(parents=True, exist_ok=True)
         _write_json(identity, out / IDENTITY)
     experiment.prepare(out)

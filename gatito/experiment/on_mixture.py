@@ -89,23 +89,28 @@ class OnMixture(Experiment):
         return self.settings.tasks
 
     def check(self) -> None:
-        """Raise `UserError` for a task that is unknown or has no score, and for too many demonstrations."""
-        wanted = self.demonstrated_tasks()
+        """Raise `UserError` for a task that is unknown or has no score, and for too few demonstrations of yours."""
+        wanted, folder = self.demonstrated_tasks(), self.settings.demonstrations_from
+        if folder is not None and not Path(folder).is_dir():
+            raise UserError(
+                f"--demonstrations-from {folder} is no folder; give one with a Minari dataset of each task, in "
+                "FOLDER/TASK/NAME"
+            )
         for task in wanted:
             spec = find_task(task)
-            if self.settings.demonstrations_from is None and not spec.has_expert:
+            if folder is None and not spec.has_expert:
                 raise UserError(
                     f"task {task!r} has no scripted expert to demonstrate; give demonstrations of yours by "
                     "--demonstrations-from"
                 )
             if task not in references():
-                baseline = baseline_of(spec, self.settings.demonstrations_from)
+                baseline = baseline_of(spec, folder)
                 if not baseline.is_scored:
                     raise UserError(
                         f"task {task!r} has no score: the random policy returns {baseline.random}, those who "
                         f"demonstrate {baseline.expert}; give better demonstrations"
                     )
-        if self.settings.demonstrations_from is not None:
+        if folder is not None:
             self.demonstrations(wanted)
             if self.measures_loss:
                 self.demonstrations(self._unseen, is_held_out=True)
