@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from gatito.errors import UserError
 from gatito.live_verbs import chat, clone, generate, play, retrieve, serve
 from gatito.parsing import Parser, normalised
+from gatito.train.stop import Terminated
 from gatito.verbs import (
     card,
     check,
@@ -222,16 +223,11 @@ def run(arguments: Sequence[str]) -> None:
     elif values.verb == "train":
         from accelerate import PartialState
 
-        from gatito.train.stop import Terminated
         from gatito.train.trainer import train
 
         if chosen.init is not None:
             _check_shape_is_left(arguments)
-        try:
-            path = train(_recipe(parser, values), Path(chosen.data), Path(chosen.out), init=chosen.init)
-        except Terminated as end:
-            print(f"gatito: {end}", file=sys.stderr)
-            sys.exit(143)
+        path = train(_recipe(parser, values), Path(chosen.data), Path(chosen.out), init=chosen.init)
         if PartialState().is_main_process:
             print(f"{path}\nnext: gatito eval {chosen.out} --out {chosen.out}/eval")
     else:
@@ -318,6 +314,9 @@ def main() -> None:
             raise
         print(f"gatito: {error.filename or 'writing failed'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
+    except Terminated as end:
+        print(f"gatito: {end}", file=sys.stderr)
+        sys.exit(143)
     except KeyboardInterrupt:
         print("gatito: interrupted", file=sys.stderr)
         sys.exit(130)

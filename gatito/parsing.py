@@ -11,6 +11,13 @@ from jsonargparse import ArgumentParser
 
 from gatito.errors import UserError, nearest
 
+KINDS = {
+    "int": "a whole number",
+    "list": "a list, such as '[a, b]'",
+    "dict": "keys and values, such as '{a: 1, b: 2}'",
+}
+"""Types in words."""
+
 
 class Parser(ArgumentParser):
     """Raises `UserError` where jsonargparse would print its usage."""
@@ -129,7 +136,7 @@ def _one_line(message: str, valid: list[str]) -> str:
     if match:
         keys = re.findall(r'key "([^"]+)"', match.group(1))
         wanted = match.group(2).removeprefix("<class '").removesuffix("'>")
-        kind = "a finite number" if wanted.endswith("float") else "a whole number" if wanted == "int" else wanted
+        kind = "a finite number" if wanted.endswith("float") else KINDS.get(wanted, wanted)
         return f"{'.'.join(keys)} is {match.group(3)}, expected {kind}"
     match = re.search(r'key "([^"]+)": Does not validate against any .*\[(.*?)\].*Given value: (.*)', text)
     if match:

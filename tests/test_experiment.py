@@ -27,20 +27,21 @@ from gatito.data.mixture import DatasetConfig, HeldOutConfig, MixtureConfig
 from gatito.data.store import open_store
 from gatito.data.tasks import get_task
 from gatito.errors import UserError
-from gatito.eval.results import Results
+from gatito.eval.results import Results, write_results
 from gatito.eval.scores import Baseline, EpisodeRecord
 from gatito.experiment.ablation import Ablation, AblationSettings
 from gatito.experiment.baselines import Baselines, BaselinesSettings
 from gatito.experiment.beyond import Beyond, BeyondSettings
 from gatito.experiment.catalogue import EXPERIMENTS
+from gatito.experiment.changes import _verdict
 from gatito.experiment.command import run_named
 from gatito.experiment.engine import measure_part, run_experiment
 from gatito.experiment.estimates import mean_of, mean_score
 from gatito.experiment.few_shot import FewShot, FewShotSettings
 from gatito.experiment.hidden_goal import HiddenGoalSettings, families
-from gatito.experiment.measuring import check_held_out
+from gatito.experiment.measuring import check_held_out, tasks_trained_on
 from gatito.experiment.on_mixture import MixtureSettings, OnMixture
-from gatito.experiment.plan import Experiment, Measured, Part, Settings, Summary, Table
+from gatito.experiment.plan import Experiment, Measured, Part, Settings, Summary, Table, folder_of
 from gatito.experiment.power_law import PowerLaw
 from gatito.experiment.scaling import Scaling, ScalingSettings, _smooth
 from gatito.tokenizers import TextTokenizer, Vocabulary
@@ -244,7 +245,7 @@ def test_what_cannot_be_carried_out_leaves_its_folder_free(tmp_path: Path) -> No
 
 def test_what_can_be_measured_is_measured_beside_what_fails(tmp_path: Path) -> None:
     broken = Toy(ToySettings(), broken=(1, 2))
-    with pytest.raises(UserError, match="2 parts failed, first part-1: value 1 is broken; run it again"):
+    with pytest.raises(UserError, match="2 parts failed, first part-1: value 1 is broken; once that is mended"):
         run_experiment(broken, tmp_path, [], parallel=0)
     assert broken.calls == [3]
 
@@ -287,7 +288,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_a_part_that_there_is_not_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--part part-9: the experiment has last, part-1"):
+    with pytest.raises(UserError, match="unknown part 'part-9'; did you mean"):
         measure_part(Toy(ToySettings()), tmp_path, "part-9")
 
 
@@ -302,7 +303,7 @@ def test_a_part_is_measured_only_in_the_folder_of_its_experiment(tmp_path: Path)
 
 def test_a_part_that_was_killed_is_told_so(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    with pytest.raises(UserError, match=r"first part-1: it was ended by signal 9 \(out of memory\?\); run it again"):
+    with pytest.raises(UserError, match=r"first part-1: it was ended by signal 9 \(out of memory\?\); once"):
         run_experiment(Toy(ToySettings()), tmp_path, command, parallel=1)
 
 
@@ -318,7 +319,7 @@ def test_other_demonstrations_behind_the_same_name_make_another_experiment(tmp_p
 
 
 def test_a_part_without_its_episodes_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"or remove .*, and the part is measured again"):
+    with pytest.raises(UserError, match=r"or remove it and .*result.json, and it is played again"):
         Measured(folder=tmp_path, facts={}, values={}).results()
 
 
@@ -379,9 +380,74 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
         (out / "parts/part-1/result.json").write_text(damaged)
         with pytest.raises(UserError, match=r"part-1/result.json: .* the part is measured again"):
             run_experiment(Toy(ToySettings()), out, [], parallel=0)
-    (out / "experiment.json").write_text("{")
-    with pytest.raises(UserError, match=r"experiment.json is damaged .*; choose another --out"):
+    for damaged in ("{", "{}", "[]"):
+        (out / "experiment.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"experiment.json is damaged .*; choose another --out"):
+            run_experiment(Toy(ToySettings()), out, [], parallel=0)
+    (out / "experiment.json").write_text('{"experiment": "other"}')
+    with pytest.raises(UserError, match=r"holds the experiment 'other'; choose another --out"):
         run_experiment(Toy(ToySettings()), out, [], parallel=0)
+
+
+def test_a_finished_experiment_prepares_nothing_anew(tmp_path: Path) -> None:
+    run_experiment(Toy(ToySettings()), tmp_path / "toy", [], parallel=0)
+    (tmp_path / "toy/prepared").unlink()
+    run_experiment(Toy(ToySettings()), tmp_path / "toy", [], parallel=0)
+    assert not (tmp_path / "toy/prepared").exists()
+
+
+def test_ways_of_acting_need_the_whole_result_of_the_default(tmp_path: Path) -> None:
+    beyond = Beyond(BeyondSettings())
+    folder = tmp_path / "parts/default-0"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text("{")
+    with pytest.raises(UserError, match=r"default-0/result.json: .* the part is measured again"):
+        beyond._act(tmp_path, "cool", 0, tmp_path / "parts/cool-0")
+
+
+def few_shot_summary(folder: Path, unseen: float, scratch: float, tuned: float) -> Summary:
+    """Of one task in which so many of ten episodes succeed, with 1 and 4 demonstrations."""
+    settings = FewShotSettings(
+        held_out=["a/b"], tasks={"a/c": 1}, demonstrations=[1, 4], lora_rank=0, seeds=[0, 1], episodes=10
+    )
+    few_shot, measured = FewShot(settings), []
+    for part in few_shot.parts(folder)[1:]:
+        share = {"as pretrained": unseen, "from scratch": scratch, "fine-tuned": tuned}[part.facts["way"]]
+        own = folder_of(part.name, folder)
+        own.mkdir(parents=True)
+        write_results(results_of({"a/b": [float(i < 10 * share) for i in range(10)]}), own / "eval.json")
+        measured.append(Measured(folder=own, facts=part.facts, values={}))
+    return few_shot.summary(measured)
+
+
+@pytest.mark.parametrize(
+    ("unseen", "scratch", "tuned", "said"),
+    [
+        (0.0, 0.0, 0.0, ["from scratch nothing is learned"]),
+        (
+            1.0,
+            0.5,
+            0.7,
+            ["with no demonstration against from scratch with 4: 0.50", ", reached", "training from scratch: 0.20"],
+        ),
+        (0.1, 0.6, 0.1, ["with no demonstration against from scratch with 4: -0.50", ", not reached"]),
+    ],
+)
+def test_few_demonstrations_are_compared_with_none_with_equal_ones_and_with_four_times_as_many(
+    unseen: float, scratch: float, tuned: float, said: list[str], tmp_path: Path
+) -> None:
+    summary = few_shot_summary(tmp_path, unseen, scratch, tuned)
+    for words in said:
+        assert any(words in finding for finding in summary.findings), summary.findings
+    assert summary.values["a/b, fine-tuned, a quarter"]["mean"] == pytest.approx(tuned - scratch)
+    assert ("nothing is learned" in " ".join(summary.findings)) == (scratch == 0)
+
+
+def test_one_seed_decides_no_choice() -> None:
+    better = mean_score([results_of({"a/b": [1.0, 1.0, 1.0]})]).minus(
+        mean_score([results_of({"a/b": [0.0, 0.0, 0.0]})])
+    )
+    assert _verdict(better).startswith("one seed decides nothing, 1.00")
 
 
 # --- what is refused
@@ -406,7 +472,7 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
         (lambda: BeyondSettings(minutes=0.0), "--minutes is 0.0, allowed above 0"),
         (lambda: ScalingSettings(tasks={"classic/cartpole": 0}), "0 demonstrations of classic/cartpole"),
         (lambda: FewShotSettings(demonstrations=[10, 1]), "the smallest first"),
-        (lambda: FewShotSettings(held_out=["classic/cartpole"]), "'classic/cartpole' is in --tasks"),
+        (lambda: FewShotSettings(lora_rank=0, lora_lr=0.1), "--lora-lr 0.1 without adapters"),
         (lambda: FewShotSettings(held_out=[]), "--held-out is \\[\\], allowed different tasks"),
         (lambda: FewShotSettings(init="run", steps=7), "--init run has behind it"),
         (lambda: FewShotSettings(lora_rank=-1), "--lora.rank is -1"),
@@ -427,11 +493,12 @@ def test_a_held_out_task_that_was_pretrained_on_is_refused(
     store = write_task_store(tmp_path / "store", ["classic/cartpole"], vocabulary, text)
     train(tiny_recipe(steps=1), store, tmp_path / "run")
     with pytest.raises(UserError, match="held-out task 'classic/cartpole' is in the mixture"):
-        check_held_out(["classic/acrobot", "classic/cartpole"], tmp_path / "run")
+        check_held_out(["classic/acrobot", "classic/cartpole"], tasks_trained_on(tmp_path / "run"), "run")
     with pytest.raises(UserError, match="pretrain without it"):
         FewShot(FewShotSettings(held_out=["classic/cartpole"], init=str(tmp_path / "run"))).check()
-    with pytest.raises(UserError, match=r"'CartPole-v1' is in the mixture .* pretrained on as 'classic/cartpole'"):
-        check_held_out(["Acrobot-v1", "CartPole-v1"], tmp_path / "run")
+    named = r"'CartPole-v1' is in the mixture that --tasks is pretrained on as 'classic/cartpole'"
+    with pytest.raises(UserError, match=named):
+        FewShot(FewShotSettings(held_out=["Acrobot-v1", "CartPole-v1"], tasks={"classic/cartpole": 3})).check()
 
 
 def test_a_task_that_the_mixture_held_out_can_be_learned_from_few_demonstrations(
@@ -441,11 +508,11 @@ def test_a_task_that_the_mixture_held_out_can_be_learned_from_few_demonstrations
     datasets = [DatasetConfig(source=f"minari:{path}") for path in sorted((tmp_path / "data").glob("*/*/*"))]
     build(MixtureConfig(datasets=datasets, held_out=HeldOutConfig(tasks=["classic/acrobot"])), tmp_path / "store")
     train(tiny_recipe(steps=1), tmp_path / "store", tmp_path / "run")
-    check_held_out(["classic/acrobot"], tmp_path / "run")
+    check_held_out(["classic/acrobot"], tasks_trained_on(tmp_path / "run"), "run")
     build(MixtureConfig(datasets=datasets), tmp_path / "more")
     train(tiny_recipe(steps=1), tmp_path / "more", tmp_path / "tuned", init=tmp_path / "run")
     with pytest.raises(UserError, match="held-out task 'classic/acrobot' is in the mixture"):
-        check_held_out(["classic/acrobot"], tmp_path / "tuned")
+        check_held_out(["classic/acrobot"], tasks_trained_on(tmp_path / "tuned"), "tuned")
 
 
 def test_the_command_line_knows_the_experiments(tmp_path: Path) -> None:

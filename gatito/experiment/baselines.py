@@ -22,7 +22,7 @@ from gatito.eval.wording import counted
 from gatito.experiment.estimates import Estimate, mean_score
 from gatito.experiment.measuring import find_task, trained
 from gatito.experiment.on_mixture import OnRecipe, RecipeSettings
-from gatito.experiment.plan import Measured, Part, Summary, Table
+from gatito.experiment.plan import Measured, Part, Summary, Table, named
 
 GENERALIST, DOMAIN, SPECIALIST = "generalist", "domain specialists", "task specialists"
 CLONED, RETRIEVED = "cloned network", "retrieve-and-play"
@@ -83,7 +83,7 @@ class Baselines(OnRecipe):
         return several + [([SPECIALIST, *([DOMAIN] if task in alone else [])], task, [task]) for task in self.tasks]
 
     def _store_of(self, name: str, out: Path) -> Path:
-        return out / "stores" / name.replace("/", "--")
+        return out / "stores" / named(name)
 
     def parts(self, out: Path) -> list[Part]:
         """A run for all, for each domain and for each task; then what is no transformer."""
@@ -98,9 +98,16 @@ class Baselines(OnRecipe):
             parts.append(self._part([RETRIEVED], task, [task], 0, partial(self._retrieve, out, task)))
         return parts
 
-    def _part(self, methods: Sequence[str], name: str, tasks: Sequence[str], seed: int, measure: Any) -> Part:
-        folder = f"{methods[0]}-{name}-{seed}".replace("/", "--").replace(" ", "-")
-        return Part(name=folder, facts={"methods": methods, "tasks": list(tasks), "seed": seed}, measure=measure)
+    def _part(
+        self,
+        methods: Sequence[str],
+        name: str,
+        tasks: Sequence[str],
+        seed: int,
+        measure: Callable[[Path], dict[str, Any]],
+    ) -> Part:
+        facts = {"methods": methods, "tasks": list(tasks), "seed": seed}
+        return Part(name=named(methods[0], name, seed), facts=facts, measure=measure)
 
     def _share(self, tasks: Sequence[str]) -> int:
         """Optimizer steps that so many tasks cost the generalist."""
@@ -175,7 +182,9 @@ class Baselines(OnRecipe):
         findings = []
         for method in METHODS[1:]:
             difference = means[GENERALIST].minus(means[method])
-            findings.append(f"{GENERALIST} against {method}, mean over {len(self.tasks)} tasks: {difference.words()}")
+            findings.append(
+                f"{GENERALIST} against {method}, mean over {counted(len(self.tasks), 'task')}: {difference.words()}"
+            )
         reached = means[GENERALIST].minus(means[SPECIALIST]).reaches(-WITHIN)
         findings.append(f"within {WITHIN:g} of its specialists at equal compute per task: {reached}")
         title = f"score; {self.settings.steps} steps for all tasks together, {self._share(self.tasks[:1])} for each"

@@ -1,6 +1,5 @@
 """A recipe against the same recipe with one thing changed: how choices and new ideas are measured."""
 
-import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from gatito.eval.wording import counted
 from gatito.experiment.estimates import Estimate, mean_of, mean_score
 from gatito.experiment.measuring import played, trained
 from gatito.experiment.on_mixture import OnRecipe
-from gatito.experiment.plan import RESULT, Measured, Part, Summary, Table, folder_of
+from gatito.experiment.plan import Measured, Part, Summary, Table
 from gatito.recipes import load_recipe
 from gatito.train.configs import Recipe
 
@@ -126,11 +125,10 @@ class Changed(OnRecipe):
 
     def _act(self, out: Path, name: str, seed: int, folder: Path) -> dict[str, Any]:
         """Evaluate what the default's run has learned, acting otherwise."""
-        default = folder_of(f"{DEFAULT}-{seed}", out)
-        model, processor = load_checkpoint(default / "run")
+        default = Measured.of(f"{DEFAULT}-{seed}", out)
+        model, processor = load_checkpoint(default.run)
         played(model, processor, self.evaluation(prompt=",".join(self.prompts), **self.changes[name].acting), folder)
-        of_default = json.loads((default / RESULT).read_text())
-        return {key: of_default[key] for key in ("steps", "held_out_loss")}
+        return {key: default.value(key) for key in ("steps", "held_out_loss")}
 
     def summary(self, measured: Sequence[Measured]) -> Summary:
         """Scores of each change, and how they differ from the default's."""
@@ -162,7 +160,7 @@ class Changed(OnRecipe):
                 findings.append(f"{change.choice}, {change.words}: not measured, {why}")
         columns = [f"{what}, prompt {prompt}" for what in ("score", "difference") for prompt in self.prompts]
         head = ["choice", "instead", *columns, "held-out loss", "steps"]
-        table = Table(title=f"{self.budget}, {len(self.tasks)} tasks", head=head, rows=rows)
+        table = Table(title=f"{self.budget}, {counted(len(self.tasks), 'task')}", head=head, rows=rows)
         return Summary(tables=[table], findings=findings, values=values, draw=partial(self._draw, scores))
 
     def _scores(self, measured: Sequence[Measured]) -> dict[tuple[str, str], Estimate]:
@@ -194,4 +192,6 @@ def _verdict(difference: Estimate) -> str:
     """How sure a difference from the default is."""
     low, high = difference.interval
     said = "better" if low > 0 else "worse" if high < 0 else "undecided"
+    if len(difference.by_seed) < 2:
+        said = "one seed decides nothing"
     return f"{said}, {difference.words()}"

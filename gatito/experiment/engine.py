@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from gatito import __version__
 from gatito.data.publish import check_writable
-from gatito.errors import UserError
+from gatito.errors import UserError, nearest
 from gatito.eval.wording import counted
 from gatito.experiment.plan import RESULT, Experiment, Measured, Part, folder_of, identity_json, settings_json
 
@@ -51,10 +52,11 @@ def run_experiment(experiment: Experiment, out: Path, command: Sequence[str], pa
     if not _check_continues(identity, out):
         out.mkdir(parents=True, exist_ok=True)
         _write_json(identity, out / IDENTITY)
-    experiment.prepare(out)
     parts = experiment.parts(out)
-    _measure_all(parts, out, command, parallel, experiment.settings.threads)
-    return _write(experiment, [measured_of(part, out) for part in parts], out)
+    if any(not is_finished(part.name, out) for part in parts):
+        experiment.prepare(out)
+        _measure_all(parts, out, command, parallel, experiment.settings.threads)
+    return _write(experiment, [Measured.of(part.name, out, part.facts) for part in parts], out)
 
 
 def measure_part(experiment: Experiment, out: Path, name: str) -> None:
@@ -64,7 +66,7 @@ def measure_part(experiment: Experiment, out: Path, name: str) -> None:
     """
     parts = {part.name: part for part in experiment.parts(out)}
     if name not in parts:
-        raise UserError(f"--part {name}: the experiment has {', '.join(parts)}")
+        raise UserError(f"--part: {nearest(name, parts, 'part')}")
     if not _check_continues(identity_json(experiment), out):
         raise UserError(f"--part {name}: {out} holds no experiment yet; begin it without --part")
     if PARENT in os.environ:
@@ -80,15 +82,9 @@ def _end_with(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)  # a run that trains saves what it has first
 
 
-def measured_of(part: Part, out: Path) -> Measured:
-    """A part that is finished; raises `UserError` for a result that cannot be read."""
-    folder = folder_of(part.name, out)
-    try:
-        values = json.loads((folder / RESULT).read_text())
-        float(values["seconds"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / RESULT}: {error}; remove it, and the part is measured again") from None
-    return Measured(folder=folder, facts=part.facts, values=values)
+def is_finished(name: str, out: Path) -> bool:
+    """Whether a part was measured."""
+    return (folder_of(name, out) / RESULT).is_file()
 
 
 def _check_continues(identity: Mapping[str, Any], out: Path) -> bool:
@@ -100,9 +96,12 @@ def _check_continues(identity: Mapping[str, Any], out: Path) -> bool:
             raise UserError(f"{out} is not empty and holds no experiment; choose another --out")
         return False
     try:
-        found = dict(json.loads(said.read_text()))
-    except (ValueError, TypeError) as error:
+        found = json.loads(said.read_text())
+        name = found["experiment"]
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{said} is damaged ({error}); choose another --out") from None
+    if name != identity["experiment"]:
+        raise UserError(f"{out} holds the experiment {name!r}; choose another --out")
     changed = list(_changes(found, identity))
     if changed:
         raise UserError(f"{out} holds an experiment of other settings ({', '.join(changed)}); choose another --out")
@@ -113,7 +112,11 @@ def _changes(was: Any, now: Any, name: str = "") -> Iterator[str]:
     """What differs between two JSON values, by name."""
     if isinstance(was, Mapping) and isinstance(now, Mapping):
         for key in sorted(was.keys() | now.keys()):
-            yield from _changes(was.get(key), now.get(key), f"{name}.{key}" if name else key)
+            inner = f"{name}.{key}" if name else key
+            if key in was and key in now:
+                yield from _changes(was[key], now[key], inner)
+            else:
+                yield f"{inner} was {'there' if key in was else 'not there'}"
     elif was != now:
         yield f"{name} was {was!r}, now {now!r}"
 
@@ -140,7 +143,7 @@ def _write_json(values: Mapping[str, Any], path: Path) -> None:
 
 def _measure_all(parts: Sequence[Part], out: Path, command: Sequence[str], parallel: int, threads: int) -> None:
     """Measure what is not finished yet, each part after those that it needs."""
-    finished = {part.name for part in parts if (folder_of(part.name, out) / RESULT).is_file()}
+    finished = {part.name for part in parts if is_finished(part.name, out)}
     waiting = [part for part in parts if part.name not in finished]
     failed: dict[str, str] = {}
     bar = tqdm(total=len(parts), initial=len(finished), desc="measure", unit="part")
@@ -159,7 +162,9 @@ def _measure_all(parts: Sequence[Part], out: Path, command: Sequence[str], paral
             waiting = [part for part in waiting if not failed.keys() & set(part.needs)]
     if failed:
         name, why = next(iter(failed.items()))
-        raise UserError(f"{counted(len(failed), 'part')} failed, first {name}: {why}; run it again")
+        raise UserError(
+            f"{counted(len(failed), 'part')} failed, first {name}: {why}; once that is mended, run it again"
+        )
 
 
 class _Workers:
@@ -256,6 +261,7 @@ def _write(experiment: Experiment, measured: Sequence[Measured], out: Path) -> P
     results: dict[str, Any] = {
         "schema": SCHEMA,
         "gatito": __version__,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": machine(),
         "settings": settings_json(experiment),
         "made_of": experiment.made_of(),
@@ -273,7 +279,14 @@ def _write(experiment: Experiment, measured: Sequence[Measured], out: Path) -> P
 def machine() -> str:
     """What it was measured on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{platform.machine()}, {os.cpu_count()} cores, {device}, torch {torch.__version__}"
+    return f"{_processor()}, {os.cpu_count()} cores, {device}, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    """Its name, where the system says it."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.is_file() else []
+    return str(names[0]) if names else platform.machine()
 
 
 def command_of(arguments: Sequence[str]) -> list[str]:

@@ -15,12 +15,12 @@ from gatito.errors import UserError
 from gatito.eval.agent import load_checkpoint, weights_sha256
 from gatito.eval.wording import counted
 from gatito.experiment.estimates import Estimate, mean_over, mean_score
-from gatito.experiment.measuring import check_held_out, played, trained
+from gatito.experiment.measuring import check_held_out, played, tasks_trained_on, trained
 from gatito.experiment.on_mixture import OnRecipe, RecipeSettings
-from gatito.experiment.plan import Measured, Part, Summary, Table
+from gatito.experiment.plan import Measured, Part, Summary, Table, named
 from gatito.tokenizers import Layout
-from gatito.train.configs import LoraConfig, ModelConfig, Recipe
-from gatito.train.init import OF_TRAINING
+from gatito.train.configs import LoraConfig, Recipe
+from gatito.train.init import Beginning
 
 PRETRAINED, ADAPTED, SCRATCH = "fine-tuned", "adapters", "from scratch"
 UNSEEN = "as pretrained"
@@ -81,9 +81,6 @@ class FewShotSettings(RecipeSettings):
             raise UserError(
                 f"--held-out is {self.held_out}, allowed different tasks that are not in --tasks, at least one"
             )
-        for task in self.held_out:
-            if task in self.tasks and self.init is None:
-                raise UserError(f"held-out task {task!r} is in --tasks, which is pretrained on; leave it out of one")
         if self.init is not None and (self.tasks != PRETRAINED_ON or self.steps not in (STEPS, FULL_STEPS)):
             raise UserError(
                 f"--tasks and --steps are of pretraining, which --init {self.init} has behind it: drop them"
@@ -99,6 +96,8 @@ class FewShotSettings(RecipeSettings):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} is {value}, allowed above 0")
+        if self.lora_lr is not None and not self.lora_rank:
+            raise UserError(f"--lora-lr {self.lora_lr} without adapters: leave it out, or give --lora-rank")
 
 
 FULL: Mapping[str, Any] = {
@@ -124,10 +123,12 @@ class FewShot(OnRecipe):
         return {**pretrained_on, **dict.fromkeys(self.settings.held_out, self.settings.demonstrations[-1])}
 
     def check(self) -> None:
-        """Raise `UserError` also for a checkpoint that was trained on a held-out task."""
+        """Raise `UserError` also for a held-out task that is pretrained on."""
+        if self.settings.init is None:
+            check_held_out(self.settings.held_out, self.tasks, "--tasks")
+        else:
+            check_held_out(self.settings.held_out, tasks_trained_on(self.settings.init), self.settings.init)
         super().check()
-        if self.settings.init is not None:
-            check_held_out(self.settings.held_out, self.settings.init)
         if self.settings.lora_rank and importlib.util.find_spec("peft") is None:
             raise UserError("--lora-rank needs peft: pip install 'gatito[lora]'")
         width = self._recipe(self.settings.seeds[0], self.settings.tuning_steps).model.width
@@ -156,7 +157,7 @@ class FewShot(OnRecipe):
 
     def demonstrated(self, out: Path, task: str, count: int) -> Path:
         """Store of so many demonstrations of a task."""
-        return out / "demonstrations" / f"{task.replace('/', '--')}-{count}"
+        return out / "demonstrations" / named(task, count)
 
     def parts(self, out: Path) -> list[Part]:
         """Pretraining, and one for each task, number, way and seed."""
@@ -165,12 +166,13 @@ class FewShot(OnRecipe):
             parts.append(Part(name=PRETRAINING, facts={"way": PRETRAINING}, measure=partial(self._pretrain, out)))
         needed = (PRETRAINING,) if self.settings.init is None else ()
         for task in self.settings.held_out:
-            name, facts = f"{task.replace('/', '--')}-unseen", {"task": task, "demonstrations": 0, "way": UNSEEN}
-            parts.append(Part(name=name, facts=facts, measure=partial(self._play_unseen, out, task), needs=needed))
+            facts: dict[str, Any] = {"task": task, "demonstrations": 0, "way": UNSEEN}
+            unseen = partial(self._play_unseen, out, task)
+            parts.append(Part(name=named(task, "unseen"), facts=facts, measure=unseen, needs=needed))
             for count in self.settings.demonstrations:
                 for way in self._ways:
                     for seed in self.settings.seeds:
-                        name = f"{task.replace('/', '--')}-{count}-{way.replace(' ', '-')}-{seed}"
+                        name = named(task, count, way, seed)
                         facts = {"task": task, "demonstrations": count, "way": way, "seed": seed}
                         measure = partial(self._tune, out, task, count, way, seed)
                         needs = () if way == SCRATCH else needed
@@ -185,9 +187,8 @@ class FewShot(OnRecipe):
         recipe = self.recipe(seed, steps)
         if self.settings.init is None:
             return recipe
-        shape = ModelConfig.of(load_checkpoint(self.settings.init)[0].config)
-        own = {name: getattr(recipe.model, name) for name in OF_TRAINING}
-        return dataclasses.replace(recipe, model=dataclasses.replace(shape, **own))
+        model, processor = load_checkpoint(self.settings.init)
+        return Beginning(model=model, processor=processor).recipe(recipe)
 
     def _init(self, out: Path) -> Path:
         given = Path(self.settings.init or out / "parts" / PRETRAINING / "run")
@@ -253,45 +254,69 @@ class FewShot(OnRecipe):
         head = ["held-out task", "way", UNSEEN, *(counted(count, "demonstration") for count in counts)]
         steps = f"{self.settings.tuning_steps} steps of fine-tuning, {self.settings.scratch_steps} from scratch"
         title = f"score after {steps}"
+        quarters = {
+            (task, way): self._quarters(task, way, scores)
+            for task in self.settings.held_out
+            for way in self._ways[:-1]
+        }
         findings = [
-            finding for task in self.settings.held_out for finding in self._findings(task, scores, unseen[task])
+            finding
+            for task in self.settings.held_out
+            for finding in self._findings(task, scores, unseen[task], quarters)
         ]
         findings.append("all fine-tuning began with one checkpoint: how pretrainings differ is in no interval")
         values = {f"{task}, {way}, {count}": estimate.to_json() for (task, way, count), estimate in scores.items()}
         values |= {f"{task}, {UNSEEN}": estimate.to_json() for task, estimate in unseen.items()}
+        values |= {
+            f"{task}, {way}, a quarter": mean_over(list(own.values())).to_json()
+            for (task, way), own in quarters.items()
+            if own
+        }
         table, draw = Table(title=title, head=head, rows=rows), partial(self._draw, scores, unseen)
         return Summary(tables=[table], findings=findings, values=values, draw=draw)
 
-    def _findings(self, task: str, scores: Mapping[tuple[str, str, int], Estimate], unseen: Estimate) -> list[str]:
-        """Of one task: without demonstrations, with equal ones, and with a quarter of them, where that says much."""
+    def _quarters(self, task: str, way: str, scores: Mapping[tuple[str, str, int], Estimate]) -> dict[str, Estimate]:
+        """What a way with a quarter of the demonstrations is above training from scratch with all of them."""
         counts = self.settings.demonstrations
-        most, found = (
-            scores[task, SCRATCH, counts[-1]],
-            [f"{task}: {UNSEEN}, with no demonstration: {unseen.words()}"],
-        )
+        return {
+            f"{few} against {QUARTER * few}": scores[task, way, few].minus(scores[task, SCRATCH, QUARTER * few])
+            for few in counts
+            if QUARTER * few in counts
+        }
+
+    def _findings(
+        self,
+        task: str,
+        scores: Mapping[tuple[str, str, int], Estimate],
+        unseen: Estimate,
+        quarters: Mapping[tuple[str, str], Mapping[str, Estimate]],
+    ) -> list[str]:
+        """Of one task: without demonstrations, with equal ones, and with a quarter of them."""
+        counts = self.settings.demonstrations
+        most = scores[task, SCRATCH, counts[-1]]
+        found = [f"{task}: {UNSEEN}, with no demonstration: {unseen.words()}"]
         for way, other in ((PRETRAINED, SCRATCH), (ADAPTED, PRETRAINED)):
-            if way not in self._ways:
-                continue
-            gains = [scores[task, way, count].minus(scores[task, other, count]).words() for count in counts]
-            listed = ", ".join(f"{gain} with {count}" for gain, count in zip(gains, counts, strict=True))
-            found.append(f"{task}: {way} against {other}: {listed}")
-        if unseen.mean >= most.mean:
-            found.append(f"{task}: needs no demonstrations, it is {UNSEEN} as good as from scratch with {counts[-1]}")
-            return found
+            if way in self._ways:
+                gains = [scores[task, way, count].minus(scores[task, other, count]).words() for count in counts]
+                listed = ", ".join(f"{gain} with {count}" for gain, count in zip(gains, counts, strict=True))
+                found.append(f"{task}: {way} against {other}: {listed}")
         if not most.interval[0] > 0:
-            found.append(f"{task}: from scratch nothing is learned that a quarter could be compared with")
-            return found
-        pairs = [(few, many) for few in counts if (many := QUARTER * few) in counts]
-        for way in self._ways[:-1] if pairs else ():
-            differences = [scores[task, way, few].minus(scores[task, SCRATCH, many]) for few, many in pairs]
-            listed = ", ".join(
-                f"{d.mean:.2f} with {few} against {many}" for d, (few, many) in zip(differences, pairs, strict=True)
-            )
-            mean = mean_over(differences)
-            found.append(
-                f"{task}: {way} with a quarter of the demonstrations of training from scratch: {mean.words()} "
-                f"({listed}), {mean.reaches(0.0)}"
-            )
+            return [*found, f"{task}: from scratch nothing is learned that less could be compared with"]
+        over = unseen.minus(most)
+        found.append(
+            f"{task}: with no demonstration against from scratch with {counts[-1]}: {over.words()}, "
+            f"{over.reaches(0.0)}"
+        )
+        for way in self._ways[:-1]:
+            if own := quarters[task, way]:
+                mean, listed = (
+                    mean_over(list(own.values())),
+                    ", ".join(f"{d.mean:.2f} with {n}" for n, d in own.items()),
+                )
+                found.append(
+                    f"{task}: {way} with a quarter of the demonstrations of training from scratch: {mean.words()} "
+                    f"({listed}), {mean.reaches(0.0)}"
+                )
         return found
 
     def _draw(

@@ -15,7 +15,7 @@ from gatito.eval.wording import counted
 from gatito.experiment.estimates import Estimate, mean_score
 from gatito.experiment.measuring import Evaluation, trained
 from gatito.experiment.on_mixture import OnRecipe, RecipeSettings
-from gatito.experiment.plan import Measured, Part, Summary, Table
+from gatito.experiment.plan import Measured, Part, Summary, Table, named
 
 RIGHT, WRONG, NONE = "right prompt", "wrong prompt", "no prompt"
 PROMPTED, BLIND, REWARDED = "prompted", "rewards unseen", "rewards seen"
@@ -56,7 +56,7 @@ class HiddenGoalSettings(RecipeSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, tasks in (("tasks", self.tasks), ("adapting", self.adapting)):
-            for family, own in families(tasks).items():
+            for family, own in families(tasks, name).items():
                 left = [task for task in own if task not in self.held_out_tasks]
                 if len(left) < 2:
                     raise UserError(
@@ -96,14 +96,15 @@ FULL: Mapping[str, Any] = {"seeds": [0, 1, 2, 3], "steps": 20_000, "adapting_ste
 """What the full protocol changes."""
 
 
-def families(tasks: Sequence[str] | Mapping[str, int]) -> dict[str, list[str]]:
-    """Tasks by what they share: their id up to `hidden`."""
+def families(tasks: Sequence[str] | Mapping[str, int], option: str = "tasks") -> dict[str, list[str]]:
+    """Tasks by what they share: their id up to `hidden`; raises `UserError` for one without."""
     found: dict[str, list[str]] = {}
     for task in tasks:
         family, hidden, _ = task.partition("-hidden-")
         if not hidden:
             raise UserError(
-                f"--tasks: {task!r} hides nothing; give tasks of the groups hidden-goals, hidden-missions"
+                f"--{option}: {task!r} hides nothing; give tasks of the groups hidden-goals, hidden-missions or "
+                "hidden-goals-dense"
             )
         found.setdefault(family, []).append(task)
     return found
@@ -137,7 +138,7 @@ class HiddenGoal(OnRecipe):
         return (BLIND, REWARDED) if self.settings.adapting else ()
 
     def _store_of(self, way: str, out: Path) -> Path:
-        return out / "stores" / _file(way)
+        return out / "stores" / named(way)
 
     def parts(self, out: Path) -> list[Part]:
         """For each seed a run with prompts for each family, and two that are to adapt."""
@@ -146,10 +147,10 @@ class HiddenGoal(OnRecipe):
             for family in families(self.settings.tasks):
                 measure = partial(self._prompted, self._store_of(family, out), family, seed)
                 facts = {"way": PROMPTED, "family": family, "seed": seed}
-                parts.append(Part(name=f"{_file(family)}-{seed}", facts=facts, measure=measure))
+                parts.append(Part(name=named(family, seed), facts=facts, measure=measure))
             for way in self._ways:
                 adapting = partial(self._adapting, self._store_of(way, out), seed)
-                parts.append(Part(name=f"{_file(way)}-{seed}", facts={"way": way, "seed": seed}, measure=adapting))
+                parts.append(Part(name=named(way, seed), facts={"way": way, "seed": seed}, measure=adapting))
         return parts
 
     def _prompted(self, store: Path, family: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -160,9 +161,9 @@ class HiddenGoal(OnRecipe):
         """With the right prompt, with that of the next task of the family, and without."""
         wrong = {task: tasks[(i + 1) % len(tasks)] for i, task in enumerate(tasks)}
         return [
-            self.evaluation(tasks, name=_file(RIGHT), prompt=PROMPT),
-            self.evaluation(tasks, name=_file(WRONG), prompt=PROMPT, shown=wrong),
-            self.evaluation(tasks, name=_file(NONE)),
+            self.evaluation(tasks, name=named(RIGHT), prompt=PROMPT),
+            self.evaluation(tasks, name=named(WRONG), prompt=PROMPT, shown=wrong),
+            self.evaluation(tasks, name=named(NONE)),
         ]
 
     def _adapting(self, store: Path, seed: int, folder: Path) -> dict[str, Any]:
@@ -174,7 +175,7 @@ class HiddenGoal(OnRecipe):
         several = {"episodes_in_context": self.settings.episodes_in_context}
         episodes = self.settings.episodes - self.settings.episodes % self.settings.episodes_in_context
         played = self.evaluation(self.settings.adapting, name=ADAPTING, **several)
-        how = dataclasses.replace(played.how, episodes=max(episodes, self.settings.episodes_in_context))
+        how = dataclasses.replace(played.how, episodes=episodes)
         return trained(folder, recipe, store, [dataclasses.replace(played, how=how)])
 
     def summary(self, measured: Sequence[Measured]) -> Summary:
@@ -224,7 +225,7 @@ class HiddenGoal(OnRecipe):
         return {
             (family, kind): {
                 prompt: mean_score(
-                    [m.results(_file(prompt)) for m in measured if m.facts.get("family") == family],
+                    [m.results(named(prompt)) for m in measured if m.facts.get("family") == family],
                     own,
                     "none" if prompt == NONE else PROMPT,
                 )
@@ -278,7 +279,3 @@ class HiddenGoal(OnRecipe):
         save(
             figure, f"{self.question} {self.settings.steps} steps, {counted(len(self.settings.seeds), 'seed')}", path
         )
-
-
-def _file(name: str) -> str:
-    return name.replace(" ", "-").replace("/", "--")

@@ -87,7 +87,10 @@ def played(model: GatitoForCausalLM, processor: GatitoProcessor, evaluation: Eva
     """Play an evaluation into `folder/NAME.json`, where it is not there yet."""
     path = folder / f"{evaluation.name}.json"
     if path.is_file():
-        return read_results(path)
+        try:
+            return read_results(path)
+        except UserError as error:
+            raise UserError(f"{error}; or remove it, and it is played again") from None
     specs = [find_task(task) for task in evaluation.tasks]
     checked = [_shown_by(task, evaluation.shown) for task in check_tasks(processor, specs, evaluation.how)]
     results = Results(
@@ -127,18 +130,22 @@ def held_out_loss(model: GatitoForCausalLM, store: Store) -> dict[str, float]:
     return losses | {"all": sum(sums.values()) / sum(counts.values())}
 
 
-def check_held_out(tasks: Iterable[str], init: str | Path) -> None:
-    """Raise `UserError` for a task that a pretrained checkpoint was trained on, be it under another id."""
-    _, processor = load_checkpoint(init)
-    known = sorted(processor.layouts.keys() - set(processor.held_out))
+def check_held_out(tasks: Iterable[str], pretrained_on: Iterable[str], source: str | Path) -> None:
+    """Raise `UserError` for a task that `source` is pretrained on, be it under another id."""
     for task in tasks:
-        for other in known:
+        for other in sorted(pretrained_on):
             if task == other or _have_one_environment(task, other):
-                named = "" if task == other else f" as {other!r}"
+                known_as = "" if task == other else f" as {other!r}"
                 raise UserError(
-                    f"held-out task {task!r} is in the mixture that {init} was pretrained on{named}; choose one that "
-                    "is not, or pretrain without it"
+                    f"held-out task {task!r} is in the mixture that {source} is pretrained on{known_as}; choose one "
+                    "that is not, or pretrain without it"
                 )
+
+
+def tasks_trained_on(init: str | Path) -> set[str]:
+    """Tasks that a checkpoint was trained on, without those that its mixture held out."""
+    _, processor = load_checkpoint(init)
+    return processor.layouts.keys() - set(processor.held_out)
 
 
 def _have_one_environment(task: str, other: str) -> bool:

@@ -253,5 +253,8 @@ def _own(folder: str, task: str, count: int, first: int) -> tuple[Path, int]:
         raise UserError(f"--demonstrations-from {folder} has several datasets of {task!r}: {named}; leave one there")
     if first + count > len(datasets[0]):
         why = f"{count}, after the {first} that are trained on" if first else str(count)
-        raise UserError(f"{datasets[0].path}: {len(datasets[0])} demonstrations of {task!r}, asked for {why}")
+        raise UserError(
+            f"{datasets[0].path}: {len(datasets[0])} demonstrations of {task!r}, asked for {why}; ask for fewer, or "
+            "give more"
+        )
     return datasets[0].path, first

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from gatito.eval.wording import decimals
 from gatito.experiment.estimates import Estimate
 
 matplotlib.use("Agg")
@@ -95,6 +96,6 @@ def heat(axes: Axes, grid: Sequence[Sequence[float]], columns: Sequence[str]) ->
     axes.imshow(np.clip(grid, 0, 1), cmap="Blues", vmin=0, vmax=1.4, aspect="auto")
     for y, row in enumerate(grid):
         for x, score in enumerate(row):
-            axes.text(x, y, f"{score:.2f}", ha="center", va="center", fontsize=8)
+            axes.text(x, y, decimals(score), ha="center", va="center", fontsize=8)
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
     axes.set_yticks([])

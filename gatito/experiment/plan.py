@@ -54,6 +54,11 @@ class Part:
     """Names of parts that must be measured before."""
 
 
+def named(*words: Any) -> str:
+    """The name of a part, file or folder that is told by words such as a way, a task and a seed."""
+    return "-".join(map(str, words)).replace("/", "--").replace(" ", "-")
+
+
 def folder_of(part: str, out: Path) -> Path:
     """Where a part is measured."""
     return out / "parts" / part
@@ -69,6 +74,17 @@ class Measured:
     """Those of the part."""
     values: Mapping[str, Any]
     """What `measure` returned."""
+
+    @classmethod
+    def of(cls, name: str, out: Path, facts: Mapping[str, Any] | None = None) -> "Measured":
+        """The finished part of a name; raises `UserError` for a result that cannot be read."""
+        folder = folder_of(name, out)
+        try:
+            values = json.loads((folder / RESULT).read_text())
+            float(values["seconds"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder / RESULT}: {error}; remove it, and the part is measured again") from None
+        return cls(folder=folder, facts=facts or {}, values=values)
 
     def value(self, key: str) -> Any:
         """One of the values; raises `UserError` where the result was changed since, and lacks it."""
@@ -88,7 +104,7 @@ class Measured:
         try:
             self._results[name] = read_results(self.folder / f"{name}.json")
         except UserError as error:
-            raise UserError(f"{error}; or remove {self.folder}, and the part is measured again") from None
+            raise UserError(f"{error}; or remove it and {self.folder / RESULT}, and it is played again") from None
         return self._results[name]
 
     @property

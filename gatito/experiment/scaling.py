@@ -17,7 +17,7 @@ from gatito.eval.wording import counted, with_interval
 from gatito.experiment.estimates import Estimate, mean_of, mean_score
 from gatito.experiment.measuring import trained
 from gatito.experiment.on_mixture import MixtureSettings, OnMixture
-from gatito.experiment.plan import Measured, Part, Summary, Table
+from gatito.experiment.plan import Measured, Part, Summary, Table, named
 from gatito.experiment.power_law import PowerLaw
 from gatito.recipes import load_recipe
 from gatito.tokenizers import TextTokenizer, Vocabulary
@@ -43,7 +43,7 @@ class ScalingSettings(MixtureSettings):
             raise UserError(f"--looks is {self.looks}, allowed a divisor of --steps {self.steps}")
         if self.look_episodes < 1:
             raise UserError(f"--look-episodes is {self.look_episodes}, allowed 1 and more")
-        if len(self.sizes) < 2 or len({Path(size).stem for size in self.sizes}) < len(self.sizes):
+        if len(self.sizes) < 2 or len({_name(size) for size in self.sizes}) < len(self.sizes):
             raise UserError(f"--sizes is {self.sizes}, allowed two recipes of different names and more")
         rows = {(recipe.train.batch, recipe.train.context) for recipe in map(load_recipe, self.sizes)}
         if len(rows) > 1:
@@ -93,7 +93,7 @@ class Scaling(OnMixture):
         """One for each size and seed."""
         return [
             Part(
-                name=f"{Path(size).stem}-{seed}",
+                name=named(_name(size), seed),
                 facts={"size": size, "seed": seed},
                 measure=partial(self._measure, out, size, seed),
             )
@@ -144,7 +144,7 @@ class Scaling(OnMixture):
         curves = {size: _score_curve(own) for size, own in by_size.items()}
         seen = [f"{x / 1e6:.2f} M" for x, _ in curves[first]]
         against_tokens = Table(
-            title=f"mean score against positions seen, {self.settings.look_episodes} episodes a task",
+            title=f"mean score against positions seen, {counted(self.settings.look_episodes, 'episode')} a task",
             head=["size", *seen],
             rows=[[size, *(f"{e.mean:.2f}" for _, e in curve)] for size, curve in curves.items()],
         )
@@ -179,12 +179,12 @@ class Scaling(OnMixture):
         left.legend(fontsize=8)
         left.grid(alpha=0.25)
         lines(scored, curves, xlabel="positions seen")
-        scored.set(title=f"mean score, {self.settings.look_episodes} episodes a task")
+        scored.set(title=f"mean score, {counted(self.settings.look_episodes, 'episode')} a task")
         scored.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:.1f} M")
         parameters = [own[0].value("non_embedding") for own in by_size.values()]
         loss_of = list(zip(parameters, losses.values(), strict=True))
         lines(middle, {"held-out loss": loss_of}, xscale="log", xlabel="non-embedding parameters N")
-        middle.plot(*law.line(), "--", color=INK, label=f"N^{law.power:.3f}, and its interval")
+        middle.plot(*law.line(), "--", color=INK, label=f"N^{law.power:.3f}")
         middle.fill_between(*law.band(), color=INK, alpha=0.1, linewidth=0)
         middle.legend(fontsize=8)
         score_of = list(zip(parameters, scores.values(), strict=True))
@@ -192,12 +192,13 @@ class Scaling(OnMixture):
         for axes in (middle, right):
             axes.minorticks_off()
             axes.set_xticks(parameters, [f"{x / 1e6:.2g} M" for x in parameters])
-        seeds = len(self.settings.seeds)
-        save(
-            figure,
-            f"{self.question} {len(self.tasks)} tasks, {self.settings.steps} steps, {counted(seeds, 'seed')}",
-            path,
-        )
+        tasks, seeds = counted(len(self.tasks), "task"), counted(len(self.settings.seeds), "seed")
+        save(figure, f"{self.question} {tasks}, {self.settings.steps} steps, {seeds}", path)
+
+
+def _name(size: str) -> str:
+    """The name of a recipe, or of its file."""
+    return Path(size).name.removesuffix(".yaml")
 
 
 def _score_curve(own: Sequence[Measured]) -> list[tuple[float, Estimate]]:
