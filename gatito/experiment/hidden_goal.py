@@ -88,7 +88,7 @@ class HiddenGoalSettings(RecipeSettings):
         """Tasks that are not trained on."""
         if self.held_out is not None:
             return self.held_out
-        found = [*families(self.tasks).values(), *families(self.adapting).values()]
+        found = [*families(self.tasks).values(), *families(self.adapting, "adapting").values()]
         return list(dict.fromkeys(tasks[-1] for tasks in found if len(tasks) > 2))
 
 
