@@ -131,6 +131,7 @@ def collecting(root: Path, episodes: int = 250) -> subprocess.Popen[bytes]:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     options = ["--tasks", "classic/acrobot", "--episodes", str(episodes), "--engine", "ray", "--out", str(root)]
     command = [sys.executable, "-m", "gatito", "data", "collect", *options]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what runs in the background ignore it
     with root.with_suffix(".log").open("a") as log:
         return subprocess.Popen(command, stderr=log, env=environment)
 
