@@ -191,7 +191,8 @@ class Changed(OnRecipe):
 def _verdict(difference: Estimate) -> str:
     """How sure a difference from the default is."""
     low, high = difference.interval
-    said = "better" if low > 0 else "worse" if high < 0 else "undecided"
     if len(difference.by_seed) < 2:
         said = "one seed decides nothing"
+    else:
+        said = "better" if low > 0 else "worse" if high < 0 else "undecided"
     return f"{said}, {difference.words()}"

@@ -53,7 +53,7 @@ def run_experiment(experiment: Experiment, out: Path, command: Sequence[str], pa
         out.mkdir(parents=True, exist_ok=True)
         _write_json(identity, out / IDENTITY)
     parts = experiment.parts(out)
-    if any(not is_finished(part.name, out) for part in parts):
+    if any(not _is_finished(part.name, out) for part in parts):
         experiment.prepare(out)
         _measure_all(parts, out, command, parallel, experiment.settings.threads)
     return _write(experiment, [Measured.of(part.name, out, part.facts) for part in parts], out)
@@ -82,7 +82,7 @@ def _end_with(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)  # a run that trains saves what it has first
 
 
-def is_finished(name: str, out: Path) -> bool:
+def _is_finished(name: str, out: Path) -> bool:
     """Whether a part was measured."""
     return (folder_of(name, out) / RESULT).is_file()
 
@@ -143,7 +143,7 @@ def _write_json(values: Mapping[str, Any], path: Path) -> None:
 
 def _measure_all(parts: Sequence[Part], out: Path, command: Sequence[str], parallel: int, threads: int) -> None:
     """Measure what is not finished yet, each part after those that it needs."""
-    finished = {part.name for part in parts if is_finished(part.name, out)}
+    finished = {part.name for part in parts if _is_finished(part.name, out)}
     waiting = [part for part in parts if part.name not in finished]
     failed: dict[str, str] = {}
     bar = tqdm(total=len(parts), initial=len(finished), desc="measure", unit="part")

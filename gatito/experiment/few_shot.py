@@ -27,8 +27,6 @@ UNSEEN = "as pretrained"
 PRETRAINING = "pretraining"
 QUARTER = 4
 """Training from scratch has so many times the demonstrations of what it is compared with."""
-
-
 PRETRAINED_ON = {
     "classic/cartpole": 60,
     "box2d/lunar-lander": 200,
@@ -51,7 +49,7 @@ PRETRAINED_ON = {
     "babyai/go-to-red-blue-ball": 1000,
     "babyai/pickup-loc": 1000,
 }
-"""Many tasks of a few kinds: what is not seen again in any of them cannot be transferred."""
+"""Tasks that are pretrained on by default: many of a few kinds, so that what is held out is of a kind that is known."""
 STEPS, FULL_STEPS = 6000, 20_000
 """Of pretraining."""
 
@@ -321,10 +319,8 @@ class FewShot(OnRecipe):
         )
         for way in self._ways[:-1]:
             if own := quarters[task, way]:
-                mean, listed = (
-                    mean_over(list(own.values())),
-                    ", ".join(f"{d.mean:.2f} with {n}" for n, d in own.items()),
-                )
+                mean = mean_over(list(own.values()))
+                listed = ", ".join(f"{difference.mean:.2f} with {numbers}" for numbers, difference in own.items())
                 found.append(
                     f"{task}: {way} with a quarter of the demonstrations of training from scratch: {mean.words()} "
                     f"({listed}), {mean.reaches(0.0)}"

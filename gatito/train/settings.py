@@ -32,7 +32,7 @@ BEFORE = {
 
 
 def run_settings(recipe: Recipe, store: Store) -> dict[str, Any]:
-    """The settings of a run as a checkpoint keeps them, with the hash of its data; it began with nothing."""
+    """The settings of a run that began with no weights, as a checkpoint keeps them, with the hash of its data."""
     train = {f"train.{name}": value for name, value in asdict(recipe.train).items() if name not in FREE}
     if recipe.lora.rank:
         train |= {f"lora.{name}": value for name, value in asdict(recipe.lora).items()}
