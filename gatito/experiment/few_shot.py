@@ -49,7 +49,7 @@ PRETRAINED_ON = {
     "babyai/go-to-red-blue-ball": 1000,
     "babyai/pickup-loc": 1000,
 }
-"""Tasks that are pretrained on by default: many of a few kinds, so that what is held out is of a kind that is known."""
+"""Pretrained on by default: many tasks of a few kinds, so that what is held out is of a kind that is known."""
 STEPS, FULL_STEPS = 6000, 20_000
 """Of pretraining."""
 
