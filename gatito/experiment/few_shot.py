@@ -50,7 +50,7 @@ PRETRAINED_ON = {
     "babyai/pickup-loc": 1000,
 }
 """Pretrained on by default: many tasks of a few kinds, so that what is held out is of a kind that is known."""
-STEPS, FULL_STEPS = 6000, 20_000
+STEPS, FULL_STEPS = 4000, 20_000
 """Of pretraining."""
 
 
@@ -275,7 +275,12 @@ class FewShot(OnRecipe):
             for finding in self._findings(task, scores, unseen[task], quarters)
         ]
         findings.append("all fine-tuning began with one checkpoint: how pretrainings differ is in no interval")
-        values = {f"{task}, {way}, {count}": estimate.to_json() for (task, way, count), estimate in scores.items()}
+        values = {}
+        if learned := [m.results() for m in measured if _is(m, way=PRETRAINING)]:
+            score = mean_score(learned)
+            findings.append(f"pretraining: {score.words()} on its {counted(len(self.settings.tasks), 'task')}")
+            values[PRETRAINING] = score.to_json()
+        values |= {f"{task}, {way}, {count}": estimate.to_json() for (task, way, count), estimate in scores.items()}
         values |= {f"{task}, {UNSEEN}": estimate.to_json() for task, estimate in unseen.items()}
         values |= {
             f"{task}, {way}, a quarter": mean_over(list(own.values())).to_json()

@@ -3,7 +3,7 @@ section 2.4): the test that prompts work at all. And does the agent find out by 
 where it observes its rewards (in-context reinforcement learning)?"""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -110,6 +110,15 @@ def families(tasks: Sequence[str] | Mapping[str, int], option: str = "tasks") ->
     return found
 
 
+def wrong_demonstrations(family: Sequence[str], trained_on: Collection[str]) -> dict[str, str]:
+    """Of each task of a family the next one in it that is trained on, so that its demonstration is understood."""
+    wrong = {}
+    for i, task in enumerate(family):
+        following = [*family[i + 1 :], *family[:i]]
+        wrong[task] = next(other for other in following if other in trained_on)
+    return wrong
+
+
 @dataclass(frozen=True)
 class HiddenGoal(OnRecipe):
     """The right prompt against a wrong one and none; rewards seen against unseen."""
@@ -158,8 +167,8 @@ class HiddenGoal(OnRecipe):
         return trained(folder, recipe, store, self._evaluations(families(self.settings.tasks)[family]))
 
     def _evaluations(self, tasks: Sequence[str]) -> list[Evaluation]:
-        """With the right prompt, with that of the next task of the family, and without."""
-        wrong = {task: tasks[(i + 1) % len(tasks)] for i, task in enumerate(tasks)}
+        """With the right prompt, with a wrong one, and without."""
+        wrong = wrong_demonstrations(tasks, self._kinds(tasks)[TRAINED])
         return [
             self.evaluation(tasks, name=named(RIGHT), prompt=PROMPT),
             self.evaluation(tasks, name=named(WRONG), prompt=PROMPT, shown=wrong),
