@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from toy import tiny_recipe, write_task_store
 
 from gatito import cli
@@ -24,9 +25,11 @@ from gatito.data.collect import collect
 from gatito.data.collection import CollectConfig
 from gatito.data.domains.babyai import HIDDEN
 from gatito.data.mixture import DatasetConfig, HeldOutConfig, MixtureConfig
+from gatito.data.sampler import Sampler
 from gatito.data.store import open_store
 from gatito.data.tasks import get_task
 from gatito.errors import UserError
+from gatito.eval.agent import load_checkpoint
 from gatito.eval.results import Results, write_results
 from gatito.eval.scores import Baseline, EpisodeRecord
 from gatito.experiment.ablation import Ablation, AblationSettings
@@ -36,15 +39,16 @@ from gatito.experiment.catalogue import EXPERIMENTS
 from gatito.experiment.changes import _verdict
 from gatito.experiment.command import run_named
 from gatito.experiment.engine import measure_part, run_experiment
-from gatito.experiment.estimates import mean_of, mean_score
+from gatito.experiment.estimates import mean_of, mean_over, mean_score, of_contexts
 from gatito.experiment.few_shot import FewShot, FewShotSettings
 from gatito.experiment.hidden_goal import HiddenGoalSettings, families, wrong_demonstrations
-from gatito.experiment.measuring import check_held_out, tasks_trained_on
+from gatito.experiment.measuring import HELD_OUT_ROWS, check_held_out, held_out_loss, tasks_trained_on
 from gatito.experiment.on_mixture import MixtureSettings, OnMixture
 from gatito.experiment.plan import Experiment, Measured, Part, Settings, Summary, Table, folder_of
 from gatito.experiment.power_law import PowerLaw
 from gatito.experiment.scaling import Scaling, ScalingSettings, _smooth
 from gatito.tokenizers import TextTokenizer, Vocabulary
+from gatito.train.checkpoint import list_checkpoints
 from gatito.train.trainer import train
 
 UNIT = {"a/b": Baseline(random=0.0, expert=1.0), "a/c": Baseline(random=0.0, expert=2.0)}
@@ -97,6 +101,33 @@ def test_runs_of_other_episodes_are_not_compared() -> None:
         mean_score([results_of({"a/b": [0.0, 1.0]}), results_of({"a/b": [0.0]})])
     with pytest.raises(UserError, match=r"only \['a/b'\] were played"):
         mean_score([results_of({"a/b": [0.0, 1.0]})], ["a/b", "a/c"])
+    two, three = (mean_score([results_of({"a/b": returns})]) for returns in ([0.0, 1.0], [0.0, 1.0, 1.0]))
+    with pytest.raises(UserError, match=r"was not played on the same episodes of a/b \(1 of one alone\)"):
+        two.minus(three)
+
+
+def test_episodes_of_one_context_are_one_value_of_an_interval() -> None:
+    """Contexts of three episodes with equal returns: as many values as contexts."""
+    rng = np.random.default_rng(4)
+    by_context = rng.random(20).tolist()
+    results = results_of({"a/b": np.repeat(by_context, 3).tolist()})
+    for i, record in enumerate(results.records):
+        results.records[i] = dataclasses.replace(record, order=i % 3)
+    joined, alone = mean_score([of_contexts(results)]), mean_score([results])
+    np.testing.assert_allclose(joined.mean, np.mean(by_context))
+    np.testing.assert_allclose(joined.samples.std() / alone.samples.std(), np.sqrt(3), rtol=0.1)
+    second = of_contexts(results, 1)
+    assert [record.seed for record in second.records] == [3 * i for i in range(20)]
+    assert [record.total_return for record in second.records] == by_context
+
+
+def test_what_was_resampled_alike_is_compared_as_independent() -> None:
+    """Both are drawn with the seed of their task, and are independent all the same: squares of widths add up."""
+    rng = np.random.default_rng(5)
+    first, second = (mean_score([results_of({"a/b": np.sort(rng.random(50)).tolist()})]) for _ in range(2))
+    apart = np.hypot(first.samples.std(), second.samples.std())
+    np.testing.assert_allclose(first.minus(second).samples.std(), apart, rtol=0.1)
+    np.testing.assert_allclose(mean_over([first, second]).samples.std(), apart / 2, rtol=0.1)
 
 
 def test_a_power_law_is_found_again() -> None:
@@ -353,7 +384,7 @@ def test_the_full_protocol_is_asked_for_on_the_command_line_alone(tmp_path: Path
     (tmp_path / "own.yaml").write_text("full: true\n")
     with pytest.raises(UserError, match="full is for the command line alone"):
         cli.run(["experiment", "beyond", "--config", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "x")])
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="full"):
         cli.run(["experiment", "beyond", "--full=false", "--out", str(tmp_path / "x")])
     assert not (tmp_path / "x").exists()
 
@@ -405,10 +436,17 @@ def test_ways_of_acting_need_the_whole_result_of_the_default(tmp_path: Path) -> 
         beyond._act(tmp_path, "cool", 0, tmp_path / "parts/cool-0")
 
 
-def few_shot_summary(folder: Path, unseen: float, scratch: float, tuned: float) -> Summary:
-    """Of one task in which so many of ten episodes succeed, with 1 and 4 demonstrations."""
+def few_shot_summary(
+    folder: Path, unseen: float, scratch: float, tuned: float, demonstrations: Sequence[int] = (1, 4)
+) -> Summary:
+    """Of one task in which so many of ten episodes succeed."""
     settings = FewShotSettings(
-        held_out=["a/b"], tasks={"a/c": 1}, demonstrations=[1, 4], lora_rank=0, seeds=[0, 1], episodes=10
+        held_out=["a/b"],
+        tasks={"a/c": 1},
+        demonstrations=list(demonstrations),
+        lora_rank=0,
+        seeds=[0, 1],
+        episodes=10,
     )
     few_shot, measured = FewShot(settings), []
     for part in few_shot.parts(folder)[1:]:
@@ -423,7 +461,7 @@ def few_shot_summary(folder: Path, unseen: float, scratch: float, tuned: float) 
 @pytest.mark.parametrize(
     ("unseen", "scratch", "tuned", "said"),
     [
-        (0.0, 0.0, 0.0, ["from scratch nothing is learned"]),
+        (0.0, 0.0, 0.9, ["from scratch nothing is learned", "training from scratch: 0.90", ", reached"]),
         (
             1.0,
             0.5,
@@ -443,11 +481,43 @@ def test_few_demonstrations_are_compared_with_none_with_equal_ones_and_with_four
     assert ("nothing is learned" in " ".join(summary.findings)) == (scratch == 0)
 
 
-def test_one_seed_decides_no_choice() -> None:
+@pytest.mark.parametrize(
+    ("demonstrations", "said"),
+    [([1, 10, 100], "(0.20 with 1 against 10, 0.20 with 10 against 100), reached"), ([1, 2], "no two of [1, 2]")],
+)
+def test_less_than_a_quarter_of_the_demonstrations_is_a_quarter_or_less(
+    demonstrations: list[int], said: str, tmp_path: Path
+) -> None:
+    found = few_shot_summary(tmp_path, 0.1, 0.5, 0.7, demonstrations).findings
+    assert any(said in finding for finding in found), found
+
+
+def test_one_seed_decides_no_choice_and_reaches_no_figure() -> None:
     better = mean_score([results_of({"a/b": [1.0, 1.0, 1.0]})]).minus(
         mean_score([results_of({"a/b": [0.0, 0.0, 0.0]})])
     )
     assert _verdict(better).startswith("one seed decides nothing, 1.00")
+    assert better.reaches(0.0) == "one seed decides nothing"
+
+
+@pytest.mark.parametrize("loss_over", ["group", "full"])
+def test_a_held_out_loss_is_a_mean_over_targets_whatever_was_trained_on(
+    loss_over: str, tmp_path: Path, vocabulary: Vocabulary, text: TextTokenizer
+) -> None:
+    tasks = ["classic/cartpole", "classic/mountain-car-continuous"]
+    folder = write_task_store(tmp_path / "store", tasks, vocabulary, text)
+    model, _ = load_checkpoint(train(tiny_recipe(steps=1), folder, tmp_path / "run"))
+    store, config = open_store(folder), model.config
+    sampler = Sampler(store=store, context=int(config.context), trunk=config.trunk, seed=10**6)
+    with torch.inference_mode():
+        losses = model(**sampler.batch(0, HELD_OUT_ROWS).tensors()).targets
+    totals = {group: (float(losses.loss_sum[group]), float(losses.num_targets[group])) for group in losses.loss_sum}
+    expected = {group: total / count for group, (total, count) in totals.items() if count}
+    expected["all"] = sum(total for total, _ in totals.values()) / sum(count for _, count in totals.values())
+    config.loss_over = loss_over
+    assert held_out_loss(model, store) == pytest.approx(expected, rel=1e-4)
+    assert set(expected) == {"continuous", "discrete", "all"}
+    assert config.loss_over == loss_over
 
 
 # --- what is refused
@@ -470,12 +540,13 @@ def test_one_seed_decides_no_choice() -> None:
         (lambda: HiddenGoalSettings(prompt_share=7.0), "--prompt-share is 7.0, allowed above 0 to 1"),
         (lambda: HiddenGoalSettings(held_out=2 * ["metaworld/reach-hidden-5"]), "lists .* twice"),
         (lambda: BeyondSettings(minutes=0.0), "--minutes is 0.0, allowed above 0"),
+        (lambda: BeyondSettings(minutes=float("inf")), "--minutes is inf, allowed above 0"),
         (lambda: ScalingSettings(tasks={"classic/cartpole": 0}), "0 demonstrations of classic/cartpole"),
         (lambda: FewShotSettings(demonstrations=[10, 1]), "the smallest first"),
         (lambda: FewShotSettings(lora_rank=0, lora_lr=0.1), "--lora-lr 0.1 without adapters"),
         (lambda: FewShotSettings(held_out=[]), "--held-out is \\[\\], allowed different tasks"),
         (lambda: FewShotSettings(init="run", steps=7), "--init run has behind it"),
-        (lambda: FewShotSettings(lora_rank=-1), "--lora.rank is -1"),
+        (lambda: FewShotSettings(lora_rank=-1), "--lora-rank is -1"),
         (lambda: FewShotSettings(tuning_steps=0), "--tuning-steps is 0"),
         (lambda: HiddenGoalSettings(tasks={"classic/cartpole": 3}), "hides nothing"),
         (lambda: HiddenGoalSettings(tasks={"metaworld/reach-hidden-0": 3}, held_out=[]), "needs two and more"),
@@ -727,6 +798,7 @@ def test_an_experiment_that_was_killed_finds_what_an_uninterrupted_one_finds(tmp
     begun.kill()
     begun.wait()
     wait_for(lambda: is_free(killed / "parts" / name / ".lock"))
+    assert list_checkpoints(killed / "parts" / name / "run"), "what is continued would begin anew"
     assert (killed / "parts/pretraining/result.json").is_file()
     assert not (killed / "parts" / name / "result.json").exists()
     cli.run([*command, "--out", str(killed), "--parallel", "0"])

@@ -1,6 +1,7 @@
 """Ideas beyond the paper, at equal minutes on one mixture; only those whose interval says so are kept."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ class BeyondSettings(RecipeSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.minutes > 0:
+        if not 0 < self.minutes < math.inf:
             raise UserError(f"--minutes is {self.minutes}, allowed above 0")
 
 
@@ -59,7 +60,8 @@ class Beyond(Changed):
     question = "Which ideas beyond the paper help?"
     all_changes = CHANGES
     prompts = ("none",)
-    without_effect = PLACES  # threads decide how many steps the minutes have
+    without_effect = PLACES  # threads decide how many steps the minutes have, as what runs beside does
+    is_timed = True
 
     @property
     def budget(self) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gatito.eval.agent import load_checkpoint
 from gatito.eval.wording import counted
-from gatito.experiment.estimates import Estimate, mean_of, mean_score
+from gatito.experiment.estimates import ONE_SEED, Estimate, mean_of, mean_score
 from gatito.experiment.measuring import played, trained
 from gatito.experiment.on_mixture import OnRecipe
 from gatito.experiment.plan import Measured, Part, Summary, Table
@@ -191,8 +191,5 @@ class Changed(OnRecipe):
 def _verdict(difference: Estimate) -> str:
     """How sure a difference from the default is."""
     low, high = difference.interval
-    if len(difference.by_seed) < 2:
-        said = "one seed decides nothing"
-    else:
-        said = "better" if low > 0 else "worse" if high < 0 else "undecided"
-    return f"{said}, {difference.words()}"
+    said = "better" if low > 0 else "worse" if high < 0 else "undecided"
+    return f"{ONE_SEED if difference.is_of_one_seed else said}, {difference.words()}"

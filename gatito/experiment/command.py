@@ -22,6 +22,6 @@ def run_named(name: str, typed: Mapping[str, Any], arguments: Sequence[str]) -> 
     settings = entry.settings(**{f.name: typed[f.name] for f in fields(entry.settings)})
     experiment, out = entry.experiment(settings), Path(typed["out"])
     if typed["part"] is not None:
-        measure_part(experiment, out, typed["part"])
+        measure_part(experiment, out, typed["part"], typed["parallel"])
         return
     run_experiment(experiment, out, command_of(arguments), typed["parallel"])

@@ -48,7 +48,7 @@ def run_experiment(experiment: Experiment, out: Path, command: Sequence[str], pa
     if parallel < 0:
         raise UserError(f"--parallel is {parallel}, allowed 0 (in this process) and more")
     experiment.check()
-    identity = identity_json(experiment)
+    identity = identity_json(experiment, parallel)
     if not _check_continues(identity, out):
         out.mkdir(parents=True, exist_ok=True)
         _write_json(identity, out / IDENTITY)
@@ -59,7 +59,7 @@ def run_experiment(experiment: Experiment, out: Path, command: Sequence[str], pa
     return _write(experiment, [Measured.of(part.name, out, part.facts) for part in parts], out)
 
 
-def measure_part(experiment: Experiment, out: Path, name: str) -> None:
+def measure_part(experiment: Experiment, out: Path, name: str, parallel: int = 2) -> None:
     """Measure one part; raises `UserError` where there is no such part.
 
     It ends with the process that started it for an experiment.
@@ -67,7 +67,7 @@ def measure_part(experiment: Experiment, out: Path, name: str) -> None:
     parts = {part.name: part for part in experiment.parts(out)}
     if name not in parts:
         raise UserError(f"--part: {nearest(name, parts, 'part')}")
-    if not _check_continues(identity_json(experiment), out):
+    if not _check_continues(identity_json(experiment, parallel), out):
         raise UserError(f"--part {name}: {out} holds no experiment yet; begin it without --part")
     if PARENT in os.environ:
         threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), daemon=True).start()
@@ -111,6 +111,8 @@ def _check_continues(identity: Mapping[str, Any], out: Path) -> bool:
 def _changes(was: Any, now: Any, name: str = "") -> Iterator[str]:
     """What differs between two JSON values, by name."""
     if isinstance(was, Mapping) and isinstance(now, Mapping):
+        if list(was) != list(now) and was.keys() == now.keys():  # that of tasks decides what is held out, and a store
+            yield f"{name or 'settings'} were in the order {', '.join(was)}"
         for key in sorted(was.keys() | now.keys()):
             inner = f"{name}.{key}" if name else key
             if key in was and key in now:
@@ -159,7 +161,11 @@ def _measure_all(parts: Sequence[Part], out: Path, command: Sequence[str], paral
                     failed[name] = failure
                 bar.update()
                 bar.set_postfix_str(name)
-            waiting = [part for part in waiting if not failed.keys() & set(part.needs)]
+            lost = set(failed)
+            for part in waiting:  # in the order in which they need each other
+                if lost & set(part.needs):
+                    lost.add(part.name)
+            waiting = [part for part in waiting if part.name not in lost]
     if failed:
         name, why = next(iter(failed.items()))
         raise UserError(

@@ -4,8 +4,9 @@ The interval is of a bootstrap in two levels: training seeds are drawn with repl
 every task among themselves. With two seeds it knows little of how seeds differ; the points of a picture show them.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 
 from gatito.errors import UserError
 from gatito.eval.results import Results
-from gatito.eval.scores import score_tasks, seed_of
+from gatito.eval.scores import EpisodeRecord, score_tasks, seed_of
 from gatito.eval.statistics import RESAMPLES, percentile_interval
 from gatito.eval.wording import with_interval
+
+ONE_SEED = "one seed decides nothing"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,6 +31,8 @@ class Estimate:
     """Means over tasks, one for each training seed."""
     samples: NDArray[np.float64]
     """(RESAMPLES,) of the bootstrap."""
+    episodes: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    """Seeds of the episodes of each task, where it is of episodes."""
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -35,22 +40,39 @@ class Estimate:
         return percentile_interval(self.samples)
 
     def minus(self, other: "Estimate") -> "Estimate":
-        """The difference of two that were trained apart."""
+        """The difference of two that were trained apart.
+
+        Raises `UserError` where they were not played on the same episodes.
+        """
+        for task in self.episodes.keys() & other.episodes.keys():
+            if alone := self.episodes[task] ^ other.episodes[task]:
+                raise UserError(
+                    f"what is compared was not played on the same episodes of {task} ({len(alone)} of one alone); "
+                    "remove the parts with other seeds or numbers of episodes, and they are measured again"
+                )
         return Estimate(
             mean=self.mean - other.mean,
             by_seed=[a - b for a, b in zip(self.by_seed, other.by_seed, strict=False)],
             # Both were resampled in the same order: together they would seem to go up and down as one.
             samples=self.samples - _shuffled(other.samples, "difference"),
+            episodes={**other.episodes, **self.episodes},
         )
 
     def reaches(self, floor: float) -> str:
-        """Whether it is at least so much, in words: the interval decides, not the mean."""
+        """Whether it is at least so much, in words: the interval decides, not the mean, and no seed alone."""
         low, high = self.interval
+        if self.is_of_one_seed:
+            return ONE_SEED
         if low >= floor:
             return "reached"
         if high < floor:
             return "not reached"
         return f"{'reached' if self.mean >= floor else 'not reached'} on average, within the interval"
+
+    @property
+    def is_of_one_seed(self) -> bool:
+        """Whether nothing is known of how training seeds differ."""
+        return len(self.by_seed) < 2
 
     def words(self, digits: int = 2) -> str:
         """As tables have it."""
@@ -96,7 +118,42 @@ def mean_score(trained: Sequence[Results], tasks: Iterable[str] | None = None, p
         # Each row's resamples are in an order of its own: what is drawn of one says nothing of another.
         shuffled = [_shuffled(row.resampled, f"{row.result.id} {number}") for row in rows]
         samples.append(np.mean(shuffled, axis=0))
-    return _over_seeds(means, np.array(samples))
+    return dataclasses.replace(_over_seeds(means, np.array(samples)), episodes=_episodes(trained[0], wanted, prompt))
+
+
+def _episodes(results: Results, wanted: Collection[str] | None, prompt: str) -> dict[str, frozenset[int]]:
+    """Seeds by task."""
+    found: dict[str, set[int]] = {}
+    for record in results.records:
+        if record.prompt == prompt and (wanted is None or record.task in wanted):
+            found.setdefault(record.task, set()).add(record.seed)
+    return {task: frozenset(seeds) for task, seeds in found.items()}
+
+
+def of_contexts(results: Results, order: int | None = None) -> Results:
+    """One record for each context, with the mean return of its episodes, or with that of one `order` alone.
+
+    Episodes of one context share what is in it: they are resampled together. The seed is the context's first.
+    """
+    contexts: dict[tuple[str, str, int], list[EpisodeRecord]] = {}
+    for record in results.records:
+        if order is None or record.order == order:
+            contexts.setdefault((record.task, record.prompt, record.seed - record.order), []).append(record)
+    return dataclasses.replace(results, records=[_joined(seed, own) for (_, _, seed), own in contexts.items()])
+
+
+def _joined(seed: int, context: Sequence[EpisodeRecord]) -> EpisodeRecord:
+    """The episodes of a context as one; as one that failed where one of them did."""
+    returns = [record.total_return for record in context if record.total_return is not None]
+    return dataclasses.replace(
+        context[0],
+        seed=seed,
+        order=0,
+        total_return=float(np.mean(returns)) if len(returns) == len(context) else None,
+        length=sum(record.length for record in context),
+        success=None,
+        failure=next((record.failure for record in context if record.failure), ""),
+    )
 
 
 def check_same_episodes(compared: Sequence[Results]) -> None:

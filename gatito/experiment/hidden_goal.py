@@ -12,7 +12,7 @@ from typing import Any
 from gatito.data.tasks import groups
 from gatito.errors import UserError
 from gatito.eval.wording import counted
-from gatito.experiment.estimates import Estimate, mean_score
+from gatito.experiment.estimates import Estimate, mean_score, of_contexts
 from gatito.experiment.measuring import Evaluation, trained
 from gatito.experiment.on_mixture import OnRecipe, RecipeSettings
 from gatito.experiment.plan import Measured, Part, Summary, Table, named
@@ -195,7 +195,10 @@ class HiddenGoal(OnRecipe):
         for (family, kind), own in scores.items():
             rows.append([f"{family}-hidden", kind, *(own[prompt].words() for prompt in (RIGHT, WRONG, NONE))])
             gains = [f"{own[RIGHT].minus(own[prompt]).words()} over {prompt}" for prompt in (NONE, WRONG)]
-            findings.append(f"{family}, {kind}: the right prompt brings {', '.join(gains)}")
+            wrong = own[WRONG].minus(own[NONE]).words()
+            findings.append(
+                f"{family}, {kind}: the right prompt brings {', '.join(gains)}; a wrong one {wrong} over {NONE}"
+            )
             values[f"{family}, {kind}"] = {prompt: estimate.to_json() for prompt, estimate in own.items()}
         adapting = []
         for (way, kind), row in orders.items():
@@ -205,7 +208,7 @@ class HiddenGoal(OnRecipe):
             values[f"{way}, {kind}"] = {"by_order": [estimate.to_json() for estimate in row]}
         for kind, tasks in self._kinds(list(self.settings.adapting)).items():
             seen, unseen = (
-                mean_score([m.results(ADAPTING) for m in measured if m.facts["way"] == way], tasks)
+                mean_score([of_contexts(m.results(ADAPTING)) for m in measured if m.facts["way"] == way], tasks)
                 for way in (REWARDED, BLIND)
             )
             gain = seen.minus(unseen)
@@ -251,10 +254,7 @@ class HiddenGoal(OnRecipe):
             results = [m.results(ADAPTING) for m in measured if m.facts["way"] == way]
             for kind, tasks in self._kinds(list(self.settings.adapting)).items():
                 found[way, kind] = [
-                    mean_score(
-                        [dataclasses.replace(r, records=[e for e in r.records if e.order == order]) for r in results],
-                        tasks,
-                    )
+                    mean_score([of_contexts(r, order) for r in results], tasks)
                     for order in range(self.settings.episodes_in_context)
                 ]
         return found

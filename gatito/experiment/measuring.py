@@ -1,7 +1,8 @@
 """What parts measure: a training run, seeded episodes of what it learned, and its loss on what it has not seen."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,18 +117,26 @@ def held_out_loss(model: GatitoForCausalLM, store: Store) -> dict[str, float]:
 
     It is over the ids of a target's own group, whatever the model was trained on: one loss for all that is compared.
     """
-    trained_over, model.config.loss_over = model.config.loss_over, "group"
     sampler = Sampler(store=store, context=int(model.config.context), trunk=model.config.trunk, seed=10**6)
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
-    for first in range(0, HELD_OUT_ROWS, ROWS_AT_A_TIME):
-        targets = model(**sampler.batch(first, ROWS_AT_A_TIME).to(model.device).tensors()).targets
-        for group, total in targets.loss_sum.items():
-            sums[group] = sums.get(group, 0.0) + float(total)
-            counts[group] = counts.get(group, 0.0) + float(targets.num_targets[group])
-    model.config.loss_over = trained_over
+    with _loss_over("group", model):
+        for first in range(0, HELD_OUT_ROWS, ROWS_AT_A_TIME):
+            targets = model(**sampler.batch(first, ROWS_AT_A_TIME).to(model.device).tensors()).targets
+            for group, total in targets.loss_sum.items():
+                sums[group] = sums.get(group, 0.0) + float(total)
+                counts[group] = counts.get(group, 0.0) + float(targets.num_targets[group])
     losses = {group: sums[group] / counts[group] for group in sums if counts[group]}
     return losses | {"all": sum(sums.values()) / sum(counts.values())}
+
+
+@contextlib.contextmanager
+def _loss_over(ids: str, model: GatitoForCausalLM) -> Iterator[None]:
+    before, model.config.loss_over = model.config.loss_over, ids
+    try:
+        yield
+    finally:
+        model.config.loss_over = before
 
 
 def check_held_out(tasks: Iterable[str], pretrained_on: Iterable[str], source: str | Path) -> None:

@@ -155,6 +155,8 @@ class Experiment(ABC):
     """How it is carried out."""
     without_effect: Sequence[str] = ("threads", *PLACES)
     """Settings that decide how fast and where something is done, not what comes of it."""
+    is_timed = False
+    """Whether parts have minutes, in which they do more where fewer are measured at a time."""
 
     @abstractmethod
     def check(self) -> None:
@@ -183,8 +185,9 @@ def settings_json(experiment: Experiment) -> dict[str, Any]:
     return dict(json.loads(json.dumps(values)))  # tuples as they will be read
 
 
-def identity_json(experiment: Experiment) -> dict[str, Any]:
+def identity_json(experiment: Experiment, parallel: int) -> dict[str, Any]:
     """What decides what is measured: parts that were measured with another one are not continued."""
     free = experiment.without_effect
     settings = {name: value for name, value in settings_json(experiment).items() if name not in free}
-    return dict(json.loads(json.dumps({**settings, "gatito": __version__, **experiment.made_of()})))
+    timed = {"parallel": parallel} if experiment.is_timed else {}
+    return dict(json.loads(json.dumps({**settings, **timed, "gatito": __version__, **experiment.made_of()})))

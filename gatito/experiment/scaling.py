@@ -119,7 +119,7 @@ class Scaling(OnMixture):
             parameters = own[0].value("non_embedding")
             rows.append(
                 [size, f"{parameters / 1e6:.2f} M", losses[size].words(3), scores[size].words(),
-                 f"{own[0].values['positions'] / 1e6:.2f} M"]
+                 f"{own[0].value('positions') / 1e6:.2f} M"]
             )  # fmt: skip
             values[size] = {
                 "non_embedding": parameters,

@@ -1,5 +1,6 @@
 """What a training run is made of; recipes are YAML files of these."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -202,7 +203,7 @@ class TrainConfig:
             )
         if self.evaluate_tasks and not self.evaluate_every:
             raise UserError("--train.evaluate_tasks is given, but --train.evaluate_every is 0: nothing is evaluated")
-        if self.minutes is not None and not self.minutes > 0:
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise UserError(f"--train.minutes is {self.minutes}, allowed > 0")
         for name in (
             "workers",
