@@ -186,13 +186,14 @@ class Toy(Experiment):
     question = "Do toys add up?"
 
     made: str = "wood"
+    tasks: dict[str, int] = field(default_factory=dict)
 
     def check(self) -> None:
         if -1 in self.settings.values:
             raise UserError("value -1 is no toy")
 
     def made_of(self) -> dict[str, Any]:
-        return {"recipe": {"made": self.made}}
+        return {"recipe": {"made": self.made}, "tasks": self.tasks}
 
     def prepare(self, out: Path) -> None:
         (out / "prepared").touch()
@@ -221,6 +222,12 @@ class Toy(Experiment):
 
     def _draw(self, path: Path) -> None:
         path.write_bytes(b"picture")
+
+
+class Timed(Toy):
+    """A toy whose parts have minutes."""
+
+    is_timed = True
 
 
 def test_parts_are_measured_after_what_they_need_and_written_up(tmp_path: Path) -> None:
@@ -279,6 +286,31 @@ def test_what_can_be_measured_is_measured_beside_what_fails(tmp_path: Path) -> N
     with pytest.raises(UserError, match="2 parts failed, first part-1: value 1 is broken; once that is mended"):
         run_experiment(broken, tmp_path, [], parallel=0)
     assert broken.calls == [3]
+
+
+@dataclass(frozen=True)
+class Chained(Toy):
+    """A toy with a part that needs the last one."""
+
+    def parts(self, out: Path) -> list[Part]:
+        return [Part(name="after", facts={}, measure=self._sum, needs=("last",)), *super().parts(out)]
+
+
+def test_what_needs_what_needs_what_failed_is_not_waited_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="1 part failed, first part-1: value 1 is broken"):
+        run_experiment(Chained(ToySettings(), broken=(1,)), tmp_path, [], parallel=0)
+
+
+def test_tasks_in_another_order_and_other_company_of_timed_parts_are_another_experiment(tmp_path: Path) -> None:
+    first, again = Toy(ToySettings(), tasks={"a": 1, "b": 2}), Toy(ToySettings(), tasks={"b": 2, "a": 1})
+    run_experiment(first, tmp_path / "order", [], parallel=0)
+    with pytest.raises(UserError, match="tasks were in the order a, b"):
+        run_experiment(again, tmp_path / "order", [], parallel=0)
+    measure_part(first, tmp_path / "order", "part-1", parallel=1)
+    timed = Timed(ToySettings())
+    run_experiment(timed, tmp_path / "timed", [], parallel=0)
+    with pytest.raises(UserError, match="parallel was 0, now 1"):
+        measure_part(timed, tmp_path / "timed", "part-1", parallel=1)
 
 
 KILLED = """

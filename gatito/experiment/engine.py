@@ -162,9 +162,8 @@ def _measure_all(parts: Sequence[Part], out: Path, command: Sequence[str], paral
                 bar.update()
                 bar.set_postfix_str(name)
             lost = set(failed)
-            for part in waiting:  # in the order in which they need each other
-                if lost & set(part.needs):
-                    lost.add(part.name)
+            while in_vain := {part.name for part in waiting if lost & set(part.needs)} - lost:
+                lost |= in_vain
             waiting = [part for part in waiting if part.name not in lost]
     if failed:
         name, why = next(iter(failed.items()))

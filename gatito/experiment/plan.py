@@ -172,7 +172,7 @@ class Experiment(ABC):
 
     @abstractmethod
     def parts(self, out: Path) -> list[Part]:
-        """All parts, in an order in which they can be measured."""
+        """All parts, in the order of the results."""
 
     @abstractmethod
     def summary(self, measured: Sequence[Measured]) -> Summary:
