@@ -42,9 +42,9 @@ class HiddenGoalSettings(RecipeSettings):
     """Tasks of both that are not trained on; by default the last of every family that has three and more."""
     prompt_share: float = 0.8
     """Share of the training sequences that begin with a demonstration; runs that are to adapt have the recipe's."""
-    steps: int = 3000
+    steps: int = 2500
     """Optimizer steps of a run with prompts; each family has its own."""
-    adapting_steps: int = 1500
+    adapting_steps: int = 1200
     """Optimizer steps of a run that is to adapt."""
     adapting_context: int = 256
     """Positions of its rows, in place of the recipe's, as many in a batch: several episodes have to fit."""
