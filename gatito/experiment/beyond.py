@@ -44,7 +44,7 @@ class BeyondSettings(RecipeSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.minutes < math.inf:
-            raise UserError(f"--minutes is {self.minutes}, allowed above 0")
+            raise UserError(f"--minutes is {self.minutes}, allowed above 0 and finite")
 
 
 FULL: Mapping[str, Any] = {"seeds": [0, 1, 2, 3], "minutes": 30.0}

@@ -204,7 +204,7 @@ class TrainConfig:
         if self.evaluate_tasks and not self.evaluate_every:
             raise UserError("--train.evaluate_tasks is given, but --train.evaluate_every is 0: nothing is evaluated")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise UserError(f"--train.minutes is {self.minutes}, allowed > 0")
+            raise UserError(f"--train.minutes is {self.minutes}, allowed > 0 and finite; leave it out for no limit")
         for name in (
             "workers",
             "warmup",
