@@ -146,6 +146,7 @@ BAD = {
     "demo --out key.yaml": "--out key.yaml cannot be written",
     "train --config impossible.yaml --data s --out o": "--train.batch 5 does not divide by --train.accumulation 3",
     "train --config tiny --data s --out o --train.lr=-1": "--train.lr is -1.0, allowed > 0",
+    "train --config tiny --data s --out o --train.minutes .inf": "train.minutes is inf, ",
     "train --config tiny --data s --out o --model.latents 9": "--model.latents is 9, allowed 0",
     "train --config tiny --data s --out o --model.resampler-depth 3": "--model.resampler_depth is 3, allowed 0 to 2",
     "train --config tiny --data s --out o --model.action-layers=-1": "--model.action_layers is -1, allowed 0 (none)",
